@@ -1,0 +1,66 @@
+/*
+ * Console backends: a two-way stream of bytes between a character device and the outside.
+ *
+ * Threads: write() from any thread, never blocks long; the receiver runs on the loop's thread.
+ */
+#pragma once
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+/* What a device gives to the console it is connected to. */
+struct console_receiver {
+    /* Bytes from outside; returns how many were taken. Call console_ready() when there is room. */
+    size_t (*receive)(void *owner, const uint8_t *bytes, size_t count);
+    /* A break condition was asked for. NULL: ignored. */
+    void (*send_break)(void *owner);
+    /* The window's size changed. NULL: ignored. */
+    void (*resized)(void *owner, uint16_t columns, uint16_t rows);
+    void *owner;
+};
+
+struct console;
+struct console_ops {
+    void (*write)(struct console *console, const uint8_t *bytes, size_t count);
+    /* The device has room again. */
+    void (*ready)(struct console *console);
+    void (*free)(struct console *console);
+};
+
+/* Embedded first in every backend. */
+struct console {
+    const struct console_ops *ops;
+    struct console_receiver receiver;
+};
+
+/* NULL is a valid, silent console for all of these. */
+void console_write(struct console *console, const uint8_t *bytes, size_t count);
+void console_ready(struct console *console);
+void console_connect(struct console *console, const struct console_receiver *receiver);
+void console_free(struct console *console);
+
+struct loop;
+
+/* What the user asked for with the escape character on a terminal. */
+enum console_command { CONSOLE_QUIT };
+
+struct console_stdio_config {
+    struct loop *loop;
+    /* Ctrl-a x. Runs on the loop's thread. */
+    void (*command)(void *owner, enum console_command command);
+    void *owner;
+};
+/*
+ * Standard input and output. A terminal is set to raw mode and restored on every way out
+ * (console_stdio_restore() is async-signal-safe); Ctrl-a x quits, Ctrl-a h helps, Ctrl-a b
+ * sends a break, Ctrl-a Ctrl-a a literal Ctrl-a. Pipes and files pass bytes unchanged. A closed
+ * or ended standard input is no error.
+ */
+int console_stdio_open(const struct console_stdio_config *config, struct console **ret_console)
+    __attribute__((warn_unused_result));
+void console_stdio_restore(void);
+
+/* Output into a file (created or truncated), no input. */
+int console_file_open(const char *path, struct console **ret_console)
+    __attribute__((warn_unused_result));

@@ -1,0 +1,56 @@
+/*
+ * Disk backends: asynchronous block storage on the host. Knows no guest.
+ *
+ * Threads: submit from any thread; done() runs on the backend's own thread or the loop's thread,
+ *          never inside submit().
+ */
+#pragma once
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <sys/uio.h>
+
+enum disk_operation { DISK_READ, DISK_WRITE, DISK_FLUSH, DISK_DISCARD, DISK_WRITE_ZEROES };
+
+/* The submitter owns the request until submit, and again from done() on. */
+struct disk_request {
+    enum disk_operation operation;
+    uint64_t offset;      /* bytes */
+    uint64_t length;      /* bytes: of all vectors, or of the range for discard and zeroes */
+    struct iovec *vectors; /* borrowed until done() */
+    unsigned vector_count;
+    /* `result` is 0 or a negative errno; all of `length` was transferred if 0. */
+    void (*done)(struct disk_request *request, int result);
+    struct disk_request *next; /* the backend's while it owns the request */
+};
+
+struct disk;
+struct disk_ops {
+    void (*submit)(struct disk *disk, struct disk_request *request);
+    /* Wait until nothing is in flight. */
+    void (*drain)(struct disk *disk);
+    void (*free)(struct disk *disk);
+};
+
+/* Embedded first in every backend. */
+struct disk {
+    const struct disk_ops *ops;
+    uint64_t size; /* bytes */
+    bool readonly;
+};
+
+/* Check the range and the right, then submit; a bad request is done with -EINVAL or -EROFS. */
+void disk_submit(struct disk *disk, struct disk_request *request);
+void disk_drain(struct disk *disk);
+void disk_free(struct disk *disk);
+
+struct loop;
+/*
+ * A raw image: a regular file or a block device. The size must be a multiple of 512 bytes or is
+ * rounded down. A file that starts with the magic of another format is refused with -EINVAL
+ * unless `format_given`, with the spellings to choose from on the trail. io_uring where
+ * the host allows it, otherwise threads. The file is locked against a second writer.
+ */
+int disk_raw_open(const char *path, bool readonly, bool format_given, struct loop *loop,
+                  struct disk **ret_disk) __attribute__((warn_unused_result));

@@ -1,0 +1,109 @@
+/*
+ * Engines: how a virtual CPU runs. One interface for interp, translate (and later direct, kvm).
+ *
+ * Purpose: run() executes guest code of one vCPU until something happens that the machine has to
+ *          decide. Device accesses do not end run(): the engine calls the machine through struct
+ *          engine_host, because one instruction may make several (REP MOVS on a device,
+ *          an I/O TSS check before an IN) and a call costs a fraction of an exit.
+ * Knows:   cpu_state, memory. Knows no device, no interrupt controller.
+ * Threads: each vCPU belongs to one thread, which calls run/get_state/set_state; kick() may be
+ *          called from any thread and from signal handlers.
+ */
+#pragma once
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "memory/memory.h"
+#include "x86/cpu_state.h"
+
+struct cpuid_table;
+
+/* What an engine may ask of the machine. Given at vm_new; every call is on the vCPU's thread. */
+struct engine_host {
+    /* Port I/O; size 1, 2 or 4. A port nobody owns reads all ones. */
+    uint32_t (*port_read)(void *owner, unsigned vcpu, uint16_t port, unsigned size);
+    void (*port_write)(void *owner, unsigned vcpu, uint16_t port, unsigned size, uint32_t value);
+    /* Physical addresses that are not RAM; size 1 to 8, never across a page. */
+    uint64_t (*mmio_read)(void *owner, unsigned vcpu, gpa_t gpa, unsigned size);
+    void (*mmio_write)(void *owner, unsigned vcpu, gpa_t gpa, unsigned size, uint64_t value);
+    /* MSRs that the CPU itself does not own (APIC, KVM clock...); false means #GP(0). */
+    bool (*msr_read)(void *owner, unsigned vcpu, uint32_t index, uint64_t *ret_value);
+    bool (*msr_write)(void *owner, unsigned vcpu, uint32_t index, uint64_t value);
+    /* The vector to deliver now, or -1 if none is deliverable any more. Acknowledges it. */
+    int (*interrupt_acknowledge)(void *owner, unsigned vcpu);
+    /* CR8 is the task priority of the local APIC. */
+    uint64_t (*cr8_read)(void *owner, unsigned vcpu);
+    void (*cr8_write)(void *owner, unsigned vcpu, uint64_t value);
+    void *owner;
+};
+
+/* Why run() came back. */
+enum exit_kind {
+    EXIT_INTERRUPTED,  /* stop was asked for with KICK_STOP */
+    EXIT_HALT,         /* HLT, or waiting for SIPI: wait for vcpu_has_work(), then run again */
+    EXIT_TRIPLE_FAULT, /* shutdown: the machine resets or ends the VM */
+    EXIT_ERROR,        /* we cannot go on; a sentence is on the trail of this thread */
+};
+
+/* Reasons for a kick; they gather in a mask until the vCPU has seen them. */
+enum kick {
+    KICK_INTERRUPT = 1u << 0, /* interrupt_acknowledge may have a vector */
+    KICK_NMI = 1u << 1,
+    KICK_INIT = 1u << 2,
+    KICK_SIPI = 1u << 3,
+    KICK_STOP = 1u << 4, /* leave run() with EXIT_INTERRUPTED */
+    /* bits 8 and up belong to the engines */
+};
+
+/* How guest time advances. */
+enum time_mode {
+    TIME_HOST,          /* guest TSC = host TSC + tsc_offset */
+    TIME_DETERMINISTIC, /* guest TSC = instructions executed */
+};
+
+struct engine_config {
+    struct memory *memory;           /* borrowed */
+    const struct cpuid_table *cpuid; /* borrowed */
+    struct engine_host host;
+    unsigned cpus;
+    enum time_mode time_mode;
+    uint64_t cache_size; /* translate: bytes of code cache; 0 chooses */
+};
+
+struct engine_vm;
+struct engine_vcpu;
+
+struct engine_ops {
+    const char *name;
+    /* Can this engine run here? 0, or a negative errno with the reason on the trail. */
+    int (*probe)(void);
+    int (*vm_new)(const struct engine_config *config, struct engine_vm **ret_vm);
+    void (*vm_free)(struct engine_vm *vm);
+    /* Call on the thread that will run it. The state is that of a RESET. */
+    int (*vcpu_new)(struct engine_vm *vm, unsigned index, struct engine_vcpu **ret_vcpu);
+    void (*vcpu_free)(struct engine_vcpu *vcpu);
+    enum exit_kind (*run)(struct engine_vcpu *vcpu);
+    /* Any thread, async-signal-safe. `sipi_vector` matters for KICK_SIPI only. */
+    void (*kick)(struct engine_vcpu *vcpu, unsigned kicks, uint8_t sipi_vector);
+    /*
+     * Block the vCPU's thread until a kick arrives that its state can answer (an interrupt with
+     * IF = 0 cannot) or until `deadline_ns` of CLOCK_MONOTONIC. After EXIT_HALT.
+     */
+    void (*wait)(struct engine_vcpu *vcpu, uint64_t deadline_ns);
+    /* While not running. */
+    void (*get_state)(struct engine_vcpu *vcpu, struct cpu_state *ret_state);
+    void (*set_state)(struct engine_vcpu *vcpu, const struct cpu_state *state);
+    /* Instructions executed so far (TIME_DETERMINISTIC; otherwise a lower bound). Any thread. */
+    uint64_t (*instructions)(const struct engine_vcpu *vcpu);
+};
+
+extern const struct engine_ops interp_engine;
+extern const struct engine_ops translate_engine;
+
+/* The guest's TSC now, for a vCPU state, in TIME_HOST. General registers only. */
+static inline uint64_t engine_host_tsc(void)
+{
+    return __builtin_ia32_rdtsc();
+}

@@ -1,0 +1,69 @@
+/*
+ * The soft TLB: from a page of guest-virtual addresses to the host address of its frame.
+ *
+ * One entry serves reads and writes of one privilege. A lookup computes
+ *
+ *     distance = address - entry.read_tag (or write_tag)
+ *     hit      = distance <= PAGE_SIZE - access size
+ *     host     = entry.host + distance
+ *
+ * so that one unsigned comparison answers "same page?", "allowed?" and "does it stay inside the
+ * page?" at once. An entry that must not hit carries a tag whose index bits differ from its own
+ * index: no address that is looked up there can be within a page of it.
+ *
+ * Threads: a TLB belongs to its vCPU's thread. Other threads ask for drops by kicks.
+ */
+#pragma once
+
+#include <stdint.h>
+
+#include "memory/memory.h"
+
+enum { TLB_BITS = 10, TLB_ENTRIES = 1 << TLB_BITS };
+
+struct tlb_entry {
+    uint64_t read_tag;
+    uint64_t write_tag;
+    uint64_t host;  /* host address of the frame */
+    uint64_t page;  /* guest-physical page number; bit 63: global */
+};
+
+enum tlb_privilege { TLB_KERNEL, TLB_USER, TLB_PRIVILEGES };
+
+#define TLB_GLOBAL (1ull << 63)
+
+struct tlb {
+    struct tlb_entry entries[TLB_PRIVILEGES][TLB_ENTRIES];
+};
+
+static inline unsigned tlb_index(gva_t gva)
+{
+    return (gva >> PAGE_SHIFT) & (TLB_ENTRIES - 1);
+}
+
+/* A tag that no address of this index can match. */
+static inline uint64_t tlb_invalid_tag(unsigned index)
+{
+    return (uint64_t)(index ^ 1) << PAGE_SHIFT;
+}
+
+void tlb_flush_all(struct tlb *tlb);
+void tlb_flush_non_global(struct tlb *tlb);
+void tlb_flush_page(struct tlb *tlb, gva_t gva);
+/* Drop what maps these guest-physical pages (only the right to write, if `write_only`). */
+void tlb_drop_physical(struct tlb *tlb, uint64_t first_page, uint64_t count, bool write_only);
+
+struct vcpu;
+
+/* The outcome of a fill. */
+enum tlb_fill {
+    TLB_FILLED, /* the entry hits now, for this access */
+    TLB_FAULT,  /* vcpu->exception holds the #PF (or #GP, #SS for a non-canonical address) */
+    TLB_SLOW,   /* RAM that is watched (code), not RAM, or across a page: use mmu_read/mmu_write */
+};
+
+/*
+ * Walk and enter the page of `gva` for an access (PF_WRITE, PF_USER). Never fills across a page.
+ * General registers only.
+ */
+enum tlb_fill tlb_fill(struct vcpu *vcpu, gva_t gva, uint32_t access);

@@ -1,0 +1,74 @@
+/*
+ * The part of a vCPU that the engines without hardware support share: its state, its soft TLB,
+ * its pending kicks, and how an instruction reports what it did. interp executes on it; translate
+ * embeds it at the start of its vCPU block.
+ */
+#pragma once
+
+#include "engine/engine.h"
+#include "engine/tlb.h"
+#include "x86/cpu_state.h"
+#include "x86/walk.h"
+
+/* What executing one instruction (or delivering one event) led to. */
+enum step {
+    STEP_NEXT,      /* done: state.rip names the next instruction */
+    STEP_EXCEPTION, /* nothing of the instruction is visible; vcpu->exception says what to deliver */
+    STEP_HALT,      /* HLT: done, state.activity is ACTIVITY_HALTED */
+    STEP_SHUTDOWN,  /* triple fault */
+    STEP_ERROR,     /* not possible here; a sentence is on the trail */
+};
+
+struct exception {
+    uint8_t vector;
+    bool has_error_code;
+    bool is_software; /* INT n, INT3, INTO: rip of the frame is behind the instruction */
+    uint32_t error_code;
+    uint64_t cr2; /* #PF */
+    uint64_t dr6; /* #DB: bits to set */
+};
+
+struct vcpu {
+    struct cpu_state state; /* first: translated code addresses it from the segment base */
+    struct exception exception;
+    struct tlb *tlb; /* the soft TLB of the current address space */
+    struct memory *memory;           /* borrowed */
+    const struct cpuid_table *cpuid; /* borrowed */
+    const struct engine_host *host;  /* borrowed */
+    unsigned index;
+    enum time_mode time_mode;
+    uint64_t instructions;
+    _Atomic uint32_t kicks; /* enum kick and engine bits */
+    _Atomic uint8_t sipi_vector;
+    struct walk_mode walk_mode; /* derived from state; vcpu_mode_changed() renews it */
+    /*
+     * Called by the executor when a system register changed in a way that an engine caches:
+     * paging mode, address space, or single pages. NULL in plain interp.
+     */
+    const struct vcpu_hooks *hooks;
+    void *engine; /* borrowed: the engine's own vCPU */
+};
+
+/* A change of guest-virtual mappings that the guest has asked for. */
+enum flush_kind {
+    FLUSH_PAGE,         /* INVLPG: one page, also global ones */
+    FLUSH_NON_GLOBAL,   /* MOV CR3 without PCID or without NOFLUSH; INVPCID single context */
+    FLUSH_ALL,          /* CR4.PGE/PAE/PSE, CR0.PG/WP, EFER.NXE changes; INVPCID all with global */
+    FLUSH_SWITCH,       /* MOV CR3 with NOFLUSH: another address space, nothing stale */
+};
+
+struct vcpu_hooks {
+    /*
+     * The guest's mappings changed. `pcid` is meaningful for FLUSH_NON_GLOBAL of a context that is
+     * not the current one (INVPCID) and equals the current PCID otherwise.
+     */
+    void (*flush)(struct vcpu *vcpu, enum flush_kind kind, gva_t gva, uint16_t pcid);
+    /* Run `function` while every other vCPU stands at a safe point (locked access across lines). */
+    void (*exclusive)(struct vcpu *vcpu, void (*function)(void *argument), void *argument);
+};
+
+/* Recompute what is derived from state (walk_mode). After any change of CR0, CR3, CR4, EFER, AC. */
+void vcpu_mode_changed(struct vcpu *vcpu);
+
+/* The guest's TSC as RDTSC would give it now. */
+uint64_t vcpu_tsc(const struct vcpu *vcpu);

@@ -1,0 +1,63 @@
+/*
+ * The page walk: from a linear to a guest-physical address through the guest's page tables, for
+ * no paging, 32-bit, PAE and 4-level paging. SDM volume 3, chapter 4. General registers only.
+ */
+#pragma once
+
+#include "memory/memory.h"
+#include "x86/cpu_state.h"
+
+/* Page-table entry bits. SDM volume 3, table 4-20. */
+enum {
+    PTE_P = 1u << 0,
+    PTE_W = 1u << 1,
+    PTE_U = 1u << 2,
+    PTE_PWT = 1u << 3,
+    PTE_PCD = 1u << 4,
+    PTE_A = 1u << 5,
+    PTE_D = 1u << 6,
+    PTE_PS = 1u << 7,
+    PTE_G = 1u << 8,
+};
+#define PTE_NX (1ull << 63)
+
+/* Bits of the #PF error code. SDM volume 3, 4.7. They also name the access that is asked for. */
+enum {
+    PF_PRESENT = 1u << 0,
+    PF_WRITE = 1u << 1,
+    PF_USER = 1u << 2,
+    PF_RESERVED = 1u << 3,
+    PF_FETCH = 1u << 4,
+};
+
+/* What decides the meaning of a walk, taken from cpu_state by walk_mode(). */
+struct walk_mode {
+    uint64_t cr3;
+    uint64_t cr4;
+    uint64_t rflags; /* AC matters with SMAP */
+    uint32_t cr0;
+    uint32_t efer;
+    uint64_t pdpte[4]; /* PAE: the four registers loaded by MOV CR3 */
+    uint8_t physical_bits; /* MAXPHYADDR of the guest's CPU model */
+    bool gib_pages;
+};
+
+struct walk_result {
+    gpa_t gpa;          /* of the byte asked for */
+    uint64_t page_size; /* 4096, 2 MiB, 4 MiB or 1 GiB as the tables say */
+    bool writable;      /* for the privilege that asked, with CR0.WP as it is */
+    bool user;          /* U/S set at every level */
+    bool executable;
+    bool global;
+    bool dirty;         /* the D bit is set (or there is no paging): stores need no walk */
+    uint32_t error_code; /* of the #PF, if the walk failed */
+};
+
+/*
+ * Walk for `access` (PF_WRITE, PF_USER, PF_FETCH). Sets A bits, and D bits for a write, with a
+ * locked compare-exchange as the CPU does. Returns true and fills the result, or false with
+ * error_code set for #PF. `gva` must be canonical. A table outside RAM reads as all ones, like
+ * a bus without a device.
+ */
+bool walk(struct memory *memory, const struct walk_mode *mode, gva_t gva, uint32_t access,
+          struct walk_result *ret_result);
