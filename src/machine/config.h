@@ -1,0 +1,81 @@
+/*
+ * What a virtual machine is made of, as the user said it: one plain struct, filled option by
+ * option. Every way of giving a configuration (command line, later files and the API) goes through
+ * vm_config_set(), so that all of them know the same options and refuse the same mistakes.
+ */
+#pragma once
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "engine/engine.h"
+#include "x86/cpuid.h"
+
+enum { VM_CPUS_MAX = 8, VM_DISKS_MAX = 8, VM_MODULES_MAX = 16 };
+
+enum engine_choice { ENGINE_AUTO, ENGINE_TRANSLATE, ENGINE_INTERP };
+
+/* Where the guest's console is connected. */
+enum console_kind {
+    CONSOLE_STDIO,  /* the first serial port, on standard input and output */
+    CONSOLE_VIRTIO, /* a virtio console, on standard input and output */
+    CONSOLE_FILE,   /* the first serial port, into a file */
+};
+
+struct disk_config {
+    char *path;
+    bool readonly;
+    bool format_given; /* the user declared the format: foreign magic numbers are contents */
+};
+
+struct module_config {
+    char *path;
+    char *command; /* the string that the kernel gets with the module; NULL: the path */
+};
+
+struct vm_config {
+    char *name;
+    char *kernel;
+    char *initrd;  /* NULL: none */
+    char *command_line;
+    uint64_t memory_size;
+    unsigned cpus;
+    enum cpu_model cpu_model;
+    enum engine_choice engine;
+    enum console_kind console;
+    char *console_path; /* CONSOLE_FILE */
+    struct disk_config disks[VM_DISKS_MAX];
+    size_t disk_count;
+    struct module_config modules[VM_MODULES_MAX];
+    size_t module_count;
+    int debug_exit_port; /* -1: no such device */
+    bool no_reboot;
+    enum time_mode time_mode;
+};
+
+/* The defaults: 512 MiB, one vCPU, model v2, the console on standard input and output. */
+void vm_config_init(struct vm_config *config);
+void vm_config_fini(struct vm_config *config);
+
+/* One line for each option, in the order in which help shows them. */
+struct vm_option {
+    const char *name;     /* without the leading dashes */
+    const char *argument; /* how help writes the value; NULL: a switch that takes none */
+    const char *help;
+    int (*set)(struct vm_config *config, const char *value);
+};
+/* All options; the table ends with a NULL name. */
+const struct vm_option *vm_options(void);
+
+/*
+ * Apply one option. `value` is NULL for a switch. -EINVAL with a sentence that says what would be
+ * right; -ENOENT if there is no such option.
+ */
+int vm_config_set(struct vm_config *config, const char *name, const char *value)
+    __attribute__((warn_unused_result));
+/* Does the whole make sense: is there a kernel, do the options agree? */
+int vm_config_check(const struct vm_config *config) __attribute__((warn_unused_result));
+
+/* "512M", "2G", "1.5G" (K, M, G, T; powers of 1024) to bytes. */
+int size_parse(const char *text, uint64_t *ret_bytes) __attribute__((warn_unused_result));

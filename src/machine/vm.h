@@ -1,0 +1,73 @@
+/*
+ * A virtual machine: its life from building to its end.
+ *
+ * Purpose: joins config, memory, engine, bus and devices (board_pc.c lists them), and runs them.
+ * Life:    BUILT -> RUNNING <-> PAUSED -> DEAD. vm_new() leaves every host resource open and
+ *          every thread started but idle, so that the caller can lock the process down before
+ *          the first guest instruction runs in vm_run().
+ * Threads: vm_run() makes its caller the loop thread; there is one thread for each vCPU.
+ *          vm_pause, vm_resume, vm_reset and vm_visit belong to the loop thread (or to any thread
+ *          while vm_run() is not in progress); the vm_request_* calls may come from any thread.
+ */
+#pragma once
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "machine/config.h"
+
+struct loop;
+struct vm;
+struct visitor;
+
+enum vm_life { VM_BUILT, VM_RUNNING, VM_PAUSED, VM_DEAD };
+
+/* Why a virtual machine ended. */
+enum vm_end_kind {
+    VM_END_NONE,
+    VM_END_POWER_OFF,
+    VM_END_RESET,        /* the guest asked for a reset, and config says not to */
+    VM_END_TRIPLE_FAULT, /* the same for a triple fault */
+    VM_END_DEBUG_EXIT,   /* a write to the debug-exit port; `value` is what was written */
+    VM_END_QUIT,         /* the user asked for it: on the terminal, or by the signal `value` */
+    VM_END_ERROR,        /* we could not go on; `message` says why */
+};
+
+struct vm_end {
+    enum vm_end_kind kind;
+    uint32_t value;
+    char message[1024];
+};
+
+/*
+ * Build the machine and load the kernel. `config` is borrowed until vm_free(). Tells nothing to
+ * anybody: errors are on the trail.
+ */
+int vm_new(const struct vm_config *config, struct vm **ret_vm) __attribute__((warn_unused_result));
+/* Stops and joins the threads. NULL is fine. */
+void vm_free(struct vm *vm);
+
+/* Run until the machine ends. */
+void vm_run(struct vm *vm, struct vm_end *ret_end);
+
+/* Stop all vCPUs at an instruction boundary and all device work, and go on again. */
+void vm_pause(struct vm *vm);
+void vm_resume(struct vm *vm);
+/* What the reset button does: devices and vCPUs at power-on state, kernel loaded again. */
+int vm_reset(struct vm *vm) __attribute__((warn_unused_result));
+
+/* Ask for a reset (or, with no_reboot, the end). Any thread. */
+void vm_request_reset(struct vm *vm);
+/* End the machine; the first end counts. Any thread. */
+void vm_request_end(struct vm *vm, enum vm_end_kind kind, uint32_t value);
+
+/*
+ * Save, load, compare or print the whole machine: vCPUs, devices in board order, memory. While
+ * BUILT (load) or PAUSED.
+ */
+int vm_visit(struct vm *vm, struct visitor *v) __attribute__((warn_unused_result));
+
+enum vm_life vm_life(const struct vm *vm);
+struct loop *vm_loop(struct vm *vm);
+/* The name of the engine that was picked. */
+const char *vm_engine_name(const struct vm *vm);
