@@ -67,3 +67,5 @@ enum tlb_fill {
  * General registers only.
  */
 enum tlb_fill tlb_fill(struct vcpu *vcpu, gva_t gva, uint32_t access);
+/* The same, and where the byte at `gva` is in guest-physical space (unless TLB_FAULT). */
+enum tlb_fill tlb_translate(struct vcpu *vcpu, gva_t gva, uint32_t access, gpa_t *ret_gpa);
