@@ -17,6 +17,8 @@ struct console_receiver {
     void (*send_break)(void *owner);
     /* The window's size changed. NULL: ignored. */
     void (*resized)(void *owner, uint16_t columns, uint16_t rows);
+    /* There is room for output again after console_room() was 0. NULL: ignored. */
+    void (*drained)(void *owner);
     void *owner;
 };
 
@@ -25,6 +27,10 @@ struct console_ops {
     void (*write)(struct console *console, const uint8_t *bytes, size_t count);
     /* The device has room again. */
     void (*ready)(struct console *console);
+    /* How many bytes write() takes now without waiting. NULL: any number. */
+    size_t (*room)(struct console *console);
+    /* The receiver was set. NULL: nobody wants to know. */
+    void (*connected)(struct console *console);
     void (*free)(struct console *console);
 };
 
@@ -34,10 +40,21 @@ struct console {
     struct console_receiver receiver;
 };
 
-/* NULL is a valid, silent console for all of these. */
+/*
+ * NULL is a valid, silent console for all of these.
+ *
+ * Flow control: output goes into a bounded buffer when the outside reads slowly. A device that can
+ * wait asks console_room() and, at 0, holds its output back until receiver.drained(): nothing is
+ * lost. A device that writes without room is held for a short time (at most 50 ms for each call,
+ * without needing the loop, so nothing can deadlock); what does not fit even then is lost, like on
+ * a serial line without flow control.
+ */
 void console_write(struct console *console, const uint8_t *bytes, size_t count);
+size_t console_room(struct console *console);
 void console_ready(struct console *console);
+/* The struct is copied. From the loop's thread, or before it runs. */
 void console_connect(struct console *console, const struct console_receiver *receiver);
+/* From the loop's thread, or when it does not run. */
 void console_free(struct console *console);
 
 struct loop;
@@ -60,6 +77,8 @@ struct console_stdio_config {
 int console_stdio_open(const struct console_stdio_config *config, struct console **ret_console)
     __attribute__((warn_unused_result));
 void console_stdio_restore(void);
+/* Is standard input a terminal that this process reads (so that the escape keys work)? */
+bool console_stdio_is_terminal(void);
 
 /* Output into a file (created or truncated), no input. */
 int console_file_open(const char *path, struct console **ret_console)

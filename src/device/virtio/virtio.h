@@ -1,0 +1,130 @@
+/*
+ * What all virtio devices share (virtio 1.2 section 2): status, feature negotiation, queues, reset,
+ * saved state. Knows no transport: virtio_pci.h gives a device its registers and interrupts.
+ *
+ * To make one:  virtio_blk_new(&config, "virtio-blk0", &virtio);
+ *               virtio_pci_attach(virtio, pci, ...);      then put &virtio->device on the board.
+ * Threads:      device.lock guards everything here; functions that want it held say so.
+ */
+#pragma once
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "device/device.h"
+#include "device/virtio/queue.h"
+
+/* Device types (5). */
+enum { VIRTIO_TYPE_BLOCK = 2, VIRTIO_TYPE_CONSOLE = 3, VIRTIO_TYPE_RNG = 4 };
+
+/* Device status (2.1). */
+enum {
+    VIRTIO_ACKNOWLEDGE = 1,
+    VIRTIO_DRIVER = 2,
+    VIRTIO_DRIVER_OK = 4,
+    VIRTIO_FEATURES_OK = 8,
+    VIRTIO_NEEDS_RESET = 64,
+    VIRTIO_FAILED = 128,
+};
+
+/* Feature bits that belong to no device type (6). */
+#define VIRTIO_F_INDIRECT_DESC (UINT64_C(1) << 28)
+#define VIRTIO_F_EVENT_IDX     (UINT64_C(1) << 29)
+#define VIRTIO_F_VERSION_1     (UINT64_C(1) << 32)
+
+enum { VIRTIO_QUEUES_MAX = 4 };
+
+struct virtio_device;
+
+/* A device type. Everything is called with the lock held unless it says otherwise. */
+struct virtio_ops {
+    uint16_t type;
+    uint16_t queue_count, queue_size;
+    uint32_t config_size;
+    /* [offset, offset + size) is inside the device's configuration; size is 1, 2, 4 or 8. */
+    void (*config_read)(struct virtio_device *virtio, uint32_t offset, void *bytes, unsigned size);
+    void (*config_write)(struct virtio_device *virtio, uint32_t offset, const void *bytes,
+                         unsigned size); /* NULL: nothing is writable */
+    /* Work on a queue: it is enabled, and the driver is ready. */
+    void (*notify)(struct virtio_device *virtio, unsigned queue);
+    /* Forget all work; no host request is in flight. NULL: nothing to forget. */
+    void (*reset)(struct virtio_device *virtio);
+    /* Wait until no host request is in flight. Called without the lock. NULL: none ever is. */
+    void (*drain)(struct virtio_device *virtio);
+    /* Fields of the type, inside the device's section. NULL: none. */
+    void (*visit)(struct virtio_device *virtio, struct visitor *v);
+    void (*free)(struct virtio_device *virtio);
+};
+
+/* How a device reaches its driver. Called with the device's lock held. */
+struct virtio_transport_ops {
+    void (*queue_interrupt)(void *transport, unsigned queue);
+    void (*config_interrupt)(void *transport);
+    void (*reset)(void *transport);
+    void (*visit)(void *transport, struct visitor *v);
+    void (*free)(void *transport); /* without the lock */
+};
+
+/* Embedded first in every virtio device. */
+struct virtio_device {
+    struct device device;
+    const struct virtio_ops *ops;
+    struct memory *memory; /* borrowed */
+    const struct virtio_transport_ops *transport_ops;
+    void *transport; /* owned */
+    uint64_t features_offered, features_accepted;
+    uint8_t status;
+    uint8_t config_generation;
+    bool paused;    /* no new work is begun */
+    bool resetting; /* a reset waits for host requests */
+    struct virtqueue queues[VIRTIO_QUEUES_MAX];
+};
+
+/* For the `device_ops` of a type; `name` is the section in saved state. */
+#define VIRTIO_DEVICE_OPS(section)                                                                 \
+    {                                                                                              \
+        .name = (section), .reset = virtio_device_reset, .pause = virtio_device_pause,             \
+        .resume = virtio_device_resume, .visit = virtio_device_visit, .free = virtio_device_free   \
+    }
+void virtio_device_reset(struct device *device);
+void virtio_device_pause(struct device *device);
+void virtio_device_resume(struct device *device);
+void virtio_device_visit(struct device *device, struct visitor *v);
+void virtio_device_free(struct device *device);
+
+/* Called by a type's constructor; `features` are those of the type. */
+void virtio_init(struct virtio_device *virtio, const struct device_ops *device_ops,
+                 const struct virtio_ops *ops, struct memory *memory, uint64_t features,
+                 const char *id);
+/* Called by a type's free: also frees the transport. */
+void virtio_fini(struct virtio_device *virtio);
+
+static inline bool virtio_has(const struct virtio_device *virtio, uint64_t feature)
+{
+    return (virtio->features_accepted & feature) != 0;
+}
+
+/* For device types, lock held. */
+
+/* Is the driver ready, the device whole, not paused, and this queue enabled? */
+bool virtio_queue_is_live(const struct virtio_device *virtio, unsigned queue);
+/* virtqueue_pop(): 1 or 0; a broken ring is 0 and the device then needs a reset. */
+int virtio_pop(struct virtio_device *virtio, unsigned queue, struct virtio_chain *ret_chain);
+/* virtqueue_push() and then the interrupt if the driver wants one. */
+void virtio_push(struct virtio_device *virtio, unsigned queue, uint16_t head, uint32_t written);
+/* The driver broke the rules: stop serving it until it resets the device (2.1.2). */
+void virtio_needs_reset(struct virtio_device *virtio);
+/* The device's configuration changed by itself (2.5). */
+void virtio_config_changed(struct virtio_device *virtio);
+
+/* For transports, lock held; status may let go of the lock and take it again (a reset waits). */
+
+void virtio_set_status(struct virtio_device *virtio, uint8_t status);
+void virtio_set_features(struct virtio_device *virtio, unsigned word, uint32_t features);
+void virtio_enable_queue(struct virtio_device *virtio, unsigned queue);
+void virtio_notify(struct virtio_device *virtio, unsigned queue);
+/* Little-endian; outside of the configuration reads as zeros, and writes vanish. */
+uint64_t virtio_config_read(struct virtio_device *virtio, uint64_t offset, unsigned size);
+void virtio_config_write(struct virtio_device *virtio, uint64_t offset, unsigned size,
+                         uint64_t value);
