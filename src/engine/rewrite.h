@@ -33,6 +33,11 @@ struct rewrite_registers {
 
 void rewrite_registers(const struct insn *insn, struct rewrite_registers *ret_registers);
 
+/* The number of a general register of any width (AH counts as RAX), or -1 for other registers. */
+int rewrite_gpr(ZydisRegister name);
+/* The memory operand that stands in ModRM (or in a moffs field), or NULL. */
+const ZydisDecodedOperand *rewrite_memory_operand(const struct insn *insn);
+
 /*
  * Write the copy to `out` (room for 16 bytes). Returns its length, or 0 if the instruction cannot
  * be expressed with this map (a high-byte register together with a register that needs REX).

@@ -1,0 +1,413 @@
+/*
+ * Re-encoding of one guest instruction for the host: the opcode and immediates are copied, the
+ * prefixes, ModRM and SIB are made anew. SDM volume 2, chapter 2 (instruction format).
+ */
+#include "engine/rewrite.h"
+
+#include "base/bytes.h"
+
+enum { REX = 0x40, REX_W = 8, REX_R = 4, REX_X = 2, REX_B = 1 };
+
+/* The operand fields of the encoding after substitution. */
+struct fields {
+    uint8_t reg;  /* ModRM.reg with its extension bits (5 bits for EVEX) */
+    uint8_t rm;   /* register form only */
+    uint8_t vvvv; /* not inverted, 4 bits */
+    bool vvvv_replaced;
+    bool has_memory;
+    bool needs_rex;     /* SPL, BPL, SIL, DIL, or their substitutes */
+    bool has_high_byte; /* AH, CH, DH, BH: cannot stand beside REX */
+    bool impossible;
+};
+
+struct output {
+    uint8_t *bytes;
+    size_t length;
+};
+
+static void put(struct output *out, uint8_t byte)
+{
+    out->bytes[out->length++] = byte;
+}
+
+int rewrite_gpr(ZydisRegister name)
+{
+    if (name >= ZYDIS_REGISTER_AL && name <= ZYDIS_REGISTER_BL) {
+        return name - ZYDIS_REGISTER_AL;
+    }
+    if (name >= ZYDIS_REGISTER_AH && name <= ZYDIS_REGISTER_BH) {
+        return name - ZYDIS_REGISTER_AH;
+    }
+    if (name >= ZYDIS_REGISTER_SPL && name <= ZYDIS_REGISTER_R15B) {
+        return name - ZYDIS_REGISTER_SPL + 4;
+    }
+    if (name >= ZYDIS_REGISTER_AX && name <= ZYDIS_REGISTER_R15W) {
+        return name - ZYDIS_REGISTER_AX;
+    }
+    if (name >= ZYDIS_REGISTER_EAX && name <= ZYDIS_REGISTER_R15D) {
+        return name - ZYDIS_REGISTER_EAX;
+    }
+    if (name >= ZYDIS_REGISTER_RAX && name <= ZYDIS_REGISTER_R15) {
+        return name - ZYDIS_REGISTER_RAX;
+    }
+    return -1;
+}
+
+static bool is_high_byte(ZydisRegister name)
+{
+    return name >= ZYDIS_REGISTER_AH && name <= ZYDIS_REGISTER_BH;
+}
+
+static bool is_byte(ZydisRegister name)
+{
+    return name >= ZYDIS_REGISTER_AL && name <= ZYDIS_REGISTER_R15B;
+}
+
+static bool in_modrm(const ZydisDecodedOperand *operand)
+{
+    return operand->encoding == ZYDIS_OPERAND_ENCODING_MODRM_RM;
+}
+
+static bool is_moffs(const struct insn *insn)
+{
+    return insn->info.encoding == ZYDIS_INSTRUCTION_ENCODING_LEGACY &&
+           insn->info.opcode_map == ZYDIS_OPCODE_MAP_DEFAULT && insn->info.opcode >= 0xa0 &&
+           insn->info.opcode <= 0xa3;
+}
+
+const ZydisDecodedOperand *rewrite_memory_operand(const struct insn *insn)
+{
+    for (unsigned i = 0; i < insn->info.operand_count; i++) {
+        const ZydisDecodedOperand *operand = &insn->operands[i];
+        if (operand->type == ZYDIS_OPERAND_TYPE_MEMORY && (in_modrm(operand) || is_moffs(insn))) {
+            return operand;
+        }
+    }
+    return NULL;
+}
+
+void rewrite_registers(const struct insn *insn, struct rewrite_registers *ret_registers)
+{
+    struct rewrite_registers found = {0};
+    for (unsigned i = 0; i < insn->info.operand_count; i++) {
+        const ZydisDecodedOperand *operand = &insn->operands[i];
+        if (operand->type == ZYDIS_OPERAND_TYPE_MEMORY) {
+            int base = rewrite_gpr(operand->mem.base), index = rewrite_gpr(operand->mem.index);
+            found.address |= (uint16_t)((base >= 0 ? 1 << base : 0) | (index >= 0 ? 1 << index : 0));
+            continue;
+        }
+        int gpr = operand->type == ZYDIS_OPERAND_TYPE_REGISTER ? rewrite_gpr(operand->reg.value) : -1;
+        if (gpr < 0) {
+            continue;
+        }
+        uint16_t bit = (uint16_t)(1 << gpr);
+        bool writes = operand->actions & ZYDIS_OPERAND_ACTION_MASK_WRITE;
+        /* A conditional or a narrow write leaves a part of the old value: that is a read too. */
+        bool reads = (operand->actions & (ZYDIS_OPERAND_ACTION_MASK_READ |
+                                          ZYDIS_OPERAND_ACTION_CONDWRITE)) ||
+                     (writes && operand->size < 32);
+        bool is_explicit = operand->visibility == ZYDIS_OPERAND_VISIBILITY_EXPLICIT &&
+                           operand->encoding != ZYDIS_OPERAND_ENCODING_NONE;
+        if (is_explicit) {
+            found.read |= reads ? bit : 0;
+            found.written |= writes ? bit : 0;
+        } else {
+            found.implicit_read |= reads ? bit : 0;
+            found.implicit_written |= writes ? bit : 0;
+        }
+    }
+    *ret_registers = found;
+}
+
+/* The number to encode for a register operand, after substitution. */
+static uint8_t substitute(ZydisRegister name, uint8_t raw, const struct rewrite_map *map,
+                          struct fields *fields)
+{
+    int gpr = rewrite_gpr(name);
+    if (gpr < 0) {
+        return raw;
+    }
+    uint8_t host = map->host[gpr];
+    if (is_high_byte(name)) {
+        fields->has_high_byte = true;
+        fields->impossible |= host != gpr;
+        return raw;
+    }
+    if (is_byte(name) && host >= 4) {
+        fields->needs_rex = true;
+    }
+    return host;
+}
+
+static struct fields read_fields(const struct insn *insn, const struct rewrite_map *map)
+{
+    const ZydisDecodedInstruction *info = &insn->info;
+    struct fields fields = {.reg = info->raw.modrm.reg, .rm = info->raw.modrm.rm};
+    if (info->encoding == ZYDIS_INSTRUCTION_ENCODING_LEGACY) {
+        fields.reg |= info->raw.rex.R << 3;
+        fields.rm |= info->raw.rex.B << 3;
+    }
+    for (unsigned i = 0; i < info->operand_count; i++) {
+        const ZydisDecodedOperand *operand = &insn->operands[i];
+        if (operand->type == ZYDIS_OPERAND_TYPE_MEMORY) {
+            if (in_modrm(operand) || is_moffs(insn)) {
+                fields.has_memory = true;
+                /* VSIB: the addresses are in a vector register, one base cannot stand for them. */
+                fields.impossible |= operand->mem.type == ZYDIS_MEMOP_TYPE_VSIB;
+            } else {
+                fields.impossible = true; /* string and stack operands are not rewritten */
+            }
+        } else if (operand->type == ZYDIS_OPERAND_TYPE_REGISTER) {
+            ZydisRegister name = operand->reg.value;
+            switch (operand->encoding) {
+            case ZYDIS_OPERAND_ENCODING_MODRM_REG:
+                fields.reg = substitute(name, fields.reg, map, &fields);
+                break;
+            case ZYDIS_OPERAND_ENCODING_MODRM_RM:
+            case ZYDIS_OPERAND_ENCODING_OPCODE:
+                fields.rm = substitute(name, operand->encoding == ZYDIS_OPERAND_ENCODING_OPCODE
+                                                 ? info->opcode & 7
+                                                 : fields.rm, map, &fields);
+                break;
+            case ZYDIS_OPERAND_ENCODING_NDSNDD:
+                if (rewrite_gpr(name) >= 0) {
+                    fields.vvvv = substitute(name, 0, map, &fields);
+                    fields.vvvv_replaced = true;
+                }
+                break;
+            default:
+                break;
+            }
+        }
+    }
+    return fields;
+}
+
+/* ModRM (and SIB, displacement) for [memory_base + memory_offset]. */
+static void put_memory(struct output *out, uint8_t reg, const struct rewrite_map *map,
+                       bool is_evex)
+{
+    uint8_t base = map->memory_base & 7;
+    int32_t offset = map->memory_offset;
+    /* EVEX scales an 8-bit displacement (SDM volume 2, 2.7.5): only zero is safe there. */
+    bool fits_byte = offset >= -128 && offset <= 127 && !(is_evex && offset != 0);
+    uint8_t mod = offset == 0 && base != 5 ? 0 : fits_byte ? 1 : 2;
+    put(out, (uint8_t)(mod << 6 | (reg & 7) << 3 | (base == 4 ? 4 : base)));
+    if (base == 4) {
+        put(out, 0x24);
+    }
+    if (mod == 1) {
+        put(out, (uint8_t)offset);
+    } else if (mod == 2) {
+        store_le32(out->bytes + out->length, (uint32_t)offset);
+        out->length += 4;
+    }
+}
+
+static void put_modrm(struct output *out, const struct insn *insn, const struct fields *fields,
+                      const struct rewrite_map *map)
+{
+    if (fields->has_memory) {
+        put_memory(out, fields->reg, map,
+                   insn->info.encoding == ZYDIS_INSTRUCTION_ENCODING_EVEX);
+    } else {
+        put(out, (uint8_t)(0xc0 | (fields->reg & 7) << 3 | (fields->rm & 7)));
+    }
+}
+
+static void put_immediates(struct output *out, const struct insn *insn)
+{
+    for (unsigned i = 0; i < 2; i++) {
+        unsigned size = insn->info.raw.imm[i].size / 8;
+        for (unsigned k = 0; k < size; k++) {
+            put(out, insn->bytes[insn->info.raw.imm[i].offset + k]);
+        }
+    }
+}
+
+/* Does 66H choose the operand size of this instruction (and is not a part of its opcode)? */
+static bool has_operand_size(const struct insn *insn)
+{
+    for (unsigned i = 0; i < insn->info.operand_count; i++) {
+        const ZydisDecodedOperand *operand = &insn->operands[i];
+        if (operand->type == ZYDIS_OPERAND_TYPE_REGISTER && rewrite_gpr(operand->reg.value) < 0 &&
+            operand->visibility == ZYDIS_OPERAND_VISIBILITY_EXPLICIT) {
+            return false;
+        }
+    }
+    return true;
+}
+
+/* The legacy prefixes that still matter; the operand size is made for 64-bit code. */
+static void put_prefixes(struct output *out, const struct insn *insn)
+{
+    const ZydisDecodedInstruction *info = &insn->info;
+    bool is_16bit_code = info->machine_mode == ZYDIS_MACHINE_MODE_LEGACY_16 ||
+                         info->machine_mode == ZYDIS_MACHINE_MODE_LONG_COMPAT_16 ||
+                         info->machine_mode == ZYDIS_MACHINE_MODE_REAL_16;
+    bool has_66 = false;
+    for (unsigned i = 0; i < info->raw.prefix_count; i++) {
+        uint8_t value = info->raw.prefixes[i].value;
+        if (value == 0x66) {
+            bool chooses_size = info->raw.prefixes[i].type != ZYDIS_PREFIX_TYPE_MANDATORY &&
+                                is_16bit_code && has_operand_size(insn);
+            if (!has_66 && !chooses_size) {
+                put(out, value);
+            }
+            has_66 = true;
+        } else if (value == 0xf0 || value == 0xf2 || value == 0xf3) {
+            put(out, value);
+        }
+    }
+    if (is_16bit_code && !has_66 && info->operand_width == 16 && has_operand_size(insn)) {
+        put(out, 0x66);
+    }
+}
+
+static size_t rewrite_legacy(const struct insn *insn, const struct fields *fields,
+                             const struct rewrite_map *map, uint8_t *bytes)
+{
+    const ZydisDecodedInstruction *info = &insn->info;
+    struct output out = {.bytes = bytes};
+    uint8_t opcode = info->opcode, reg = fields->reg;
+    /* 40H..4FH are INC and DEC only outside 64-bit mode: use the ModRM forms. */
+    bool is_short_inc = info->opcode_map == ZYDIS_OPCODE_MAP_DEFAULT && (opcode & 0xf0) == 0x40;
+    bool has_modrm = (info->attributes & ZYDIS_ATTRIB_HAS_MODRM) || is_short_inc || is_moffs(insn);
+    if (is_short_inc) {
+        reg = opcode >> 3 & 1;
+        opcode = 0xff;
+    } else if (is_moffs(insn)) {
+        static const uint8_t with_modrm[] = {0x8a, 0x8b, 0x88, 0x89};
+        reg = map->host[RAX];
+        opcode = with_modrm[opcode - 0xa0];
+    } else if (!has_modrm && fields->rm != (opcode & 7)) {
+        opcode = (uint8_t)((opcode & ~7) | (fields->rm & 7));
+    }
+
+    uint8_t rex = info->raw.rex.W ? REX_W : 0;
+    rex |= reg & 8 ? REX_R : 0;
+    rex |= (fields->has_memory ? map->memory_base : fields->rm) & 8 ? REX_B : 0;
+    if (rex || fields->needs_rex) {
+        if (fields->has_high_byte) {
+            return 0;
+        }
+        rex |= REX;
+    }
+    put_prefixes(&out, insn);
+    if (rex) {
+        put(&out, rex);
+    }
+    switch (info->opcode_map) {
+    case ZYDIS_OPCODE_MAP_DEFAULT:
+        break;
+    case ZYDIS_OPCODE_MAP_0F:
+        put(&out, 0x0f);
+        break;
+    case ZYDIS_OPCODE_MAP_0F38:
+        put(&out, 0x0f);
+        put(&out, 0x38);
+        break;
+    case ZYDIS_OPCODE_MAP_0F3A:
+        put(&out, 0x0f);
+        put(&out, 0x3a);
+        break;
+    default:
+        return 0;
+    }
+    put(&out, opcode);
+    if (has_modrm) {
+        struct fields final = *fields;
+        final.reg = reg;
+        put_modrm(&out, insn, &final, map);
+    }
+    put_immediates(&out, insn);
+    return out.length;
+}
+
+static size_t rewrite_vex(const struct insn *insn, const struct fields *fields,
+                          const struct rewrite_map *map, uint8_t *bytes)
+{
+    const uint8_t *vex = insn->bytes + insn->info.raw.vex.offset;
+    struct output out = {.bytes = bytes};
+    /* Always the three-byte form; from the two-byte form X, B, W and the map are implied. */
+    uint8_t first = vex[0] == 0xc4 ? vex[1] : (uint8_t)((vex[1] & 0x80) | 0x61);
+    uint8_t second = vex[0] == 0xc4 ? vex[2] : vex[1] & 0x7f;
+    bool reg_is_gpr = false, rm_is_gpr = false;
+    for (unsigned i = 0; i < insn->info.operand_count; i++) {
+        const ZydisDecodedOperand *operand = &insn->operands[i];
+        bool is_gpr = operand->type == ZYDIS_OPERAND_TYPE_REGISTER &&
+                      rewrite_gpr(operand->reg.value) >= 0;
+        reg_is_gpr |= is_gpr && operand->encoding == ZYDIS_OPERAND_ENCODING_MODRM_REG;
+        rm_is_gpr |= is_gpr && operand->encoding == ZYDIS_OPERAND_ENCODING_MODRM_RM;
+    }
+    if (reg_is_gpr) {
+        first = (uint8_t)((first & 0x7f) | (fields->reg & 8 ? 0 : 0x80));
+    }
+    if (fields->has_memory || rm_is_gpr) {
+        uint8_t number = fields->has_memory ? map->memory_base : fields->rm;
+        first = (uint8_t)((first & 0x9f) | 0x40 | (number & 8 ? 0 : 0x20));
+    }
+    if (fields->vvvv_replaced) {
+        second = (uint8_t)((second & 0x87) | (~fields->vvvv & 15) << 3);
+    }
+    put(&out, 0xc4);
+    put(&out, first);
+    put(&out, second);
+    put(&out, insn->info.opcode);
+    if (insn->info.attributes & ZYDIS_ATTRIB_HAS_MODRM) {
+        put_modrm(&out, insn, fields, map);
+    }
+    put_immediates(&out, insn);
+    return out.length;
+}
+
+static size_t rewrite_evex(const struct insn *insn, const struct fields *fields,
+                           const struct rewrite_map *map, uint8_t *bytes)
+{
+    const uint8_t *evex = insn->bytes + insn->info.raw.evex.offset;
+    struct output out = {.bytes = bytes};
+    uint8_t first = evex[1], second = evex[2];
+    for (unsigned i = 0; i < insn->info.operand_count; i++) {
+        const ZydisDecodedOperand *operand = &insn->operands[i];
+        if (operand->type != ZYDIS_OPERAND_TYPE_REGISTER || rewrite_gpr(operand->reg.value) < 0) {
+            continue;
+        }
+        if (operand->encoding == ZYDIS_OPERAND_ENCODING_MODRM_REG) {
+            first = (uint8_t)((first & 0x6f) | 0x10 | (fields->reg & 8 ? 0 : 0x80));
+        } else if (operand->encoding == ZYDIS_OPERAND_ENCODING_MODRM_RM) {
+            first = (uint8_t)((first & 0x9f) | 0x40 | (fields->rm & 8 ? 0 : 0x20));
+        }
+    }
+    if (fields->has_memory) {
+        first = (uint8_t)((first & 0x9f) | 0x40 | (map->memory_base & 8 ? 0 : 0x20));
+    }
+    if (fields->vvvv_replaced) {
+        second = (uint8_t)((second & 0x87) | (~fields->vvvv & 15) << 3);
+    }
+    put(&out, 0x62);
+    put(&out, first);
+    put(&out, second);
+    put(&out, evex[3]);
+    put(&out, insn->info.opcode);
+    put_modrm(&out, insn, fields, map);
+    put_immediates(&out, insn);
+    return out.length;
+}
+
+size_t rewrite(const struct insn *insn, const struct rewrite_map *map, uint8_t *out)
+{
+    struct fields fields = read_fields(insn, map);
+    if (fields.impossible) {
+        return 0;
+    }
+    switch (insn->info.encoding) {
+    case ZYDIS_INSTRUCTION_ENCODING_LEGACY:
+        return rewrite_legacy(insn, &fields, map, out);
+    case ZYDIS_INSTRUCTION_ENCODING_VEX:
+        return rewrite_vex(insn, &fields, map, out);
+    case ZYDIS_INSTRUCTION_ENCODING_EVEX:
+        return rewrite_evex(insn, &fields, map, out);
+    default:
+        return 0; /* XOP, 3DNow!: no CPU model offers them */
+    }
+}
