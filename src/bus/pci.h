@@ -95,8 +95,8 @@ struct pci_function {
     void *owner;
     struct pci_bus *bus; /* NULL until pci_bus_add() */
     unsigned slot;
-    uint8_t last_capability;  /* offset of the newest; 0: none */
-    uint8_t next_capability;  /* where the next one goes */
+    uint8_t last_capability; /* offset of the newest; 0: none */
+    uint8_t next_capability; /* where the next one goes */
     struct pci_bar bars[PCI_BARS];
     struct pci_msix msix;
     bool intx_level, intx_driven; /* what the model asks for; what the line sees */
@@ -118,8 +118,8 @@ void pci_function_init(struct pci_function *function, const struct pci_identity 
 void pci_function_fini(struct pci_function *function);
 
 /* BARs: `size` a power of two, at least 16 (memory) or 4..256 (ports). */
-void pci_add_memory_bar(struct pci_function *function, unsigned index, uint64_t size,
-                        bool is_64bit, const struct region_ops *ops, void *owner);
+void pci_add_memory_bar(struct pci_function *function, unsigned index, uint64_t size, bool is_64bit,
+                        const struct region_ops *ops, void *owner);
 void pci_add_port_bar(struct pci_function *function, unsigned index, uint32_t size,
                       const struct region_ops *ops, void *owner);
 

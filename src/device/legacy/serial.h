@@ -9,8 +9,8 @@
 #include "device/device.h"
 
 struct serial_config {
-    const char *id;          /* "serial0" */
-    uint16_t port;           /* 3F8h for the first */
+    const char *id; /* "serial0" */
+    uint16_t port;  /* 3F8h for the first */
     struct bus *bus;
     struct irq_line irq;
     struct clock clock;      /* for the receive timeout */
