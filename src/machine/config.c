@@ -1,0 +1,375 @@
+/*
+ * The options of a virtual machine: the table that help prints and every parser uses, and one
+ * small setter for each. A failing setter leaves the configuration as it was.
+ */
+#include "machine/config.h"
+
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/assert.h"
+#include "base/bytes.h"
+#include "base/error.h"
+#include "machine/resource.h"
+#include "memory/memory.h"
+
+/* Less than this holds no 64-bit kernel; more is beyond the smallest guest-physical address size. */
+#define MEMORY_MIN MIB(16)
+#define MEMORY_MAX GIB(512)
+
+static char *copy_text(const char *text)
+{
+    char *copy = strdup(text);
+    ASSERT(copy);
+    return copy;
+}
+
+static void replace(char **field, const char *value)
+{
+    free(*field);
+    *field = copy_text(value);
+}
+
+static int unit_shift(char unit)
+{
+    switch (unit) {
+    case 'K':
+    case 'k':
+        return 10;
+    case 'M':
+    case 'm':
+        return 20;
+    case 'G':
+    case 'g':
+        return 30;
+    case 'T':
+    case 't':
+        return 40;
+    }
+    return -1;
+}
+
+int size_parse(const char *text, uint64_t *ret_bytes)
+{
+    /* value = digits / scale: "1.5" is 15 / 10 */
+    uint64_t digits = 0, scale = 1;
+    bool in_fraction = false, has_digit = false;
+    const char *at = text;
+    for (; (*at >= '0' && *at <= '9') || (*at == '.' && !in_fraction); at++) {
+        if (*at == '.') {
+            in_fraction = true;
+            continue;
+        }
+        has_digit = true;
+        digits = digits * 10 + (uint64_t)(*at - '0');
+        scale *= in_fraction ? 10 : 1;
+        if (digits > 99999999 || scale > 10000) {
+            return fail(-EINVAL, "'%s' is too long for a size", text);
+        }
+    }
+    int shift = unit_shift(*at);
+    if (!has_digit || shift < 0 || at[1]) {
+        return fail(-EINVAL, "'%s' is no size: write a number and K, M, G or T, like 512M or 1.5G",
+                    text);
+    }
+    unsigned __int128 bytes = ((unsigned __int128)digits << shift) / scale;
+    if (bytes > UINT64_MAX) {
+        return fail(-EINVAL, "'%s' is too large for a size", text);
+    }
+    *ret_bytes = (uint64_t)bytes;
+    return 0;
+}
+
+/* A whole number in [minimum, maximum]; 0x... is hexadecimal. */
+static int number_parse(const char *text, unsigned long minimum, unsigned long maximum,
+                        unsigned long *ret_number)
+{
+    char *end = NULL;
+    errno = 0;
+    unsigned long number = strtoul(text, &end, strncmp(text, "0x", 2) ? 10 : 16);
+    if (*text < '0' || *text > '9' || *end || errno || number < minimum || number > maximum) {
+        return fail(-EINVAL, "'%s' is not a number from %lu to %lu", text, minimum, maximum);
+    }
+    *ret_number = number;
+    return 0;
+}
+
+static int set_name(struct vm_config *config, const char *value)
+{
+    size_t length = strlen(value);
+    if (length == 0 || length > 64) {
+        return fail(-EINVAL, "--name: 1 to 64 characters");
+    }
+    for (const char *at = value; *at; at++) {
+        if ((unsigned char)*at <= ' ' || *at == 0x7f || *at == '/') {
+            return fail(-EINVAL, "--name: no spaces, slashes or control characters");
+        }
+    }
+    replace(&config->name, value);
+    return 0;
+}
+
+static int set_kernel(struct vm_config *config, const char *value)
+{
+    replace(&config->kernel, value);
+    return 0;
+}
+
+static int set_initrd(struct vm_config *config, const char *value)
+{
+    replace(&config->initrd, value);
+    return 0;
+}
+
+static int set_append(struct vm_config *config, const char *value)
+{
+    replace(&config->command_line, value);
+    return 0;
+}
+
+static int set_module(struct vm_config *config, const char *value)
+{
+    static const char *const known[] = {"command", NULL};
+    struct resource resource;
+    int r = resource_parse("module", value, known, &resource);
+    if (r) {
+        return r;
+    }
+    if (config->module_count == VM_MODULES_MAX) {
+        resource_fini(&resource);
+        return fail(-EINVAL, "--module: at most %d modules", VM_MODULES_MAX);
+    }
+    const char *command = resource.key_count ? resource.keys[0].value : NULL;
+    config->modules[config->module_count++] = (struct module_config){
+        .path = copy_text(resource.value),
+        .command = command ? copy_text(command) : NULL,
+    };
+    resource_fini(&resource);
+    return 0;
+}
+
+static int set_memory(struct vm_config *config, const char *value)
+{
+    uint64_t bytes;
+    int r = size_parse(value, &bytes);
+    if (r) {
+        return fail(r, "--memory");
+    }
+    if (bytes < MEMORY_MIN || bytes > MEMORY_MAX) {
+        return fail(-EINVAL, "--memory: %s is out of range; from 16M to 512G", value);
+    }
+    config->memory_size = align_down(bytes, PAGE_SIZE);
+    return 0;
+}
+
+static int set_cpus(struct vm_config *config, const char *value)
+{
+    unsigned long cpus;
+    int r = number_parse(value, 1, VM_CPUS_MAX, &cpus);
+    if (r) {
+        return fail(r, "--cpus");
+    }
+    config->cpus = (unsigned)cpus;
+    return 0;
+}
+
+static int set_cpu_model(struct vm_config *config, const char *value)
+{
+    int r = cpu_model_parse(value, &config->cpu_model);
+    return r ? fail(r, "--cpu-model") : 0;
+}
+
+static int set_engine(struct vm_config *config, const char *value)
+{
+    static const char *const names[] = {
+        [ENGINE_AUTO] = "auto", [ENGINE_TRANSLATE] = "translate", [ENGINE_INTERP] = "interp"};
+    for (size_t i = 0; i < ARRAY_SIZE(names); i++) {
+        if (!strcmp(names[i], value)) {
+            config->engine = (enum engine_choice)i;
+            return 0;
+        }
+    }
+    return fail(-EINVAL, "--engine: '%s' is not one of auto, translate, interp", value);
+}
+
+static int disk_keys(const struct resource *resource, struct disk_config *disk)
+{
+    for (size_t i = 0; i < resource->key_count; i++) {
+        const struct resource_key *key = &resource->keys[i];
+        if (!strcmp(key->name, "format")) {
+            if (!key->value || strcmp(key->value, "raw")) {
+                return fail(-EINVAL, "--disk: format '%s' is not known (known: raw)",
+                            key->value ? key->value : "");
+            }
+            disk->format_given = true;
+        } else {
+            if (key->value) {
+                return fail(-EINVAL, "--disk: readonly takes no value");
+            }
+            disk->readonly = true;
+        }
+    }
+    return 0;
+}
+
+static int set_disk(struct vm_config *config, const char *value)
+{
+    static const char *const known[] = {"format", "readonly", NULL};
+    struct resource resource;
+    int r = resource_parse("disk", value, known, &resource);
+    if (r) {
+        return r;
+    }
+    struct disk_config disk = {0};
+    r = disk_keys(&resource, &disk);
+    if (!r && !*resource.value) {
+        r = fail(-EINVAL, "--disk: no file given");
+    }
+    if (!r && config->disk_count == VM_DISKS_MAX) {
+        r = fail(-EINVAL, "--disk: at most %d disks", VM_DISKS_MAX);
+    }
+    if (!r) {
+        disk.path = copy_text(resource.value);
+        config->disks[config->disk_count++] = disk;
+    }
+    resource_fini(&resource);
+    return r;
+}
+
+static int set_console(struct vm_config *config, const char *value)
+{
+    static const char *const known[] = {NULL};
+    struct resource resource;
+    int r = resource_parse("console", value, known, &resource);
+    if (r) {
+        return r;
+    }
+    if (!strcmp(resource.value, "stdio")) {
+        config->console = CONSOLE_STDIO;
+    } else if (!strcmp(resource.value, "virtio")) {
+        config->console = CONSOLE_VIRTIO;
+    } else if (!strncmp(resource.value, "file=", 5) && resource.value[5]) {
+        config->console = CONSOLE_FILE;
+        replace(&config->console_path, resource.value + 5);
+    } else {
+        r = fail(-EINVAL, "--console: '%s' is not one of stdio, virtio, file=PATH", value);
+    }
+    resource_fini(&resource);
+    return r;
+}
+
+static int set_debug_exit(struct vm_config *config, const char *value)
+{
+    unsigned long port;
+    int r = number_parse(value, 1, 0xffff, &port);
+    if (r) {
+        return fail(r, "--debug-exit");
+    }
+    config->debug_exit_port = (int)port;
+    return 0;
+}
+
+static int set_no_reboot(struct vm_config *config, const char *value)
+{
+    config->no_reboot = true;
+    return 0;
+}
+
+static int set_time(struct vm_config *config, const char *value)
+{
+    if (!strcmp(value, "host")) {
+        config->time_mode = TIME_HOST;
+    } else if (!strcmp(value, "instructions")) {
+        config->time_mode = TIME_DETERMINISTIC;
+    } else {
+        return fail(-EINVAL, "--time: '%s' is not one of host, instructions", value);
+    }
+    return 0;
+}
+
+static const struct vm_option options[] = {
+    {"kernel", "FILE", "kernel: bzImage, ELF (PVH or vmlinux) or Multiboot 1", set_kernel},
+    {"initrd", "FILE", "initial RAM disk", set_initrd},
+    {"append", "TEXT", "kernel command line", set_append},
+    {"module", "FILE[,command=TEXT]", "Multiboot module; may be repeated", set_module},
+    {"memory", "SIZE", "guest memory, like 512M or 1.5G (default 512M)", set_memory},
+    {"cpus", "N", "virtual CPUs, 1 to 8 (default 1)", set_cpus},
+    {"cpu-model", "v2|v3|host", "what CPUID offers (default v2)", set_cpu_model},
+    {"engine", "auto|translate|interp", "how guest code runs (default auto)", set_engine},
+    {"disk", "FILE[,format=raw][,readonly]", "virtio disk; may be repeated", set_disk},
+    {"console", "stdio|virtio|file=PATH", "where the console goes (default stdio)", set_console},
+    {"debug-exit", "PORT", "writing V to this port ends with status V*2+1", set_debug_exit},
+    {"no-reboot", NULL, "end instead of resetting", set_no_reboot},
+    {"name", "NAME", "a name for messages", set_name},
+    {"time", "host|instructions", "what guest clocks follow (default host)", set_time},
+    {NULL, NULL, NULL, NULL},
+};
+
+const struct vm_option *vm_options(void)
+{
+    return options;
+}
+
+int vm_config_set(struct vm_config *config, const char *name, const char *value)
+{
+    for (const struct vm_option *option = options; option->name; option++) {
+        if (strcmp(option->name, name)) {
+            continue;
+        }
+        if (option->argument && !value) {
+            return fail(-EINVAL, "--%s needs a value: %s", name, option->argument);
+        }
+        if (!option->argument && value) {
+            return fail(-EINVAL, "--%s takes no value", name);
+        }
+        return option->set(config, value);
+    }
+    return fail(-ENOENT, "there is no option --%s", name);
+}
+
+int vm_config_check(const struct vm_config *config)
+{
+    if (!config->kernel) {
+        return fail(-EINVAL, "no kernel given: use --kernel FILE");
+    }
+    if (config->module_count && config->initrd) {
+        return fail(-EINVAL, "--initrd and --module exclude each other: a Multiboot kernel takes "
+                             "modules, other kernels take an initrd");
+    }
+    if (config->time_mode == TIME_DETERMINISTIC && config->cpus != 1) {
+        return fail(-EINVAL, "--time instructions works with one CPU only");
+    }
+    return 0;
+}
+
+void vm_config_init(struct vm_config *config)
+{
+    *config = (struct vm_config){
+        .name = copy_text("doppel"),
+        .command_line = copy_text(""),
+        .memory_size = MIB(512),
+        .cpus = 1,
+        .cpu_model = CPU_MODEL_V2,
+        .debug_exit_port = -1,
+        .time_mode = TIME_HOST,
+    };
+}
+
+void vm_config_fini(struct vm_config *config)
+{
+    for (size_t i = 0; i < config->disk_count; i++) {
+        free(config->disks[i].path);
+    }
+    for (size_t i = 0; i < config->module_count; i++) {
+        free(config->modules[i].path);
+        free(config->modules[i].command);
+    }
+    free(config->name);
+    free(config->kernel);
+    free(config->initrd);
+    free(config->command_line);
+    free(config->console_path);
+    *config = (struct vm_config){0};
+}
