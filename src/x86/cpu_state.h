@@ -100,6 +100,16 @@ enum {
     XCR0_HI16_ZMM = 1u << 7,
     XCR0_AVX512 = XCR0_OPMASK | XCR0_ZMM_HI256 | XCR0_HI16_ZMM,
 };
+/* All components that cpu_state has room for. */
+#define XCR0_KNOWN ((uint64_t)(XCR0_X87 | XCR0_SSE | XCR0_AVX | XCR0_AVX512))
+
+/* May XSETBV write this value where `allowed` components are offered? SDM volume 1, 13.3. */
+static inline bool xcr0_is_valid(uint64_t value, uint64_t allowed)
+{
+    uint64_t avx512 = value & XCR0_AVX512;
+    return !(value & ~allowed) && (value & XCR0_X87) && (!(value & XCR0_AVX) || value & XCR0_SSE) &&
+           (!avx512 || (avx512 == XCR0_AVX512 && value & XCR0_AVX));
+}
 
 /* Exception vectors. SDM volume 3, table 6-1. */
 enum exception_vector {
@@ -202,13 +212,28 @@ struct cpu_state {
     alignas(64) uint8_t xsave[XSAVE_AREA_SIZE];
 };
 
-/* The state after RESET or INIT. SDM volume 3, table 9-1. `is_bsp` decides the activity. */
+/*
+ * The state after RESET. SDM volume 3, table 9-1. `is_bsp` decides the activity. Who knows the CPU
+ * model puts its signature (CPUID.1:EAX) into RDX; here RDX only says family 6.
+ */
 void cpu_state_reset(struct cpu_state *state, bool is_bsp);
-/* INIT: like reset, but keeps the x87/SSE state, MSRs of table 9-1 and CR0.CD/NW. */
-void cpu_state_init_ipi(struct cpu_state *state);
+/*
+ * INIT: like RESET, but keeps the x87/SSE state, CR0.CD/NW, XCR0, the time-stamp counter and the
+ * MSRs of table 9-1. A processor that is not the BSP then waits for a SIPI.
+ */
+void cpu_state_init_ipi(struct cpu_state *state, bool is_bsp);
 
-/* Save, load, compare, print. */
+/*
+ * Save, load, compare, print. A state that is read is hostile: what no CPU could hold (reserved
+ * bits, non-canonical bases, an XSAVE header that XRSTOR refuses) is an error.
+ */
 void cpu_state_visit(struct cpu_state *state, struct visitor *v);
+
+/* Does a 64-bit address have copies of bit 47 above it? SDM volume 1, 3.3.7.1. */
+static inline bool is_canonical(uint64_t address)
+{
+    return (uint64_t)((int64_t)(address << 16) >> 16) == address;
+}
 
 /* The current privilege level: DPL of SS (SDM volume 3, 5.5). */
 static inline unsigned cpu_state_cpl(const struct cpu_state *state)

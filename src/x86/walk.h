@@ -28,6 +28,8 @@ enum {
     PF_USER = 1u << 2,
     PF_RESERVED = 1u << 3,
     PF_FETCH = 1u << 4,
+    /* Not in error codes: an access to the GDT, IDT, TSS...; SMAP holds although AC is set. */
+    WALK_IMPLICIT = 1u << 31,
 };
 
 /* What decides the meaning of a walk, taken from cpu_state by walk_mode(). */
@@ -53,8 +55,18 @@ struct walk_result {
     uint32_t error_code; /* of the #PF, if the walk failed */
 };
 
+/* The mode that `state` is in, on a CPU with this MAXPHYADDR, with or without 1 GiB pages. */
+struct walk_mode walk_mode(const struct cpu_state *state, unsigned physical_bits, bool gib_pages);
+
 /*
- * Walk for `access` (PF_WRITE, PF_USER, PF_FETCH). Sets A bits, and D bits for a write, with a
+ * The four page-directory pointers that MOV CR3 loads in PAE paging. False if one of them has a
+ * reserved bit: then the instruction is #GP(0) and nothing changes. SDM volume 3, 4.4.1.
+ */
+bool walk_load_pdpte(struct memory *memory, uint64_t cr3, unsigned physical_bits,
+                     uint64_t ret_pdpte[4]);
+
+/*
+ * Walk for `access` (PF_WRITE, PF_USER, PF_FETCH, WALK_IMPLICIT). Sets A bits, and D bits for a write, with a
  * locked compare-exchange as the CPU does. Returns true and fills the result, or false with
  * error_code set for #PF. `gva` must be canonical. A table outside RAM reads as all ones, like
  * a bus without a device.
