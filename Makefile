@@ -5,11 +5,12 @@
 
 CC      := gcc
 SAN     :=
-VARIANT := $(notdir $(CC))$(if $(SAN),-$(subst $(comma),-,$(SAN)))
 comma   := ,
+VARIANT := $(notdir $(CC))$(if $(SAN),-$(subst $(comma),-,$(SAN)))
 OUT     := build/$(VARIANT)
 
-LIBRARIES := zydis liburing libseccomp jansson zlib
+# Debian's libzydis-dev has no pkg-config file; its headers are on the default path.
+LIBRARIES := liburing libseccomp jansson zlib
 FLAGS := -std=gnu17 -O2 -g -pthread -Isrc -MMD -MP -D_GNU_SOURCE -fno-strict-aliasing \
          -fno-omit-frame-pointer -Wall -Wextra -Werror -Wshadow -Wvla -Wundef -Wformat=2 \
          -Wstrict-prototypes -Wmissing-prototypes -Wold-style-definition -Wpointer-arith \
@@ -19,7 +20,7 @@ FLAGS += -fstack-protector-strong -U_FORTIFY_SOURCE -D_FORTIFY_SOURCE=2
 else
 FLAGS += -fsanitize=$(SAN) -fno-sanitize-recover=all
 endif
-LINK := $(shell pkg-config --libs $(LIBRARIES)) -pthread
+LINK := $(shell pkg-config --libs $(LIBRARIES)) -lZydis -pthread
 
 # Rooms that run while guest vector state is in the CPU: no vector registers, no calls to
 # functions that might use them behind our back (docs/translate.md).
