@@ -84,6 +84,7 @@ enum page_state memory_page_state(const struct memory *memory, uint64_t page);
 /*
  * The doors for a few bytes. -EFAULT if the range is not all RAM: then nothing was copied.
  * A write to a code page runs the listeners. May wait for a transition. General registers only.
+ * Aligned ranges of 2, 4 or 8 bytes are copied in one access: ring indexes are seen whole.
  */
 int memory_read(struct memory *memory, gpa_t gpa, void *buffer, uint64_t length)
     __attribute__((warn_unused_result));

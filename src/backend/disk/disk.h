@@ -1,7 +1,7 @@
 /*
  * Disk backends: asynchronous block storage on the host. Knows no guest.
  *
- * Threads: submit from any thread; done() runs on the backend's own thread or the loop's thread,
+ * Threads: submit from any thread; done() runs on a thread of the backend's own, or inside drain,
  *          never inside submit().
  */
 #pragma once
@@ -13,7 +13,10 @@
 
 enum disk_operation { DISK_READ, DISK_WRITE, DISK_FLUSH, DISK_DISCARD, DISK_WRITE_ZEROES };
 
-/* The submitter owns the request until submit, and again from done() on. */
+/*
+ * The submitter owns the request until submit, and again from done() on. Requests in flight
+ * together are not ordered; a flush covers the writes that were done before it was submitted.
+ */
 struct disk_request {
     enum disk_operation operation;
     uint64_t offset;      /* bytes */
@@ -40,17 +43,25 @@ struct disk {
     bool readonly;
 };
 
-/* Check the range and the right, then submit; a bad request is done with -EINVAL or -EROFS. */
-void disk_submit(struct disk *disk, struct disk_request *request);
+/*
+ * Check the range and the right, then submit. -EINVAL or -EROFS: the request was not taken, and
+ * done() will not run.
+ */
+int disk_submit(struct disk *disk, struct disk_request *request)
+    __attribute__((warn_unused_result));
+/*
+ * Returns when nothing is in flight, including what done() submitted meanwhile. Not from done(),
+ * and without any lock that done() takes. NULL is fine for this and for disk_free().
+ */
 void disk_drain(struct disk *disk);
 void disk_free(struct disk *disk);
 
-struct loop;
 /*
  * A raw image: a regular file or a block device. The size must be a multiple of 512 bytes or is
  * rounded down. A file that starts with the magic of another format is refused with -EINVAL
  * unless `format_given`, with the spellings to choose from on the trail. io_uring where
- * the host allows it, otherwise threads. The file is locked against a second writer.
+ * the host allows it, otherwise threads; both are made here, so that a process may give up the
+ * right to make them afterwards. The file is locked against a second writer.
  */
-int disk_raw_open(const char *path, bool readonly, bool format_given, struct loop *loop,
-                  struct disk **ret_disk) __attribute__((warn_unused_result));
+int disk_raw_open(const char *path, bool readonly, bool format_given, struct disk **ret_disk)
+    __attribute__((warn_unused_result));

@@ -29,13 +29,13 @@ struct virtqueue {
     bool enabled;
     uint64_t descriptor_area, driver_area, device_area;
     /* The device's place in the rings. */
-    uint16_t next_available;  /* index of the next entry to take from the available ring */
-    uint16_t next_used;       /* index of the next entry to put into the used ring */
-    uint16_t signalled_used;  /* next_used when the driver was last asked about an interrupt */
-    bool signalled_valid;     /* signalled_used means something */
+    uint16_t next_available; /* index of the next entry to take from the available ring */
+    uint16_t next_used;      /* index of the next entry to put into the used ring */
+    uint16_t signalled_used; /* next_used when the driver was last asked about an interrupt */
+    bool signalled_valid;    /* signalled_used means something */
 };
 
-/* A piece of guest-physical memory named by one descriptor. Not yet known to be RAM. */
+/* A piece of guest-physical memory named by one descriptor; all of it is RAM. */
 struct virtio_segment {
     gpa_t gpa;
     uint32_t length;
@@ -64,6 +64,8 @@ bool virtqueue_is_sane(const struct virtqueue *queue);
  */
 int virtqueue_pop(struct virtqueue *queue, struct virtio_chain *ret_chain)
     __attribute__((warn_unused_result));
+/* Put the chain that was popped last back: the next pop takes it again. */
+void virtqueue_unpop(struct virtqueue *queue);
 /*
  * Give a chain back with `written` bytes in its writable segments. -EPROTO if the used ring is
  * no longer RAM. The driver sees it at once; ask virtqueue_wants_interrupt() after the last one.
