@@ -1,28 +1,29 @@
 /*
- * The jail of a VM process: what is left when a hostile guest has taken over the monitor. After
- * jail_enter() the process has no new privileges, no descriptor that it was not given, and a
- * system call allow-list whose default is to kill. It cannot start programs, open files or sockets,
- * trace processes, or make memory executable.
+ * The jail of a VM process: what is left when a hostile guest has taken over the monitor. In the
+ * jail the process has no capabilities, gains no privileges, holds no descriptor that it was not
+ * given, and has a system call allow-list whose default is to kill. It cannot start programs, open
+ * files or sockets, trace processes, or make memory executable.
  *
- * Threads: once, when every thread has been started; it covers all of them.
+ * Order:   jail_close_inherited(), open everything, jail_drop_rights(), start the threads,
+ *          jail_enter(), run the guest.
+ * Threads: jail_drop_rights() counts for the calling thread and those that it starts later;
+ *          jail_enter() for all threads.
  */
 #pragma once
 
 #include <stdbool.h>
-#include <stddef.h>
 
-/* Which of the walls the host lets us build. */
-struct jail_report {
-    bool landlock; /* no file system access by path, on top of the allow-list */
-};
-
-/*
- * Close the jail around this process. On failure nothing may be run: walls may be half built.
- */
-int jail_enter(struct jail_report *ret_report) __attribute__((warn_unused_result));
-
-/*
- * Close all descriptors above 2. Called first of all in main(): what the shell or a supervisor
- * left open by mistake is not the guest's business.
- */
+/* Close all descriptors above 2: what somebody left open by mistake is not the guest's business. */
 int jail_close_inherited(void) __attribute__((warn_unused_result));
+
+/*
+ * No capabilities, no new privileges, and (with Landlock, where the host has it) no path of any
+ * file system. `ret_landlock` tells whether the host has it.
+ */
+int jail_drop_rights(bool *ret_landlock) __attribute__((warn_unused_result));
+
+/*
+ * The system call allow-list, for every thread of the process. On failure nothing may be run:
+ * walls may be half built.
+ */
+int jail_enter(void) __attribute__((warn_unused_result));
