@@ -36,6 +36,8 @@ struct engine_host {
     /* CR8 is the task priority of the local APIC. */
     uint64_t (*cr8_read)(void *owner, unsigned vcpu);
     void (*cr8_write)(void *owner, unsigned vcpu, uint64_t value);
+    /* The guest wrote its TSC (IA32_TIME_STAMP_COUNTER, IA32_TSC_ADJUST): the new offset. */
+    void (*tsc_changed)(void *owner, unsigned vcpu, uint64_t tsc_offset);
     void *owner;
 };
 
