@@ -125,7 +125,7 @@ static int append_segment(struct memory *memory, struct virtio_chain *chain,
     uint64_t total = chain->read_length + chain->write_length + descriptor->length;
     /* What the device reads comes first (2.7.4.2); 2^32 bytes are the limit of a chain (2.7.5). */
     if (count == VIRTQUEUE_SIZE_MAX || total > UINT32_MAX || (!write && chain->write_count) ||
-        !memory_is_ram(memory, descriptor->address, descriptor->length)) {
+        (descriptor->length && !memory_is_ram(memory, descriptor->address, descriptor->length))) {
         return -EPROTO;
     }
     chain->segments[count] = (struct virtio_segment){descriptor->address, descriptor->length};

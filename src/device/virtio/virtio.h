@@ -46,7 +46,7 @@ struct virtio_ops {
     void (*config_read)(struct virtio_device *virtio, uint32_t offset, void *bytes, unsigned size);
     void (*config_write)(struct virtio_device *virtio, uint32_t offset, const void *bytes,
                          unsigned size); /* NULL: nothing is writable */
-    /* Work on a queue: it is enabled, and the driver is ready. */
+    /* Work on a queue: virtio_queue_is_live(). */
     void (*notify)(struct virtio_device *virtio, unsigned queue);
     /* Forget all work; no host request is in flight. NULL: nothing to forget. */
     void (*reset)(struct virtio_device *virtio);
@@ -57,13 +57,16 @@ struct virtio_ops {
     void (*free)(struct virtio_device *virtio);
 };
 
-/* How a device reaches its driver. Called with the device's lock held. */
+/* How a device reaches its driver. */
 struct virtio_transport_ops {
+    /* With the device's lock held. */
     void (*queue_interrupt)(void *transport, unsigned queue);
     void (*config_interrupt)(void *transport);
-    void (*reset)(void *transport);
+    void (*reset)(void *transport); /* the driver's reset: what belongs to the device's life */
+    /* Without the lock. */
+    void (*power_on)(void *transport); /* the board's reset */
     void (*visit)(void *transport, struct visitor *v);
-    void (*free)(void *transport); /* without the lock */
+    void (*free)(void *transport);
 };
 
 /* Embedded first in every virtio device. */
@@ -78,6 +81,7 @@ struct virtio_device {
     uint8_t config_generation;
     bool paused;    /* no new work is begun */
     bool resetting; /* a reset waits for host requests */
+    uint32_t budget; /* chains that may still be taken in this call */
     struct virtqueue queues[VIRTIO_QUEUES_MAX];
 };
 
@@ -109,8 +113,13 @@ static inline bool virtio_has(const struct virtio_device *virtio, uint64_t featu
 
 /* Is the driver ready, the device whole, not paused, and this queue enabled? */
 bool virtio_queue_is_live(const struct virtio_device *virtio, unsigned queue);
-/* virtqueue_pop(): 1 or 0; a broken ring is 0 and the device then needs a reset. */
-int virtio_pop(struct virtio_device *virtio, unsigned queue, struct virtio_chain *ret_chain);
+/*
+ * Work on a queue if it is live; how notifications, and whatever lets stopped work go on, enter.
+ * A driver that keeps one such call busy for very long is treated as broken.
+ */
+void virtio_serve(struct virtio_device *virtio, unsigned queue);
+/* Take a chain. False: there is none (or the ring is broken: the device then needs a reset). */
+bool virtio_pop(struct virtio_device *virtio, unsigned queue, struct virtio_chain *ret_chain);
 /* virtqueue_push() and then the interrupt if the driver wants one. */
 void virtio_push(struct virtio_device *virtio, unsigned queue, uint16_t head, uint32_t written);
 /* The driver broke the rules: stop serving it until it resets the device (2.1.2). */
@@ -123,7 +132,6 @@ void virtio_config_changed(struct virtio_device *virtio);
 void virtio_set_status(struct virtio_device *virtio, uint8_t status);
 void virtio_set_features(struct virtio_device *virtio, unsigned word, uint32_t features);
 void virtio_enable_queue(struct virtio_device *virtio, unsigned queue);
-void virtio_notify(struct virtio_device *virtio, unsigned queue);
 /* Little-endian; outside of the configuration reads as zeros, and writes vanish. */
 uint64_t virtio_config_read(struct virtio_device *virtio, uint64_t offset, unsigned size);
 void virtio_config_write(struct virtio_device *virtio, uint64_t offset, unsigned size,
