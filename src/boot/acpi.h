@@ -20,10 +20,10 @@ struct acpi_facts {
     uint16_t reset_port;
     uint8_t reset_value;
     uint8_t sci_irq;
-    uint8_t sleep_type_s5; /* SLP_TYP of \_S5 */
+    uint8_t sleep_type_s5;  /* SLP_TYP of \_S5 */
     uint64_t mmconfig_base; /* 0: none */
     uint8_t mmconfig_buses;
-    uint64_t pci_window_base, pci_window_size; /* 32-bit memory window of the root bridge */
+    uint64_t pci_window_base, pci_window_size;     /* 32-bit memory window of the root bridge */
     uint64_t pci_window64_base, pci_window64_size; /* 0: none */
     /* PCI INTx: device d, pin p (0..3) is GSI pci_gsi_base + (d + p) % 4 */
     uint8_t pci_gsi_base;

@@ -21,7 +21,10 @@ struct boot_file {
     size_t size;
 };
 
-/* Read a whole file (at most `limit` bytes). boot_file_free() gives the memory back. */
+/*
+ * Read a whole regular file or pipe (at most `limit` bytes). The file keeps pointing to `path`.
+ * boot_file_free() gives the memory back; NULL is fine.
+ */
 int boot_file_read(const char *path, uint64_t limit, struct boot_file *ret_file)
     __attribute__((warn_unused_result));
 void boot_file_free(struct boot_file *file);
@@ -46,8 +49,8 @@ struct boot_board {
 
 struct boot_request {
     struct boot_file kernel;
-    struct boot_file initrd;          /* size 0: none. Multiboot: refused, use modules */
-    const struct boot_file *modules;  /* Multiboot only */
+    struct boot_file initrd; /* size 0: none. Multiboot: the first module, its name is its string */
+    const struct boot_file *modules;    /* Multiboot only, refused by others */
     const char *const *module_commands; /* one string for each module */
     size_t module_count;
     const char *command_line;
