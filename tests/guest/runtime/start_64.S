@@ -209,10 +209,16 @@ context_run:
     mov %eax, %ds
     mov 168(%rdi), %eax
     mov %eax, %es
+    /* a null selector would clear the bases on some CPUs: leave FS and GS alone then */
     mov 176(%rdi), %eax
+    test %eax, %eax
+    jz 1f
     mov %eax, %fs
-    mov 184(%rdi), %eax
+1:  mov 184(%rdi), %eax
+    test %eax, %eax
+    jz 1f
     mov %eax, %gs
+1:
     mov 0(%rdi), %rax
     mov 8(%rdi), %rcx
     mov 16(%rdi), %rdx
