@@ -136,10 +136,12 @@ static uint16_t accepted_vector(const struct virtio_pci *pci, uint64_t vector)
     return vector < vector_count(pci) ? (uint16_t)vector : NO_VECTOR;
 }
 
-/* Is [offset, offset + size) the field, or a half of it if it has 8 bytes (4.1.3.1)? */
+/*
+ * Is [offset, offset + size) the field, or a half of it if it has 8 bytes (4.1.3.1)? Before the
+ * field the difference wraps to something that never fits.
+ */
 #define IS_FIELD(field)                                                                            \
-    (offset >= offsetof(struct common_registers, field) &&                                         \
-     (size == sizeof registers.field || (sizeof registers.field == 8 && size == 4)) &&             \
+    ((size == sizeof registers.field || (sizeof registers.field == 8 && size == 4)) &&             \
      range_fits(offset - offsetof(struct common_registers, field), size, sizeof registers.field))
 
 /* Registers of the selected queue, from `registers` with the new bytes in place. */
@@ -156,7 +158,8 @@ static void queue_write(struct virtio_pci *pci, uint64_t offset, unsigned size,
         return; /* a running queue does not move */
     } else if (IS_FIELD(queue_size)) {
         /* What is no power of two is found when the queue is enabled. */
-        queue->size = registers.queue_size;
+        queue->size =
+            registers.queue_size <= queue->size_max ? registers.queue_size : queue->size;
     } else if (IS_FIELD(queue_enable) && registers.queue_enable == 1) {
         virtio_enable_queue(pci->virtio, pci->queue_select);
     } else if (IS_FIELD(queue_desc)) {
