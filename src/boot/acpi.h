@@ -28,6 +28,7 @@ struct acpi_facts {
     /* PCI INTx: device d, pin p (0..3) is GSI pci_gsi_base + (d + p) % 4 */
     uint8_t pci_gsi_base;
     bool has_i8042;
+    bool has_vga;
     uint16_t serial_port; /* 0: none; IRQ 4 */
 };
 

@@ -62,7 +62,7 @@ static int read_some(int fd, const char *path, uint8_t *buffer, uint64_t capacit
 int boot_file_read(const char *path, uint64_t limit, struct boot_file *ret_file)
 {
     CLEANUP_FD int fd = -1;
-    uint64_t expected;
+    uint64_t expected = 0;
     int error = open_file(path, &fd, &expected);
     if (error < 0) {
         return error;
