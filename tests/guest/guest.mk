@@ -3,7 +3,7 @@
 
 GUEST_CC    := gcc
 GUEST_OUT   := $(OUT)/tests/guest
-GUEST_FLAGS := -std=gnu17 -O2 -g0 -ffreestanding -fno-pic -no-pie -fno-stack-protector \
+GUEST_FLAGS := -std=gnu17 -O2 -g0 -ffreestanding -fno-strict-aliasing -fno-pic -no-pie -fno-stack-protector \
                -fno-asynchronous-unwind-tables -fcf-protection=none -mgeneral-regs-only \
                -Wall -Wextra -Werror -Wno-array-bounds -Itests/guest/runtime -MMD -MP
 GUEST_FLAGS_64 := $(GUEST_FLAGS) -m64 -mno-red-zone

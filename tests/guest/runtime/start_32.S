@@ -36,6 +36,9 @@ start:
     or $0x10022, %eax
     mov %eax, %cr0
     fninit
+    mov $0xff, %al /* whoever started us may have left the interrupt controllers on */
+    out %al, $0x21
+    out %al, $0xa1
     mov $idt, %edi
     mov $stubs, %eax
     mov $256, %ecx

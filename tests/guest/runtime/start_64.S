@@ -80,6 +80,9 @@ start_64:
     lldt %ax
     mov $boot_stack_top, %rsp
     fninit
+    mov $0xff, %al /* whoever started us may have left the interrupt controllers on */
+    out %al, $0x21
+    out %al, $0xa1
     call idt_fill
     lidt idt_pointer
     mov $TASK_OFFSET, %eax
