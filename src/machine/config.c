@@ -15,7 +15,8 @@
 #include "machine/resource.h"
 #include "memory/memory.h"
 
-/* Less than this holds no 64-bit kernel; more is beyond the smallest guest-physical address size. */
+/* Less than this holds no 64-bit kernel; more is beyond the smallest guest-physical address size.
+ */
 #define MEMORY_MIN MIB(16)
 #define MEMORY_MAX GIB(512)
 

@@ -37,7 +37,7 @@ struct module_config {
 struct vm_config {
     char *name;
     char *kernel;
-    char *initrd;  /* NULL: none */
+    char *initrd; /* NULL: none */
     char *command_line;
     uint64_t memory_size;
     unsigned cpus;

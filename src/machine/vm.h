@@ -2,9 +2,9 @@
  * A virtual machine: its life from building to its end.
  *
  * Purpose: joins config, memory, engine, bus and devices (board_pc.c lists them), and runs them.
- * Life:    BUILT -> RUNNING <-> PAUSED -> DEAD. vm_new() leaves every host resource open and
- *          every thread started but idle, so that the caller can lock the process down before
- *          the first guest instruction runs in vm_run().
+ * Life:    BUILT -> RUNNING <-> PAUSED -> DEAD. vm_new() opens every host resource, vm_start()
+ *          starts every thread, idle; so the caller can lock the process down in between and
+ *          after, before the first guest instruction runs in vm_run().
  * Threads: vm_run() makes its caller the loop thread; there is one thread for each vCPU.
  *          vm_pause, vm_resume, vm_reset and vm_visit belong to the loop thread (or to any thread
  *          while vm_run() is not in progress); the vm_request_* calls may come from any thread.
@@ -39,13 +39,13 @@ struct vm_end {
     char message[1024];
 };
 
-/*
- * Build the machine and load the kernel. `config` is borrowed until vm_free(). Tells nothing to
- * anybody: errors are on the trail.
- */
+/* Build the machine and load the kernel. `config` is borrowed until vm_free(). */
 int vm_new(const struct vm_config *config, struct vm **ret_vm) __attribute__((warn_unused_result));
 /* Stops and joins the threads. NULL is fine. */
 void vm_free(struct vm *vm);
+
+/* Start the threads and let the engine set up its vCPUs. No path is opened from here on. */
+int vm_start(struct vm *vm) __attribute__((warn_unused_result));
 
 /* Run until the machine ends. */
 void vm_run(struct vm *vm, struct vm_end *ret_end);

@@ -1,0 +1,184 @@
+/*
+ * The threads of the vCPUs. Each makes its engine vCPU, then alternates between standing still
+ * (parked: its state lies in vm_vcpu.state and belongs to whoever holds the machine) and running
+ * until it is asked to stop.
+ */
+#include <signal.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "base/assert.h"
+#include "base/error.h"
+#include "device/irqchip/irqchip.h"
+#include "machine/vm_internal.h"
+
+/* Stand still until the machine may run. False: return from the thread. */
+static bool park(struct vm_vcpu *vcpu, struct engine_vcpu *engine)
+{
+    struct vm *vm = vcpu->vm;
+    pthread_mutex_lock(&vm->lock);
+    if (engine && !vcpu->state_changed) {
+        vm->engine_ops->get_state(engine, &vcpu->state);
+    }
+    vm->parked++;
+    pthread_cond_broadcast(&vm->changed);
+    while (vm->stop && !vm->quitting) {
+        pthread_cond_wait(&vm->changed, &vm->lock);
+    }
+    vm->parked--;
+    bool run = !vm->quitting;
+    if (run && vcpu->state_changed) {
+        vm->engine_ops->set_state(engine, &vcpu->state);
+        vcpu->tsc_offset = vcpu->state.tsc_offset;
+        vcpu->state_changed = false;
+    }
+    pthread_mutex_unlock(&vm->lock);
+    return run;
+}
+
+/* Nothing can be run any more until somebody decides: wait for that. */
+static void wait_for_stop(struct vm *vm)
+{
+    pthread_mutex_lock(&vm->lock);
+    while (!vm->stop) {
+        pthread_cond_wait(&vm->changed, &vm->lock);
+    }
+    pthread_mutex_unlock(&vm->lock);
+}
+
+static void handle_triple_fault(struct vm_vcpu *vcpu, struct engine_vcpu *engine)
+{
+    struct cpu_state state;
+    vcpu->vm->engine_ops->get_state(engine, &state);
+    vm_triple_fault(vcpu->vm, vcpu->index, &state);
+    wait_for_stop(vcpu->vm);
+}
+
+static void run_until_stop(struct vm_vcpu *vcpu, struct engine_vcpu *engine)
+{
+    struct vm *vm = vcpu->vm;
+    while (!vm->stop) {
+        if (atomic_exchange(&vcpu->init_pending, false)) {
+            irqchip_vcpu_init(vm->board.irqchip, vcpu->index);
+        }
+        switch (vm->engine_ops->run(engine)) {
+        case EXIT_INTERRUPTED:
+            break;
+        case EXIT_HALT:
+            vm->engine_ops->wait(engine, UINT64_MAX);
+            break;
+        case EXIT_TRIPLE_FAULT:
+            handle_triple_fault(vcpu, engine);
+            break;
+        case EXIT_ERROR:
+            vm_request_error(vm, trail_text());
+            wait_for_stop(vm);
+            break;
+        }
+    }
+}
+
+static void report_start(struct vm *vm, int error)
+{
+    pthread_mutex_lock(&vm->lock);
+    if (error && !vm->start_error) {
+        vm->start_error = error;
+        snprintf(vm->start_message, sizeof vm->start_message, "%s", trail_text());
+    }
+    pthread_mutex_unlock(&vm->lock);
+}
+
+static void *vcpu_main(void *argument)
+{
+    struct vm_vcpu *vcpu = argument;
+    struct vm *vm = vcpu->vm;
+    char name[16];
+    snprintf(name, sizeof name, "vcpu%u", vcpu->index);
+    pthread_setname_np(pthread_self(), name);
+
+    struct engine_vcpu *engine = NULL;
+    report_start(vm, vm->engine_ops->vcpu_new(vm->engine, vcpu->index, &engine));
+    vcpu->engine = engine;
+    while (park(vcpu, engine)) {
+        run_until_stop(vcpu, engine);
+    }
+    vcpu->engine = NULL;
+    vm->engine_ops->vcpu_free(engine);
+    return NULL;
+}
+
+static void wait_for_parked(struct vm *vm)
+{
+    unsigned threads = 0;
+    for (unsigned i = 0; i < vm->config->cpus; i++) {
+        threads += vm->vcpus[i].has_thread;
+    }
+    while (vm->parked < threads) {
+        pthread_cond_wait(&vm->changed, &vm->lock);
+    }
+}
+
+int vcpu_threads_start(struct vm *vm)
+{
+    vm->stop = true;
+    for (unsigned i = 0; i < vm->config->cpus; i++) {
+        struct vm_vcpu *vcpu = &vm->vcpus[i];
+        int r = pthread_create(&vcpu->thread, NULL, vcpu_main, vcpu);
+        if (r) {
+            return fail(-r, "start the thread of vCPU %u", i);
+        }
+        vcpu->has_thread = true;
+    }
+    pthread_mutex_lock(&vm->lock);
+    wait_for_parked(vm);
+    int r = vm->start_error;
+    pthread_mutex_unlock(&vm->lock);
+    return r ? fail(r, "%s", vm->start_message) : 0;
+}
+
+void vcpu_threads_join(struct vm *vm)
+{
+    if (!vm->vcpus) {
+        return;
+    }
+    vcpu_threads_stop(vm);
+    pthread_mutex_lock(&vm->lock);
+    vm->quitting = true;
+    pthread_cond_broadcast(&vm->changed);
+    pthread_mutex_unlock(&vm->lock);
+    for (unsigned i = 0; i < vm->config->cpus; i++) {
+        if (vm->vcpus[i].has_thread) {
+            pthread_join(vm->vcpus[i].thread, NULL);
+        }
+    }
+}
+
+void vcpu_threads_go(struct vm *vm)
+{
+    pthread_mutex_lock(&vm->lock);
+    vm->stop = false;
+    pthread_cond_broadcast(&vm->changed);
+    pthread_mutex_unlock(&vm->lock);
+}
+
+void vcpu_threads_ask_stop(struct vm *vm)
+{
+    pthread_mutex_lock(&vm->lock);
+    vm->stop = true;
+    pthread_cond_broadcast(&vm->changed);
+    pthread_mutex_unlock(&vm->lock);
+    for (unsigned i = 0; i < vm->config->cpus; i++) {
+        struct engine_vcpu *engine = vm->vcpus[i].engine;
+        if (engine) {
+            vm->engine_ops->kick(engine, KICK_STOP, 0);
+        }
+    }
+}
+
+void vcpu_threads_stop(struct vm *vm)
+{
+    vcpu_threads_ask_stop(vm);
+    pthread_mutex_lock(&vm->lock);
+    wait_for_parked(vm);
+    pthread_mutex_unlock(&vm->lock);
+}

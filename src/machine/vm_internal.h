@@ -1,0 +1,116 @@
+/* What the files of machine/ share: the one struct that everything of a virtual machine hangs from.
+ */
+#pragma once
+
+#include <pthread.h>
+#include <stdatomic.h>
+
+#include "base/clock.h"
+#include "boot/acpi.h"
+#include "boot/boot.h"
+#include "bus/bus.h"
+#include "machine/vm.h"
+
+struct console;
+struct device;
+struct host_clock;
+struct irqchip;
+struct pci_bus;
+struct test_clock;
+
+struct vm_vcpu {
+    struct vm *vm; /* borrowed */
+    unsigned index;
+    pthread_t thread;
+    bool has_thread;
+    _Atomic(struct engine_vcpu *) engine; /* owned by the vCPU's thread */
+    _Atomic uint64_t tsc_offset;          /* as the engine has it, for other threads */
+    _Atomic bool init_pending;            /* an INIT was sent: the local APIC has to follow */
+    /* While parked, under vm->lock: */
+    struct cpu_state state;
+    bool state_changed; /* the engine has to take it over before it runs */
+};
+
+enum { BOARD_DEVICES_MAX = 32 };
+
+/* The board: everything that the guest sees beside CPUs and memory. */
+struct board {
+    struct bus *bus;
+    struct irqchip *irqchip; /* owned by its device */
+    struct pci_bus *pci;
+    struct device *kvmclock;        /* borrowed from the list */
+    struct console *serial_console; /* serial ports borrow theirs */
+    struct device *devices[BOARD_DEVICES_MAX];
+    size_t device_count;
+};
+
+struct vm {
+    const struct vm_config *config; /* borrowed */
+    struct loop *loop;
+    struct host_clock *host_clock; /* TIME_HOST, else NULL */
+    struct test_clock *step_clock; /* TIME_DETERMINISTIC, else NULL */
+    struct clock clock;
+    uint64_t tsc_hz;
+    struct memory *memory;
+    struct cpuid_table *cpuid;
+    const struct engine_ops *engine_ops;
+    struct engine_vm *engine;
+    struct board board;
+    struct boot_file kernel, initrd, modules[VM_MODULES_MAX];
+
+    struct vm_vcpu *vcpus;
+    pthread_mutex_t lock;
+    pthread_cond_t changed;
+    enum vm_life life;
+    unsigned parked; /* how many vCPU threads stand still */
+    int start_error; /* the first failure of a vCPU thread at its start */
+    char start_message[512];
+    bool quitting;     /* vCPU threads shall return */
+    _Atomic bool stop; /* vCPU threads shall park */
+    atomic_flag reset_posted;
+    struct vm_end end;
+    uint64_t last_report_ns; /* when a triple fault was last shown */
+    /* Where time stood when the machine was last stopped. */
+    uint64_t stopped_tsc, stopped_ns;
+};
+
+/* tsc.c: the rate of the host's TSC against CLOCK_MONOTONIC_RAW. Takes about 10 ms. */
+uint64_t tsc_measure_hz(void);
+
+/* vcpu_loop.c */
+int vcpu_threads_start(struct vm *vm) __attribute__((warn_unused_result));
+void vcpu_threads_join(struct vm *vm);
+/* Let all vCPUs run; wait until all of them are parked. Loop thread. */
+void vcpu_threads_go(struct vm *vm);
+void vcpu_threads_stop(struct vm *vm);
+/* Tell all vCPUs to park, without waiting. Any thread. */
+void vcpu_threads_ask_stop(struct vm *vm);
+
+/* engine_host.c: what the engine may ask. */
+struct engine_host engine_host_for(struct vm *vm);
+/* The guest's TSC of a vCPU now. Any thread. */
+uint64_t vm_tsc_now(struct vm *vm, unsigned vcpu);
+
+/* vm.c */
+void vm_request_error(struct vm *vm, const char *message);
+void vm_triple_fault(struct vm *vm, unsigned vcpu, const struct cpu_state *state);
+
+/* board_pc.c: the address map, then everything that stands on it. */
+struct board_map {
+    struct memory_range ram[4];
+    size_t ram_count;
+    struct e820_entry e820[E820_MAX];
+    size_t e820_count;
+    uint64_t ram_below_4g, ram_above_4g;
+    uint64_t window64_base, window64_size;
+};
+void board_map_make(uint64_t memory_size, struct board_map *ret_map);
+int board_new(struct vm *vm) __attribute__((warn_unused_result));
+void board_free(struct board *board);
+void board_pause(struct board *board);
+void board_resume(struct board *board);
+/* After power-on or reset: firmware's work (PCI addresses, ACPI tables), then the kernel. */
+int board_boot(struct vm *vm, struct cpu_state *state) __attribute__((warn_unused_result));
+
+/* triple_fault.c: what happened, on one screen. */
+void triple_fault_report(struct vm *vm, unsigned vcpu, const struct cpu_state *state);
