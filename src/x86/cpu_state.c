@@ -27,12 +27,12 @@ enum {
     MISC_ENABLE_FAST_STRINGS = 1 << 0,
 };
 
-static const uint32_t cr4_reserved = ~(uint32_t)(
-    CR4_VME | CR4_PVI | CR4_TSD | CR4_DE | CR4_PSE | CR4_PAE | CR4_MCE | CR4_PGE | CR4_PCE |
-    CR4_OSFXSR | CR4_OSXMMEXCPT | CR4_UMIP | CR4_FSGSBASE | CR4_PCIDE | CR4_OSXSAVE | CR4_SMEP |
-    CR4_SMAP);
+static const uint32_t cr4_reserved =
+    ~(uint32_t)(CR4_VME | CR4_PVI | CR4_TSD | CR4_DE | CR4_PSE | CR4_PAE | CR4_MCE | CR4_PGE |
+                CR4_PCE | CR4_OSFXSR | CR4_OSXMMEXCPT | CR4_UMIP | CR4_FSGSBASE | CR4_PCIDE |
+                CR4_OSXSAVE | CR4_SMEP | CR4_SMAP);
 static const uint32_t efer_reserved =
-    ~(uint32_t)(EFER_SCE | EFER_LME | EFER_LMA | EFER_NXE | EFER_FFXSR);
+    ~(uint32_t)(EFER_SCE | EFER_LME | EFER_LMA | EFER_NXE | EFER_FFXSR | EFER_AIBRSE);
 
 /* Table 9-1 gives write-back, write-through, UC-, UC twice (SDM volume 3, 12.12.4). */
 static const uint64_t pat_reset = 0x0007040600070406;
@@ -159,7 +159,7 @@ static void visit_system(struct cpu_state *state, struct visitor *v)
 
 static void visit_msrs(struct cpu_state *state, struct visitor *v)
 {
-    visit_u64_max(v, "efer", &state->efer, UINT16_MAX);
+    visit_u64_max(v, "efer", &state->efer, UINT32_MAX);
     visit_u64(v, "star", &state->star);
     visit_u64(v, "lstar", &state->lstar);
     visit_u64(v, "cstar", &state->cstar);
@@ -185,8 +185,8 @@ static void visit_msrs(struct cpu_state *state, struct visitor *v)
 static bool is_consistent(const struct cpu_state *state)
 {
     bool bases = is_canonical(state->lstar) && is_canonical(state->cstar) &&
-                     is_canonical(state->kernel_gs_base) && is_canonical(state->sysenter_esp) &&
-                     is_canonical(state->sysenter_eip) && is_canonical(state->cr2);
+                 is_canonical(state->kernel_gs_base) && is_canonical(state->sysenter_esp) &&
+                 is_canonical(state->sysenter_eip) && is_canonical(state->cr2);
     bool is_paging = state->cr0 & CR0_PG;
     bool is_long = state->efer & EFER_LMA;
     return bases && (state->rflags & FLAG_FIXED) && !(state->rflags & FLAGS_RESERVED) &&

@@ -88,6 +88,7 @@ enum {
     EFER_LMA = 1u << 10,
     EFER_NXE = 1u << 11,
     EFER_FFXSR = 1u << 14,
+    EFER_AIBRSE = 1u << 21, /* AMD: automatic IBRS */
 };
 
 /* XCR0 state components. SDM volume 1, 13.1. */

@@ -35,8 +35,8 @@ enum decode_result decode(enum decode_mode mode, const uint8_t *bytes, size_t av
     if (length == 0) {
         return DECODE_TRUNCATED;
     }
-    ZyanStatus status = ZydisDecoderDecodeFull(&decoders[mode], bytes, length, &ret_insn->info,
-                                               ret_insn->operands);
+    ZyanStatus status =
+        ZydisDecoderDecodeFull(&decoders[mode], bytes, length, &ret_insn->info, ret_insn->operands);
     if (ZYAN_SUCCESS(status)) {
         bytes_fill(ret_insn->bytes, 0, sizeof ret_insn->bytes);
         bytes_copy(ret_insn->bytes, bytes, ret_insn->info.length);
