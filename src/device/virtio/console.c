@@ -13,6 +13,7 @@
 #include "persist/visitor.h"
 
 enum { RECEIVE_QUEUE = 0, TRANSMIT_QUEUE = 1, QUEUE_SIZE = 64, PIECE = 1024 };
+enum { RECEIVE_BUDGET = 65536 }; /* chains; input is bounded, empty chains are not */
 
 #define CONSOLE_F_SIZE (UINT64_C(1) << 0)
 
@@ -86,7 +87,7 @@ static size_t console_receive(void *owner, const uint8_t *bytes, size_t count)
     struct virtio_chain chain;
     size_t taken = 0;
     pthread_mutex_lock(&virtio->device.lock);
-    virtio->budget = QUEUE_SIZE;
+    virtio->budget = RECEIVE_BUDGET;
     while (taken < count && virtio_pop(virtio, RECEIVE_QUEUE, &chain)) {
         uint64_t left = count - taken;
         uint32_t piece = (uint32_t)(chain.write_length < left ? chain.write_length : left);

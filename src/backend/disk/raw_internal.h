@@ -1,0 +1,53 @@
+/* Inside the raw disk: its two ways to be asynchronous. */
+#pragma once
+
+#include <liburing.h>
+#include <pthread.h>
+
+#include "backend/disk/disk.h"
+
+enum { RAW_WORKERS = 4 };
+
+/* How requests are carried out. */
+enum raw_engine {
+    RAW_AUTO, /* the ring where the host allows it, otherwise the workers */
+    RAW_RING,
+    RAW_WORKER_THREADS,
+};
+
+struct raw_disk {
+    struct disk disk;
+    int fd;
+    enum raw_engine engine;
+    pthread_mutex_t lock; /* guards everything below, and the ring's submission side */
+    pthread_cond_t idle;  /* in_flight became 0 */
+    unsigned in_flight;
+    pthread_t threads[RAW_WORKERS];
+    unsigned thread_count;
+    struct io_uring ring;
+    pthread_cond_t work; /* the workers': `first` or `stopping` changed */
+    struct disk_request *first, **last;
+    bool stopping;
+};
+
+int raw_open(const char *path, bool readonly, bool format_given, enum raw_engine engine,
+             struct disk **ret_disk) __attribute__((warn_unused_result));
+
+/*
+ * Carry out what is left of a request after `done` bytes, waiting for it. 0 or a negative errno.
+ */
+int raw_perform(struct raw_disk *raw, const struct disk_request *request, uint64_t done);
+/* Tell the submitter; afterwards the request no longer counts as in flight. */
+void raw_complete(struct raw_disk *raw, struct disk_request *request, int result);
+/* Start a thread that no signal is delivered to. */
+int raw_start_thread(struct raw_disk *raw, void *(*run)(void *raw));
+
+/* io_uring: -errno if the host does not allow it (nothing on the trail). */
+int raw_ring_open(struct raw_disk *raw);
+void raw_ring_close(struct raw_disk *raw);
+void raw_ring_submit(struct raw_disk *raw, struct disk_request *request);
+
+/* The worker threads. */
+int raw_workers_open(struct raw_disk *raw);
+void raw_workers_close(struct raw_disk *raw);
+void raw_workers_submit(struct raw_disk *raw, struct disk_request *request);
