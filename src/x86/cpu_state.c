@@ -24,7 +24,8 @@ enum {
     SEGMENT_RESERVED = 0x0700,
     FLAGS_RESERVED = ~0x3f7fd7,
     CR0_RESERVED = 0x1ffaffc0,
-    MISC_ENABLE_FAST_STRINGS = 1 << 0,
+    /* fast strings on; branch trace and event sampling unavailable (SDM volume 4, 1A0H) */
+    MISC_ENABLE_RESET = 1 << 0 | 1 << 11 | 1 << 12,
 };
 
 static const uint32_t cr4_reserved =
@@ -72,7 +73,7 @@ void cpu_state_reset(struct cpu_state *state, bool is_bsp)
     state->cr0 = CR0_CD | CR0_NW | CR0_ET;
     state->xcr0 = XCR0_X87;
     state->pat = pat_reset;
-    state->misc_enable = MISC_ENABLE_FAST_STRINGS;
+    state->misc_enable = MISC_ENABLE_RESET;
     store_le16(state->xsave + XSAVE_FCW, FCW_RESET);
     store_le32(state->xsave + XSAVE_MXCSR, MXCSR_RESET);
     /* XSTATE_BV stays 0: every component is in its initial configuration. */

@@ -324,6 +324,11 @@ uint32_t cpuid_signature(const struct cpuid_table *table)
     return table->signature;
 }
 
+uint64_t cpuid_tsc_hz(const struct cpuid_table *table)
+{
+    return table->config.tsc_hz;
+}
+
 unsigned cpuid_physical_bits(const struct cpuid_table *table)
 {
     return table->physical_bits;

@@ -70,6 +70,7 @@ bool cpuid_has(const struct cpuid_table *table, enum cpu_feature feature);
 enum cpu_vendor cpuid_vendor(const struct cpuid_table *table);
 /* CPUID.1:EAX, which RDX holds after RESET and INIT. */
 uint32_t cpuid_signature(const struct cpuid_table *table);
+uint64_t cpuid_tsc_hz(const struct cpuid_table *table);
 /* The bits that may be set in CR4, and in IA32_EFER (LMA included). */
 uint64_t cpuid_cr4_allowed(const struct cpuid_table *table);
 uint64_t cpuid_efer_allowed(const struct cpuid_table *table);
