@@ -33,6 +33,7 @@
 #include "device/virtio/console.h"
 #include "device/virtio/rng.h"
 #include "device/virtio/virtio_pci.h"
+#include "machine/report.h"
 #include "machine/vm_internal.h"
 
 enum {
@@ -126,7 +127,7 @@ static void on_console_command(void *owner, enum console_command command)
 
 static void on_disk_error(void *owner, int error, const char *text)
 {
-    fprintf(stderr, "doppel: %s\r\n", text);
+    report("doppel: %s\n", text);
 }
 
 static uint64_t wall_now(void *owner)

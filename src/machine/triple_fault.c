@@ -8,7 +8,7 @@
 #include <string.h>
 
 #include "base/bytes.h"
-#include "device/irqchip/irqchip.h"
+#include "machine/report.h"
 #include "machine/vm_internal.h"
 #include "x86/walk.h"
 
@@ -39,18 +39,18 @@ static void print_registers(FILE *out, const struct cpu_state *state)
                                                  "rsi", "rdi", "r8 ", "r9 ", "r10", "r11",
                                                  "r12", "r13", "r14", "r15"};
     for (unsigned i = 0; i < GPR_COUNT; i++) {
-        fprintf(out, "  %s %016" PRIx64 "%s", names[i], state->gpr[i], i % 4 == 3 ? "\r\n" : "");
+        fprintf(out, "  %s %016" PRIx64 "%s", names[i], state->gpr[i], i % 4 == 3 ? "\n" : "");
     }
-    fprintf(out, "  rip %016" PRIx64 "  rflags %08" PRIx64 "\r\n", state->rip, state->rflags);
+    fprintf(out, "  rip %016" PRIx64 "  rflags %08" PRIx64 "\n", state->rip, state->rflags);
     fprintf(out,
             "  cr0 %08" PRIx64 "  cr2 %016" PRIx64 "  cr3 %016" PRIx64 "  cr4 %08" PRIx64
-            "  efer %04" PRIx64 "\r\n",
+            "  efer %04" PRIx64 "\n",
             state->cr0, state->cr2, state->cr3, state->cr4, state->efer);
 }
 
 static void print_segment(FILE *out, const char *name, const struct segment *segment)
 {
-    fprintf(out, "  %-4s %04x  base %016" PRIx64 "  limit %08x  attributes %04x\r\n", name,
+    fprintf(out, "  %-4s %04x  base %016" PRIx64 "  limit %08x  attributes %04x\n", name,
             segment->selector, segment->base, segment->limit, segment->attributes);
 }
 
@@ -62,7 +62,7 @@ static void print_segments(FILE *out, const struct cpu_state *state)
     }
     print_segment(out, "ldtr", &state->ldtr);
     print_segment(out, "tr", &state->tr);
-    fprintf(out, "  gdtr %016" PRIx64 ":%04x  idtr %016" PRIx64 ":%04x\r\n", state->gdtr.base,
+    fprintf(out, "  gdtr %016" PRIx64 ":%04x  idtr %016" PRIx64 ":%04x\n", state->gdtr.base,
             state->gdtr.limit, state->idtr.base, state->idtr.limit);
 }
 
@@ -87,13 +87,13 @@ static void print_code(FILE *out, struct vm *vm, const struct cpu_state *state)
     fprintf(out, "  code");
     if (!walk(vm->memory, &mode, gva, PF_FETCH, &found) ||
         memory_read(vm->memory, found.gpa, code, count)) {
-        fprintf(out, " (not mapped)\r\n");
+        fprintf(out, " (not mapped)\n");
         return;
     }
     for (uint64_t i = 0; i < count; i++) {
         fprintf(out, " %02x", code[i]);
     }
-    fprintf(out, "\r\n");
+    fprintf(out, "\n");
 }
 
 void triple_fault_report(struct vm *vm, unsigned vcpu, const struct cpu_state *state)
@@ -114,13 +114,13 @@ void triple_fault_report(struct vm *vm, unsigned vcpu, const struct cpu_state *s
         return;
     }
     fprintf(out,
-            "\r\ndoppel: triple fault on vCPU %u in %s: an exception could not be delivered, and "
-            "neither\r\ncould the faults that this caused. %s\r\n",
+            "\ndoppel: triple fault on vCPU %u in %s: an exception could not be delivered, and "
+            "neither\ncould the faults that this caused. %s\n",
             vcpu, mode_name(state),
             vm->config->no_reboot ? "The machine ends." : "The machine resets.");
     print_registers(out, state);
     print_segments(out, state);
     print_code(out, vm, state);
     fclose(out);
-    fputs(text, stderr);
+    report("%s", text);
 }

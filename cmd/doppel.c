@@ -1,0 +1,57 @@
+/* The program: finds the command, and makes sure that descriptors 0 to 2 are open. */
+#include <fcntl.h>
+#include <stdio.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "base/error.h"
+#include "cmd.h"
+#include "control/jail.h"
+#include "machine/report.h"
+
+static const struct {
+    const char *name;
+    int (*call)(int argc, char **argv);
+} commands[] = {
+    {"run", command_run},     {"doctor", command_doctor}, {"help", command_help},
+    {"--help", command_help}, {"-h", command_help},
+};
+
+/*
+ * A file that we open must not become standard input or output because somebody closed those: the
+ * guest's bytes would end up in it.
+ */
+static int fill_standard_descriptors(void)
+{
+    int fd;
+    do {
+        fd = open("/dev/null", O_RDWR);
+    } while (fd >= 0 && fd <= STDERR_FILENO);
+    if (fd < 0) {
+        return -1;
+    }
+    close(fd);
+    return 0;
+}
+
+int main(int argc, char **argv)
+{
+    if (fill_standard_descriptors()) {
+        return STATUS_FAILED;
+    }
+    if (jail_close_inherited()) {
+        report("doppel: %s\n", trail_text());
+        return STATUS_FAILED;
+    }
+    if (argc < 2) {
+        help_first_steps();
+        return STATUS_USAGE;
+    }
+    for (size_t i = 0; i < sizeof commands / sizeof commands[0]; i++) {
+        if (!strcmp(commands[i].name, argv[1])) {
+            return commands[i].call(argc - 1, argv + 1);
+        }
+    }
+    report("doppel: there is no command '%s'; 'doppel help' lists them\n", argv[1]);
+    return STATUS_USAGE;
+}

@@ -1,0 +1,78 @@
+/* Help: by example first, then the list of options, which comes from the table of machine/config.
+ */
+#include <stdio.h>
+#include <string.h>
+
+#include "cmd.h"
+#include "machine/config.h"
+#include "machine/report.h"
+
+static const char overview[] =
+    "doppel runs a virtual machine, with or without hardware virtualization.\n"
+    "\n"
+    "  doppel run --kernel FILE [options]   boot a kernel\n"
+    "  doppel doctor [--json]               what this host offers, and which engine is used\n"
+    "  doppel help [run|keys|status]        this text, or more about one thing\n"
+    "\n"
+    "Boot the kernel of this machine to the shell of its initial RAM disk:\n"
+    "  doppel run --kernel /boot/vmlinuz --initrd /boot/initrd.img \\\n"
+    "      --append 'console=ttyS0 break=top'\n"
+    "\n"
+    "Two CPUs, a gigabyte, a disk image, and the root file system on it:\n"
+    "  doppel run --kernel vmlinuz --initrd initrd.img --cpus 2 --memory 1G \\\n"
+    "      --disk root.img,format=raw --append 'console=ttyS0 root=/dev/vda1'\n"
+    "\n"
+    "Leave with Ctrl-a x. Standard output carries the guest's bytes only.\n";
+
+static const char keys[] = "Keys, when standard input is a terminal:\n"
+                           "  Ctrl-a x       end the machine\n"
+                           "  Ctrl-a h       show these keys\n"
+                           "  Ctrl-a b       send a break (Linux: magic SysRq)\n"
+                           "  Ctrl-a Ctrl-a  send Ctrl-a\n";
+
+static const char statuses[] =
+    "Exit status of 'doppel run':\n"
+    "  0    the guest switched itself off (or reset, with --no-reboot), or you left\n"
+    "  1    an error of ours before the guest started\n"
+    "  2    wrong usage\n"
+    "  4    an error of ours while the guest ran\n"
+    "  6    triple fault, with --no-reboot\n"
+    "  odd  the guest wrote V to the debug-exit port: V*2+1, modulo 256\n";
+
+static void print_run(void)
+{
+    printf("doppel run --kernel FILE [options]\n\n");
+    for (const struct vm_option *option = vm_options(); option->name; option++) {
+        char left[64];
+        snprintf(left, sizeof left, "--%s %s", option->name,
+                 option->argument ? option->argument : "");
+        printf("  %-40s %s\n", left, option->help);
+    }
+    printf("  %-40s %s\n", "--jail on|off", "lock the process down before the guest runs");
+    printf("  %-40s %s\n", "-v", "speak also where standard error is no terminal");
+    printf("\nA comma inside a value of a resource option is written twice (,,).\n");
+}
+
+void help_first_steps(void)
+{
+    report("Boot a kernel:       doppel run --kernel /boot/vmlinuz --initrd /boot/initrd.img "
+           "--append console=ttyS0\n"
+           "More and examples:   doppel help        What this host offers:   doppel doctor\n");
+}
+
+int command_help(int argc, char **argv)
+{
+    if (argc < 2) {
+        fputs(overview, stdout);
+    } else if (!strcmp(argv[1], "run")) {
+        print_run();
+    } else if (!strcmp(argv[1], "keys")) {
+        fputs(keys, stdout);
+    } else if (!strcmp(argv[1], "status")) {
+        fputs(statuses, stdout);
+    } else {
+        report("doppel help: no page '%s' (known: run, keys, status)\n", argv[1]);
+        return STATUS_USAGE;
+    }
+    return STATUS_OK;
+}

@@ -1,0 +1,248 @@
+/*
+ * doppel run: options to a configuration, the machine, the jail around it, and the machine's end to
+ * an exit status.
+ */
+#include <signal.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/signalfd.h>
+#include <unistd.h>
+
+#include "backend/console/console.h"
+#include "base/cleanup.h"
+#include "base/error.h"
+#include "base/loop.h"
+#include "cmd.h"
+#include "control/jail.h"
+#include "machine/report.h"
+#include "machine/vm.h"
+
+struct run {
+    struct vm_config config;
+    struct vm *vm;
+    bool jail;
+    bool verbose;
+    int signals; /* a signalfd */
+};
+
+CLEANUP_DEFINE(struct vm_config, vm_config_fini)
+
+/* Options of the command itself; the rest belongs to the machine. */
+static int set_option(struct run *run, const char *name, const char *value)
+{
+    if (strcmp(name, "jail")) {
+        return vm_config_set(&run->config, name, value);
+    }
+    if (value && !strcmp(value, "on")) {
+        run->jail = true;
+    } else if (value && !strcmp(value, "off")) {
+        run->jail = false;
+    } else {
+        return fail(-EINVAL, "--jail: on or off");
+    }
+    return 0;
+}
+
+static bool takes_value(const char *name)
+{
+    for (const struct vm_option *option = vm_options(); option->name; option++) {
+        if (!strcmp(option->name, name)) {
+            return option->argument;
+        }
+    }
+    return !strcmp(name, "jail");
+}
+
+/* `--name value`, `--name=value`, `--switch`, `-v`. */
+static int parse(struct run *run, int argc, char **argv)
+{
+    for (int i = 1; i < argc; i++) {
+        if (!strcmp(argv[i], "-v")) {
+            run->verbose = true;
+            continue;
+        }
+        if (strncmp(argv[i], "--", 2) || !argv[i][2]) {
+            return fail(-EINVAL, "'%s' is no option: they begin with --", argv[i]);
+        }
+        char name[32];
+        const char *equals = strchr(argv[i], '=');
+        const char *value = equals ? equals + 1 : NULL;
+        size_t length = equals ? (size_t)(equals - argv[i]) - 2 : strlen(argv[i]) - 2;
+        snprintf(name, sizeof name, "%.*s", (int)(length < sizeof name ? length : sizeof name),
+                 argv[i] + 2);
+        if (!value && takes_value(name)) {
+            value = argv[++i]; /* argv ends with NULL: then the value is missing */
+        }
+        int r = set_option(run, name, value);
+        if (r) {
+            return r;
+        }
+    }
+    return vm_config_check(&run->config);
+}
+
+/* Lines that may be left out: shown on a terminal, or if asked for. */
+static bool may_speak(const struct run *run)
+{
+    return run->verbose || isatty(STDERR_FILENO);
+}
+
+/* A bug of ours must not leave the user with a terminal in raw mode. */
+static void on_crash(int signal)
+{
+    console_stdio_restore();
+    /* SA_RESETHAND: returning repeats the fault, now with the default action */
+}
+
+/* Ends by signal come through the loop; the terminal is restored on all of them. */
+static int take_signals(struct run *run)
+{
+    static const int crashes[] = {SIGABRT, SIGSEGV, SIGBUS, SIGILL, SIGFPE};
+    struct sigaction crash = {.sa_handler = on_crash, .sa_flags = SA_RESETHAND};
+    for (size_t i = 0; i < sizeof crashes / sizeof crashes[0]; i++) {
+        sigaction(crashes[i], &crash, NULL);
+    }
+    signal(SIGPIPE, SIG_IGN);
+    sigset_t ends;
+    sigemptyset(&ends);
+    sigaddset(&ends, SIGINT);
+    sigaddset(&ends, SIGTERM);
+    sigaddset(&ends, SIGHUP);
+    sigaddset(&ends, SIGQUIT);
+    pthread_sigmask(SIG_BLOCK, &ends, NULL);
+    run->signals = signalfd(-1, &ends, SFD_CLOEXEC | SFD_NONBLOCK);
+    return run->signals < 0 ? fail(-errno, "make a signalfd") : 0;
+}
+
+static void on_signal(void *owner, unsigned events)
+{
+    struct run *run = owner;
+    struct signalfd_siginfo info;
+    if (read(run->signals, &info, sizeof info) == sizeof info) {
+        vm_request_end(run->vm, VM_END_QUIT, info.ssi_signo);
+    }
+}
+
+static int start(struct run *run, struct watch **ret_watch)
+{
+    int r = vm_new(&run->config, &run->vm);
+    if (r) {
+        return r;
+    }
+    r = watch_new(vm_loop(run->vm), run->signals, LOOP_READABLE, on_signal, run, ret_watch);
+    if (r) {
+        return r;
+    }
+    bool landlock = false;
+    if (run->jail) {
+        r = jail_drop_rights(&landlock);
+        if (r) {
+            return r;
+        }
+    }
+    r = vm_start(run->vm);
+    if (!r && run->jail) {
+        r = jail_enter();
+    }
+    if (!r && may_speak(run)) {
+        report("doppel: %s: engine %s, %u CPU%s, %llu MiB%s%s\n", run->config.name,
+               vm_engine_name(run->vm), run->config.cpus, run->config.cpus > 1 ? "s" : "",
+               (unsigned long long)(run->config.memory_size >> 20),
+               run->jail && !landlock ? ", no Landlock on this host" : "",
+               console_stdio_is_terminal() ? "; Ctrl-a x ends, Ctrl-a h helps" : "");
+    }
+    return r;
+}
+
+static int status_of(const struct run *run, const struct vm_end *end)
+{
+    const char *text = "";
+    int status = STATUS_OK;
+    switch (end->kind) {
+    case VM_END_POWER_OFF:
+        text = "the guest switched itself off";
+        break;
+    case VM_END_RESET:
+        text = "the guest reset itself, which ends it (--no-reboot)";
+        break;
+    case VM_END_TRIPLE_FAULT:
+        text = "the guest ended by a triple fault (--no-reboot)";
+        status = STATUS_TRIPLE_FAULT;
+        break;
+    case VM_END_DEBUG_EXIT:
+        text = "the guest ended by its debug-exit port";
+        status = (int)((end->value << 1 | 1) & 0xff);
+        break;
+    case VM_END_QUIT:
+        text = end->value ? "ended by a signal" : "ended by you";
+        break;
+    case VM_END_NONE:
+    case VM_END_ERROR:
+        report("doppel: %s: %s\n", run->config.name, end->message);
+        return STATUS_DIED;
+    }
+    if (may_speak(run)) {
+        report("doppel: %s: %s\n", run->config.name, text);
+    }
+    return status;
+}
+
+/* Die by the signal that ended us, as whoever sent it expects. */
+static void die_by(int signal)
+{
+    sigset_t set;
+    sigemptyset(&set);
+    sigaddset(&set, signal);
+    raise(signal);
+    pthread_sigmask(SIG_UNBLOCK, &set, NULL);
+}
+
+static int run_machine(struct run *run)
+{
+    struct watch *watch = NULL;
+    int r = take_signals(run);
+    if (!r) {
+        r = start(run, &watch);
+    }
+    struct vm_end end = {0};
+    if (!r) {
+        vm_run(run->vm, &end);
+    }
+    watch_free(watch);
+    vm_free(run->vm);
+    if (r) {
+        report("doppel: %s\n", trail_text());
+        return STATUS_FAILED;
+    }
+    int status = status_of(run, &end);
+    if (end.kind == VM_END_QUIT && end.value) {
+        die_by((int)end.value);
+    }
+    return status;
+}
+
+int command_run(int argc, char **argv)
+{
+    if (argc < 2) {
+        help_first_steps();
+        return STATUS_USAGE;
+    }
+    if (!strcmp(argv[1], "--help") || !strcmp(argv[1], "-h")) {
+        char *help[] = {"help", "run", NULL};
+        return command_help(2, help);
+    }
+    struct run run = {.jail = true, .signals = -1};
+    CLEANUP(vm_config_fini) struct vm_config *config = &run.config;
+    vm_config_init(config);
+    if (parse(&run, argc, argv)) {
+        report("doppel run: %s\n", trail_text());
+        return STATUS_USAGE;
+    }
+    if (!run.jail) {
+        report("doppel: WARNING: --jail off: a guest that breaks out of the monitor has all the "
+               "rights of this user\n");
+    }
+    int status = run_machine(&run);
+    close(run.signals);
+    return status;
+}
