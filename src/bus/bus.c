@@ -284,10 +284,10 @@ static uint64_t ones(unsigned size)
     return size >= 8 ? UINT64_MAX : (1ull << (8 * size)) - 1;
 }
 
-/* Does the access stay inside the region it starts in? */
+/* Can the region answer the access in one piece? */
 static bool region_holds(const struct region *region, uint64_t address, unsigned size)
 {
-    return range_fits(address - region->base, size, region->size);
+    return !region->is_byte_wide && range_fits(address - region->base, size, region->size);
 }
 
 uint32_t bus_port_read(struct bus *bus, uint16_t port, unsigned size)

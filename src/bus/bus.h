@@ -23,6 +23,7 @@ struct region {
     uint64_t base, size;
     const struct region_ops *ops;
     void *owner;
+    bool is_byte_wide; /* wider accesses arrive as bytes, the lowest address first */
 };
 
 struct bus;

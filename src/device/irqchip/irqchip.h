@@ -6,9 +6,8 @@
  *          line 0 (the timer) reaches pin 2, and line 2 does not exist (the cascade). The MADT has
  *          to say so. Lines 16..23 reach the I/O APIC only. Levels are active-high inside.
  * Threads: lines and messages from any thread. Everything with a `vcpu` argument only on that
- *          vCPU's thread. Calls of the wire may come from any thread, with no lock held that an
- *          irqchip call of another thread waits for while it holds a lock of its own; they must
- *          not call back into the irqchip.
+ *          vCPU's thread. Calls of the wire come from any thread and with locks of the irqchip
+ *          held: they must not block and not call back into the irqchip.
  */
 #pragma once
 

@@ -182,9 +182,16 @@ int pci_host_new(const struct pci_host_config *config, struct device **ret_devic
     host->pci = config->pci;
     host->request_reset = config->reset;
     host->owner = config->owner;
-    host->ports = (struct region){"pci configuration", PORT_ADDRESS, 8, &ports_ops, host};
-    host->mmconfig = (struct region){"pci mmconfig", config->mmconfig_base, PCI_MMCONFIG_SIZE,
-                                     &mmconfig_ops, host};
+    host->ports = (struct region){.name = "pci configuration",
+                                  .base = PORT_ADDRESS,
+                                  .size = 8,
+                                  .ops = &ports_ops,
+                                  .owner = host};
+    host->mmconfig = (struct region){.name = "pci mmconfig",
+                                     .base = config->mmconfig_base,
+                                     .size = PCI_MMCONFIG_SIZE,
+                                     .ops = &mmconfig_ops,
+                                     .owner = host};
     pci_function_init(&host->function, &identity, NULL, NULL);
     int result = pci_bus_add(config->pci, &host->function, 0);
     if (result == 0) {
