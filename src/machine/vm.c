@@ -22,6 +22,17 @@
 /* Instructions for each virtual second in the deterministic mode: one for each nanosecond. */
 enum { DETERMINISTIC_HZ = 1000000000 };
 
+/*
+ * The paravirtual interfaces of this machine, in CPUID leaf 40000001H (Linux,
+ * Documentation/virt/kvm/x86/cpuid.rst).
+ */
+enum {
+    KVM_CLOCK_OLD_MSRS = 1u << 0,
+    KVM_NO_IO_DELAY = 1u << 1,
+    KVM_CLOCK = 1u << 3,
+    KVM_CLOCK_STABLE = 1u << 24, /* readings of different vCPUs never go backwards */
+};
+
 static int read_boot_files(struct vm *vm)
 {
     const struct vm_config *config = vm->config;
@@ -79,6 +90,8 @@ static int make_engine(struct vm *vm)
         .model = vm->config->cpu_model,
         .cpus = vm->config->cpus,
         .tsc_hz = vm->tsc_hz,
+        .apic_hz = IRQCHIP_TIMER_HZ,
+        .kvm_features = KVM_CLOCK_OLD_MSRS | KVM_NO_IO_DELAY | KVM_CLOCK | KVM_CLOCK_STABLE,
         .x2apic = true,
     };
     r = cpuid_table_new(&cpuid, &vm->cpuid);
