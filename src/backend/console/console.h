@@ -9,6 +9,8 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "base/cleanup.h"
+
 /* What a device gives to the console it is connected to. */
 struct console_receiver {
     /* Bytes from outside; returns how many were taken. Call console_ready() when there is room. */
@@ -56,6 +58,8 @@ void console_ready(struct console *console);
 void console_connect(struct console *console, const struct console_receiver *receiver);
 /* From the loop's thread, or when it does not run. */
 void console_free(struct console *console);
+
+CLEANUP_DEFINE(struct console, console_free)
 
 struct loop;
 

@@ -1,0 +1,393 @@
+/*
+ * Standard input and output as a console. Input is read on the loop's thread and kept, bounded,
+ * until the device takes it; output goes through an outlet. Other threads wake the loop's thread
+ * through an eventfd. On a terminal Ctrl-a is the escape character, and is obeyed even when the
+ * device takes no input.
+ */
+#include <fcntl.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/eventfd.h>
+#include <sys/stat.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "backend/console/console.h"
+#include "backend/console/outlet.h"
+#include "backend/console/terminal.h"
+#include "base/assert.h"
+#include "base/bytes.h"
+#include "base/cleanup.h"
+#include "base/error.h"
+#include "base/loop.h"
+
+enum {
+    ESCAPE = 1, /* Ctrl-a */
+    PENDING_MAX = 4096,
+    READ_MAX = 1024,
+    FILE_ROUNDS = 16, /* pieces of a file in one go, so that others get their turn */
+};
+
+/* The window's size is looked at this often: no signal to share with the rest of the process. */
+#define SIZE_PERIOD_NS UINT64_C(1000000000)
+
+struct stdio_console {
+    struct console console;
+    struct loop *loop; /* borrowed */
+    void (*command)(void *owner, enum console_command command);
+    void *command_owner;
+
+    int input; /* ours; -1: ended */
+    bool is_terminal;  /* input is a terminal in raw mode */
+    bool is_file;      /* input is always readable and cannot be watched */
+    bool is_escaped;   /* the escape character was the last one */
+    uint8_t pending[PENDING_MAX]; /* read, and not yet taken by the device */
+    size_t pending_count;
+    struct watch *input_watch; /* NULL while we do not want more */
+
+    struct outlet outlet;
+    struct watch *output_watch; /* NULL while nothing waits */
+
+    int wake; /* eventfd */
+    struct watch *wake_watch;
+    struct timer *size_timer;
+    uint16_t columns, rows;
+};
+
+static struct stdio_console *stdio_of(struct console *console)
+{
+    return CONTAINER_OF(console, struct stdio_console, console);
+}
+
+static void wake_loop(struct stdio_console *stdio)
+{
+    const uint64_t one = 1;
+    /* It fails only when the counter is full, and then the loop is awake. */
+    if (write(stdio->wake, &one, sizeof one) < 0) {
+        return;
+    }
+}
+
+static void end_input(struct stdio_console *stdio)
+{
+    watch_free(TAKE(stdio->input_watch));
+    if (stdio->input >= 0) {
+        close(TAKE_FD(stdio->input));
+    }
+}
+
+/* Let the device take what waits. */
+static void deliver(struct stdio_console *stdio)
+{
+    const struct console_receiver *receiver = &stdio->console.receiver;
+    if (stdio->pending_count && receiver->receive) {
+        size_t taken = receiver->receive(receiver->owner, stdio->pending, stdio->pending_count);
+        ASSERT(taken <= stdio->pending_count);
+        stdio->pending_count -= taken;
+        memmove(stdio->pending, stdio->pending + taken, stdio->pending_count);
+    }
+}
+
+static void print_help(void)
+{
+    static const char help[] = "\r\nCtrl-a x  end the virtual machine\r\n"
+                               "Ctrl-a b  send a break\r\n"
+                               "Ctrl-a h  this help\r\n"
+                               "Ctrl-a Ctrl-a  send Ctrl-a\r\n";
+    if (write(STDERR_FILENO, help, sizeof help - 1) < 0) {
+        return; /* there is nobody to tell */
+    }
+}
+
+/* The character after the escape character. Returns whether it is meant for the device. */
+static bool obey(struct stdio_console *stdio, uint8_t character)
+{
+    const struct console_receiver *receiver = &stdio->console.receiver;
+    switch (character) {
+    case 'x':
+        if (stdio->command) {
+            stdio->command(stdio->command_owner, CONSOLE_QUIT);
+        }
+        return false;
+    case 'b':
+        deliver(stdio); /* what was typed before the break comes before it */
+        if (receiver->send_break) {
+            receiver->send_break(receiver->owner);
+        }
+        return false;
+    case 'h':
+        print_help();
+        return false;
+    default:
+        return character == ESCAPE;
+    }
+}
+
+/* Keep input for the device; what a person types beyond the bound is lost. */
+static void keep(struct stdio_console *stdio, const uint8_t *bytes, size_t count)
+{
+    for (size_t i = 0; i < count; i++) {
+        bool is_meant = true;
+        if (stdio->is_terminal && stdio->is_escaped) {
+            stdio->is_escaped = false;
+            is_meant = obey(stdio, bytes[i]);
+        } else if (stdio->is_terminal && bytes[i] == ESCAPE) {
+            stdio->is_escaped = true;
+            is_meant = false;
+        }
+        if (is_meant && stdio->pending_count < PENDING_MAX) {
+            stdio->pending[stdio->pending_count++] = bytes[i];
+        }
+    }
+}
+
+/* Read once. Returns whether there may be more. */
+static bool read_input(struct stdio_console *stdio)
+{
+    uint8_t bytes[READ_MAX];
+    ssize_t count = read(stdio->input, bytes, sizeof bytes);
+    if (count > 0) {
+        keep(stdio, bytes, (size_t)count);
+        deliver(stdio);
+        return true;
+    }
+    if (count < 0 && (errno == EAGAIN || errno == EINTR)) {
+        return false;
+    }
+    end_input(stdio);
+    return false;
+}
+
+static void look_at_size(struct stdio_console *stdio)
+{
+    const struct console_receiver *receiver = &stdio->console.receiver;
+    uint16_t columns, rows;
+    bool is_known = terminal_size(stdio->outlet.fd, &columns, &rows) ||
+                    (stdio->is_terminal && terminal_size(stdio->input, &columns, &rows));
+    if (is_known && (columns != stdio->columns || rows != stdio->rows)) {
+        stdio->columns = columns;
+        stdio->rows = rows;
+        if (receiver->resized) {
+            receiver->resized(receiver->owner, columns, rows);
+        }
+    }
+}
+
+static void input_ready(void *owner, unsigned events);
+
+/*
+ * Bring input to where it should be: watched while more is wanted. A terminal is always read, for
+ * its escape keys; anything else waits until the device took what we have. (Not a paused watch:
+ * that would still report the hangup, over and over.)
+ */
+static void settle_input(struct stdio_console *stdio)
+{
+    if (stdio->input < 0) {
+        return;
+    }
+    bool is_wanted = !stdio->is_file && (stdio->is_terminal || !stdio->pending_count);
+    if (!is_wanted) {
+        watch_free(TAKE(stdio->input_watch));
+    } else if (!stdio->input_watch &&
+               watch_new(stdio->loop, stdio->input, LOOP_READABLE, input_ready, stdio,
+                         &stdio->input_watch)) {
+        /* Regular files and some devices cannot be watched, and never make one wait. */
+        trail_clear();
+        stdio->is_file = true;
+        wake_loop(stdio);
+    }
+}
+
+static void input_ready(void *owner, unsigned events)
+{
+    struct stdio_console *stdio = owner;
+    read_input(stdio);
+    if (stdio->is_terminal) {
+        look_at_size(stdio);
+    }
+    settle_input(stdio);
+}
+
+static void read_file(struct stdio_console *stdio)
+{
+    for (unsigned i = 0; i < FILE_ROUNDS; i++) {
+        if (stdio->input < 0 || stdio->pending_count || !read_input(stdio)) {
+            return;
+        }
+    }
+    wake_loop(stdio);
+}
+
+static void output_ready(void *owner, unsigned events)
+{
+    struct stdio_console *stdio = owner;
+    const struct console_receiver *receiver = &stdio->console.receiver;
+    if (!outlet_flush(&stdio->outlet)) {
+        watch_free(TAKE(stdio->output_watch));
+    }
+    if (outlet_recovered(&stdio->outlet) && receiver->drained) {
+        receiver->drained(receiver->owner);
+    }
+}
+
+/* Another thread wrote more than the outlet's descriptor took, or has room for input. */
+static void woken(void *owner, unsigned events)
+{
+    struct stdio_console *stdio = owner;
+    uint64_t count;
+    if (read(stdio->wake, &count, sizeof count) < 0) {
+        return;
+    }
+    if (!stdio->output_watch && outlet_flush(&stdio->outlet)) {
+        int error = watch_new(stdio->loop, stdio->outlet.fd, LOOP_WRITABLE, output_ready, stdio,
+                              &stdio->output_watch);
+        if (error) {
+            trail_clear(); /* it goes out with later writes */
+        }
+    }
+    if (!stdio->output_watch) {
+        output_ready(stdio, 0);
+    }
+    deliver(stdio);
+    if (stdio->is_file) {
+        read_file(stdio);
+    }
+    settle_input(stdio);
+}
+
+static uint64_t now_ns(void)
+{
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (uint64_t)now.tv_sec * UINT64_C(1000000000) + (uint64_t)now.tv_nsec;
+}
+
+static void size_timer_expired(void *owner)
+{
+    struct stdio_console *stdio = owner;
+    look_at_size(stdio);
+    timer_arm(stdio->size_timer, now_ns() + SIZE_PERIOD_NS);
+}
+
+static void stdio_write(struct console *console, const uint8_t *bytes, size_t count)
+{
+    struct stdio_console *stdio = stdio_of(console);
+    if (outlet_write(&stdio->outlet, bytes, count)) {
+        wake_loop(stdio);
+    }
+}
+
+static size_t stdio_room(struct console *console)
+{
+    return outlet_room(&stdio_of(console)->outlet);
+}
+
+static void stdio_ready(struct console *console)
+{
+    wake_loop(stdio_of(console));
+}
+
+static void stdio_connected(struct console *console)
+{
+    struct stdio_console *stdio = stdio_of(console);
+    stdio->columns = stdio->rows = 0;
+    look_at_size(stdio);
+    wake_loop(stdio);
+}
+
+static void stdio_free(struct console *console)
+{
+    struct stdio_console *stdio = stdio_of(console);
+    end_input(stdio);
+    watch_free(stdio->output_watch);
+    watch_free(stdio->wake_watch);
+    timer_free(stdio->size_timer);
+    outlet_fini(&stdio->outlet);
+    if (stdio->wake >= 0) {
+        close(stdio->wake);
+    }
+    if (stdio->is_terminal) {
+        terminal_leave();
+    }
+    free(stdio);
+}
+
+static const struct console_ops stdio_ops = {
+    .write = stdio_write,
+    .ready = stdio_ready,
+    .room = stdio_room,
+    .connected = stdio_connected,
+    .free = stdio_free,
+};
+
+static int open_input(struct stdio_console *stdio)
+{
+    bool is_nonblocking;
+    if (isatty(STDIN_FILENO)) {
+        if (!terminal_is_ours(STDIN_FILENO)) {
+            return 0; /* in the background, reading would stop the whole process */
+        }
+        int error = terminal_enter(STDIN_FILENO);
+        if (error) {
+            return error;
+        }
+        stdio->is_terminal = true;
+    }
+    stdio->input = own_descriptor(STDIN_FILENO, O_RDONLY, &is_nonblocking);
+    return 0;
+}
+
+static int arrange_events(struct stdio_console *stdio)
+{
+    stdio->wake = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
+    if (stdio->wake < 0) {
+        return fail(-errno, "make an event descriptor: %s", strerror(errno));
+    }
+    int error =
+        watch_new(stdio->loop, stdio->wake, LOOP_READABLE, woken, stdio, &stdio->wake_watch);
+    uint16_t columns, rows;
+    if (!error && (stdio->is_terminal || terminal_size(stdio->outlet.fd, &columns, &rows))) {
+        stdio->size_timer = timer_new(stdio->loop, size_timer_expired, stdio);
+        timer_arm(stdio->size_timer, now_ns() + SIZE_PERIOD_NS);
+    }
+    return error;
+}
+
+int console_stdio_open(const struct console_stdio_config *config, struct console **ret_console)
+{
+    struct stdio_console *stdio = calloc(1, sizeof *stdio);
+    ASSERT(stdio);
+    CLEANUP(console_free) struct console *console = &stdio->console;
+    console->ops = &stdio_ops;
+    stdio->loop = config->loop;
+    stdio->command = config->command;
+    stdio->command_owner = config->owner;
+    stdio->input = stdio->wake = -1;
+    /* A reader that goes away is found by EPIPE; it must not end the virtual machine. */
+    struct sigaction current;
+    if (!sigaction(SIGPIPE, NULL, &current) && current.sa_handler == SIG_DFL) {
+        signal(SIGPIPE, SIG_IGN);
+    }
+    outlet_init(&stdio->outlet, STDOUT_FILENO);
+    int error = open_input(stdio);
+    if (!error) {
+        error = arrange_events(stdio);
+    }
+    if (error) {
+        return error;
+    }
+    *ret_console = TAKE(console);
+    return 0;
+}
+
+void console_stdio_restore(void)
+{
+    terminal_leave();
+}
+
+bool console_stdio_is_terminal(void)
+{
+    return terminal_is_entered();
+}

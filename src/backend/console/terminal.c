@@ -1,0 +1,114 @@
+/*
+ * The user's terminal in raw mode. The saved mode is the process's, because the terminal is, and
+ * because a signal handler must reach it.
+ */
+#include "backend/console/terminal.h"
+
+#include <fcntl.h>
+#include <signal.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <termios.h>
+#include <unistd.h>
+
+#include "base/bytes.h"
+#include "base/error.h"
+
+static struct {
+    volatile sig_atomic_t is_entered;
+    int fd; /* our own duplicate: valid until the process ends */
+    struct termios before;
+} terminal = {.fd = -1};
+
+static const int fatal_signals[] = {SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGABRT,
+                                    SIGSEGV, SIGBUS, SIGILL, SIGFPE, SIGSYS};
+
+bool terminal_is_ours(int fd)
+{
+    return isatty(fd) && tcgetpgrp(fd) == getpgrp();
+}
+
+bool terminal_is_entered(void)
+{
+    return terminal.is_entered;
+}
+
+void terminal_leave(void)
+{
+    if (!terminal.is_entered) {
+        return;
+    }
+    terminal.is_entered = 0;
+    /* From the background, setting the mode would stop us with SIGTTOU. */
+    sigset_t stop, before;
+    sigemptyset(&stop);
+    sigaddset(&stop, SIGTTOU);
+    sigprocmask(SIG_BLOCK, &stop, &before);
+    tcsetattr(terminal.fd, TCSANOW, &terminal.before);
+    sigprocmask(SIG_SETMASK, &before, NULL);
+}
+
+/* Its disposition is the default again (SA_RESETHAND): the process dies of it as it should. */
+static void leave_and_die(int number)
+{
+    terminal_leave();
+    raise(number);
+}
+
+static void arrange_leaving(void)
+{
+    static bool is_arranged;
+    if (is_arranged) {
+        return;
+    }
+    is_arranged = true;
+    atexit(terminal_leave);
+    for (size_t i = 0; i < ARRAY_SIZE(fatal_signals); i++) {
+        struct sigaction current;
+        struct sigaction action = {.sa_handler = leave_and_die,
+                                   .sa_flags = (int)(SA_RESETHAND | SA_ONSTACK)};
+        sigfillset(&action.sa_mask);
+        if (!sigaction(fatal_signals[i], NULL, &current) && current.sa_handler == SIG_DFL) {
+            sigaction(fatal_signals[i], &action, NULL);
+        }
+    }
+}
+
+int terminal_enter(int fd)
+{
+    if (terminal.is_entered) {
+        return fail(-EBUSY, "the terminal is in use by another console of this program");
+    }
+    if (terminal.fd >= 0) {
+        close(terminal.fd);
+    }
+    terminal.fd = fcntl(fd, F_DUPFD_CLOEXEC, 3);
+    if (terminal.fd < 0 || tcgetattr(fd, &terminal.before)) {
+        return fail(-errno, "ask the terminal for its mode: %s", strerror(errno));
+    }
+    struct termios raw = terminal.before;
+    cfmakeraw(&raw);
+    raw.c_oflag = terminal.before.c_oflag;
+    raw.c_cc[VMIN] = 1;
+    raw.c_cc[VTIME] = 0;
+    arrange_leaving();
+    terminal.is_entered = 1;
+    if (tcsetattr(fd, TCSANOW, &raw)) {
+        int error = errno;
+        terminal_leave();
+        return fail(-error, "put the terminal into raw mode: %s", strerror(error));
+    }
+    return 0;
+}
+
+bool terminal_size(int fd, uint16_t *ret_columns, uint16_t *ret_rows)
+{
+    struct winsize size;
+    if (fd < 0 || ioctl(fd, TIOCGWINSZ, &size)) {
+        return false;
+    }
+    *ret_columns = size.ws_col;
+    *ret_rows = size.ws_row;
+    return true;
+}
