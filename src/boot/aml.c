@@ -24,6 +24,7 @@ enum {
     RESOURCE_IRQ = 0x22, /* small descriptor 4, 2 bytes */
     RESOURCE_PORTS = 0x47,
     RESOURCE_END = 0x79,
+    RESOURCE_DWORD_WINDOW = 0x87,
     RESOURCE_WORD_WINDOW = 0x88,
     RESOURCE_QWORD_WINDOW = 0x8a,
 
@@ -202,7 +203,7 @@ void aml_irq(struct aml *aml, unsigned irq)
     acpi_table_number(aml->table, 1u << irq, 2);
 }
 
-/* An address space descriptor with fields of 2 or 8 bytes (6.4.3.5). */
+/* An address space descriptor with fields of 2, 4 or 8 bytes (6.4.3.5). */
 static void put_window(struct aml *aml, unsigned tag, unsigned width, unsigned type,
                        unsigned general, unsigned specific, uint64_t first, uint64_t last)
 {
@@ -218,10 +219,18 @@ static void put_window(struct aml *aml, unsigned tag, unsigned width, unsigned t
     acpi_table_number(aml->table, last - first + 1, width);
 }
 
+/* In 4-byte fields if they suffice: 32-bit guests skip the others. */
+static void put_memory(struct aml *aml, unsigned general, uint64_t base, uint64_t size)
+{
+    uint64_t last = base + size - 1;
+    bool is_low = last <= UINT32_MAX;
+    put_window(aml, is_low ? RESOURCE_DWORD_WINDOW : RESOURCE_QWORD_WINDOW, is_low ? 4 : 8,
+               WINDOW_MEMORY, general, WINDOW_MEMORY_WRITABLE, base, last);
+}
+
 void aml_memory(struct aml *aml, uint64_t base, uint64_t size)
 {
-    put_window(aml, RESOURCE_QWORD_WINDOW, 8, WINDOW_MEMORY, WINDOW_CONSUMER,
-               WINDOW_MEMORY_WRITABLE, base, base + size - 1);
+    put_memory(aml, WINDOW_CONSUMER, base, size);
 }
 
 void aml_window_bus(struct aml *aml, uint16_t first, uint16_t last)
@@ -236,6 +245,5 @@ void aml_window_ports(struct aml *aml, uint16_t first, uint16_t last)
 
 void aml_window_memory(struct aml *aml, uint64_t base, uint64_t size)
 {
-    put_window(aml, RESOURCE_QWORD_WINDOW, 8, WINDOW_MEMORY, 0, WINDOW_MEMORY_WRITABLE, base,
-               base + size - 1);
+    put_memory(aml, 0, base, size);
 }
