@@ -3,4 +3,8 @@
 test: all $(TEST_PROGRAMS)
 	@tools/run-tests $(TEST_PROGRAMS)
 
-.PHONY: test
+# Everything, with both compilers and the sanitizers; ends with "N passed, N failed".
+check:
+	@tools/check
+
+.PHONY: test check
