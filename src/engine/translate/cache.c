@@ -1,0 +1,46 @@
+/*
+ * The code cache: one memory file mapped twice, writable and executable, never both at one
+ * address. Allocation is a bump; when it is full everything is forgotten at once.
+ */
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include "base/error.h"
+#include "engine/translate/internal.h"
+
+#ifndef MFD_EXEC
+#define MFD_EXEC 0x10u
+#endif
+
+int cache_init(struct cache *cache, uint32_t size)
+{
+    *cache = (struct cache){.fd = -1, .size = size, .write = MAP_FAILED, .run = MAP_FAILED};
+    /* Kernels before 6.3 do not know MFD_EXEC, and their memory files are always executable. */
+    cache->fd = memfd_create("doppel-code", MFD_CLOEXEC | MFD_EXEC);
+    if (cache->fd < 0) {
+        cache->fd = memfd_create("doppel-code", MFD_CLOEXEC);
+    }
+    if (cache->fd < 0 || ftruncate(cache->fd, size) < 0) {
+        return fail(-errno, "cannot make a memory file for translated code");
+    }
+    cache->write = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE, cache->fd, 0);
+    cache->run = mmap(NULL, size, PROT_READ | PROT_EXEC, MAP_SHARED | MAP_NORESERVE, cache->fd, 0);
+    if (cache->write == MAP_FAILED || cache->run == MAP_FAILED) {
+        return fail(-errno, "cannot map translated code for execution (is executable memory "
+                            "forbidden here?)");
+    }
+    return 0;
+}
+
+void cache_fini(struct cache *cache)
+{
+    if (cache->write != MAP_FAILED && cache->write) {
+        munmap(cache->write, cache->size);
+    }
+    if (cache->run != MAP_FAILED && cache->run) {
+        munmap(cache->run, cache->size);
+    }
+    if (cache->fd > 0) {
+        close(cache->fd);
+    }
+}

@@ -1,0 +1,615 @@
+/*
+ * The compiler: from guest bytes to a unit. It reads as a list of steps:
+ *
+ *     read    copy the bytes of the page once; everything is decoded from the copy
+ *     decode  up to an unconditional branch, the page's end, or the limit
+ *     enter   decide where the flags are when the unit is entered, make both entries
+ *     emit    each instruction by its kind: copied, rewritten, or left to interp
+ *     outline the code for what is rare, behind the straight path
+ */
+#include "engine/translate/compiler.h"
+
+#include "x86/cpuid.h"
+
+/* ---- flags ---- */
+
+struct flag_effects flag_effects(const struct insn *insn)
+{
+    const ZydisAccessedFlags *flags = insn->info.cpu_flags;
+    struct flag_effects effects = {0};
+    if (!flags) {
+        return effects;
+    }
+    uint32_t written = flags->modified | flags->set_0 | flags->set_1 | flags->undefined;
+    effects.writes = written & FLAGS_ARITHMETIC;
+    effects.reads = (flags->tested & FLAGS_ARITHMETIC) ||
+                    (effects.writes && (written & FLAGS_ARITHMETIC) != FLAGS_ARITHMETIC);
+    switch (insn->info.mnemonic) {
+    case ZYDIS_MNEMONIC_SHL:
+    case ZYDIS_MNEMONIC_SHR:
+    case ZYDIS_MNEMONIC_SAR:
+    case ZYDIS_MNEMONIC_SHLD:
+    case ZYDIS_MNEMONIC_SHRD:
+    case ZYDIS_MNEMONIC_ROL:
+    case ZYDIS_MNEMONIC_ROR:
+    case ZYDIS_MNEMONIC_RCL:
+    case ZYDIS_MNEMONIC_RCR:
+        effects.reads = true; /* a count of zero leaves all flags unchanged */
+        break;
+    default:
+        break;
+    }
+    return effects;
+}
+
+void flags_to_block(struct compiler *c)
+{
+    if (c->flags == FLAGS_HOST) {
+        struct emitter *e = &c->e;
+        emit_move(e, SCRATCH2, RAX);
+        emit8(e, 0x9f); /* lahf */
+        emit8(e, 0x0f); /* seto al */
+        emit8(e, 0x90);
+        emit8(e, 0xc0);
+        emit8(e, 0x66);
+        emit_gs(e, false, OP_STORE, RAX, offsetof(struct block, saved_flags));
+        emit_move(e, RAX, SCRATCH2);
+    }
+    c->flags = FLAGS_SAVED;
+}
+
+void flags_to_host(struct compiler *c)
+{
+    if (c->flags == FLAGS_SAVED) {
+        struct emitter *e = &c->e;
+        emit_move(e, SCRATCH2, RAX);
+        emit8(e, 0x66);
+        emit_gs(e, false, OP_LOAD, RAX, offsetof(struct block, saved_flags));
+        emit8(e, 0x04); /* add al, 7fh: OF as saved */
+        emit8(e, 0x7f);
+        emit8(e, 0x9e); /* sahf: the others */
+        emit_move(e, RAX, SCRATCH2);
+        c->flags = FLAGS_BOTH;
+    }
+}
+
+/* ---- sites and outlines ---- */
+
+uint32_t site_new(struct compiler *c, enum site_kind kind)
+{
+    ASSERT(c->vm->site_count < SITES_MAX);
+    uint32_t number = c->vm->site_count++;
+    c->vm->sites[number] = (struct site){
+        .unit = unit_number(c->vm, c->unit),
+        .offset = c->offsets[c->current],
+        .kind = kind,
+        .flags_home = c->flags,
+        .resume = emit_offset(&c->e),
+    };
+    return number;
+}
+
+void outline(struct compiler *c, enum outline_kind kind, uint8_t *branch, uint32_t site,
+             uint64_t constant)
+{
+    ASSERT(c->outline_count < OUTLINES_MAX);
+    c->outlines[c->outline_count++] = (struct outline){
+        .kind = kind, .branch = branch, .site = site, .constant = constant, .flags = c->flags};
+}
+
+static void emit_outline(struct compiler *c, const struct outline *o)
+{
+    struct emitter *e = &c->e;
+    struct site *site = &c->vm->sites[o->site];
+    emit_set_target(e, o->branch);
+    switch (o->kind) {
+    case OUTLINE_MEMORY:
+        emit_gs_scratch2(e, true, OP_ADD, SCRATCH, o->constant);
+        emit_constant(e, SCRATCH2, o->site);
+        emit_jump(e, c->vm->stubs.memory);
+        break;
+    case OUTLINE_ADDRESS:
+        emit_constant(e, SCRATCH, o->constant);
+        emit_constant(e, SCRATCH2, o->site);
+        emit_jump(e, c->vm->stubs.memory);
+        break;
+    case OUTLINE_EXECUTE:
+        emit_constant(e, SCRATCH2, o->site);
+        emit_jump(e, c->vm->stubs.execute);
+        break;
+    case OUTLINE_EXIT:
+        site->resume = emit_offset(e);
+        c->flags = o->flags;
+        flags_to_block(c);
+        emit_constant(e, SCRATCH2, o->site);
+        if (site->kind == SITE_LINK) {
+            emit_gs_transfer(e, 4, SPACE_OFFSET + offsetof(struct space_data, links) +
+                                       8 * (size_t)site->link);
+        } else {
+            emit_jump(e, c->vm->stubs.link);
+        }
+        break;
+    case OUTLINE_POLL:
+        emit_constant(e, SCRATCH2, o->site);
+        emit_jump(e, c->vm->stubs.poll);
+        break;
+    }
+}
+
+void compile_poll(struct compiler *c, uint64_t pc, size_t word)
+{
+    struct emitter *e = &c->e;
+    emit_gs(e, false, 0x83, 7, word); /* cmp dword gs:[word], 0 */
+    emit8(e, 0);
+    uint8_t *branch = emit_branch_forward(e, CONDITION_NZ);
+    uint32_t site = site_new(c, SITE_POLL);
+    c->vm->sites[site].target = pc;
+    outline(c, OUTLINE_POLL, branch, site, 0);
+}
+
+void compile_execute(struct compiler *c)
+{
+    struct emitter *e = &c->e;
+    flags_to_block(c);
+    uint32_t site = site_new(c, SITE_EXECUTE);
+    emit_constant(e, SCRATCH2, site);
+    emit_jump(e, c->vm->stubs.execute);
+    c->vm->sites[site].resume = emit_offset(e);
+}
+
+/* ---- decode ---- */
+
+/* Does nothing run behind this instruction in straight line? */
+static bool is_end(const struct insn *insn)
+{
+    switch (insn->info.meta.category) {
+    case ZYDIS_CATEGORY_UNCOND_BR:
+    case ZYDIS_CATEGORY_RET:
+    case ZYDIS_CATEGORY_SYSCALL:
+    case ZYDIS_CATEGORY_SYSRET:
+    case ZYDIS_CATEGORY_INTERRUPT:
+        return true;
+    default:
+        break;
+    }
+    switch (insn->info.mnemonic) {
+    case ZYDIS_MNEMONIC_HLT:
+    case ZYDIS_MNEMONIC_UD0:
+    case ZYDIS_MNEMONIC_UD1:
+    case ZYDIS_MNEMONIC_UD2:
+    case ZYDIS_MNEMONIC_IRET:
+    case ZYDIS_MNEMONIC_IRETD:
+    case ZYDIS_MNEMONIC_IRETQ:
+        return true;
+    default:
+        return false;
+    }
+}
+
+static void decode_unit(struct compiler *c, const uint8_t *page)
+{
+    unsigned offset = c->unit->offset;
+    c->end_result = DECODE_OK;
+    while (c->count < UNIT_MAX_INSTRUCTIONS && offset < PAGE_SIZE) {
+        struct insn *insn = &c->insns[c->count];
+        c->offsets[c->count] = (uint16_t)offset;
+        c->end_result = decode(DECODE_64, page + offset, PAGE_SIZE - offset, insn);
+        if (c->end_result != DECODE_OK) {
+            break;
+        }
+        offset += insn->info.length;
+        c->count++;
+        if (is_end(insn)) {
+            break;
+        }
+    }
+    c->offsets[c->count] = (uint16_t)offset;
+}
+
+/* ---- what an instruction is for us ---- */
+
+static bool is_vector_allowed(const struct compiler *c, const struct insn *insn)
+{
+    switch (insn->info.encoding) {
+    case ZYDIS_INSTRUCTION_ENCODING_EVEX:
+        return c->mode & MODE_AVX512;
+    case ZYDIS_INSTRUCTION_ENCODING_VEX:
+        return c->mode & MODE_AVX;
+    default:
+        break;
+    }
+    switch (insn->info.meta.isa_ext) {
+    case ZYDIS_ISA_EXT_X87:
+    case ZYDIS_ISA_EXT_MMX:
+        return c->mode & MODE_FPU;
+    default:
+        return c->mode & MODE_SSE;
+    }
+}
+
+/* VEX-encoded instructions on general registers (BMI) need no vector state. */
+static bool is_general(const struct insn *insn)
+{
+    return !interp_uses_vector_state(insn);
+}
+
+/* Instructions that only interp does: they read or change state that lives in the block. */
+static bool is_system(const struct insn *insn)
+{
+    switch (insn->info.meta.category) {
+    case ZYDIS_CATEGORY_IO:
+    case ZYDIS_CATEGORY_IOSTRINGOP:
+    case ZYDIS_CATEGORY_STRINGOP:
+    case ZYDIS_CATEGORY_INTERRUPT:
+    case ZYDIS_CATEGORY_SEGOP:
+    case ZYDIS_CATEGORY_SYSCALL:
+    case ZYDIS_CATEGORY_SYSRET:
+    case ZYDIS_CATEGORY_SYSTEM:
+    case ZYDIS_CATEGORY_XSAVE:
+    case ZYDIS_CATEGORY_XSAVEOPT:
+    case ZYDIS_CATEGORY_RDWRFSGS:
+    case ZYDIS_CATEGORY_GATHER:
+    case ZYDIS_CATEGORY_SCATTER:
+    case ZYDIS_CATEGORY_RDPID:
+    case ZYDIS_CATEGORY_RDRAND:
+    case ZYDIS_CATEGORY_RDSEED:
+    case ZYDIS_CATEGORY_CLFLUSHOPT:
+    case ZYDIS_CATEGORY_CLWB:
+        return true;
+    default:
+        break;
+    }
+    switch (insn->info.mnemonic) {
+    case ZYDIS_MNEMONIC_CPUID:
+    case ZYDIS_MNEMONIC_FXSAVE:
+    case ZYDIS_MNEMONIC_FXSAVE64:
+    case ZYDIS_MNEMONIC_FXRSTOR:
+    case ZYDIS_MNEMONIC_FXRSTOR64:
+    case ZYDIS_MNEMONIC_FNSAVE:
+    case ZYDIS_MNEMONIC_FNSTENV:
+    case ZYDIS_MNEMONIC_CLFLUSH:
+    case ZYDIS_MNEMONIC_MASKMOVQ:
+    case ZYDIS_MNEMONIC_MASKMOVDQU:
+    case ZYDIS_MNEMONIC_VMASKMOVDQU:
+    case ZYDIS_MNEMONIC_XLAT:
+    case ZYDIS_MNEMONIC_ENTER:
+    case ZYDIS_MNEMONIC_STD:
+    case ZYDIS_MNEMONIC_CLD:
+    case ZYDIS_MNEMONIC_XGETBV:
+    case ZYDIS_MNEMONIC_XSETBV:
+        return true;
+    default:
+        break;
+    }
+    for (unsigned i = 0; i < insn->info.operand_count; i++) {
+        const ZydisDecodedOperand *operand = &insn->operands[i];
+        if (operand->type == ZYDIS_OPERAND_TYPE_REGISTER &&
+            operand->visibility == ZYDIS_OPERAND_VISIBILITY_EXPLICIT) {
+            ZydisRegisterClass class = ZydisRegisterGetClass(operand->reg.value);
+            if (class == ZYDIS_REGCLASS_SEGMENT || class == ZYDIS_REGCLASS_CONTROL ||
+                class == ZYDIS_REGCLASS_DEBUG) {
+                return true;
+            }
+        }
+    }
+    return false;
+}
+
+/* Nothing to do at all: hints, and markers of features that are not offered. */
+static bool is_nothing(const struct insn *insn)
+{
+    switch (insn->info.mnemonic) {
+    case ZYDIS_MNEMONIC_ENDBR32:
+    case ZYDIS_MNEMONIC_ENDBR64:
+        return true;
+    case ZYDIS_MNEMONIC_PAUSE:
+        return false;
+    default:
+        break;
+    }
+    switch (insn->info.meta.category) {
+    case ZYDIS_CATEGORY_NOP:
+    case ZYDIS_CATEGORY_WIDENOP:
+    case ZYDIS_CATEGORY_PREFETCH:
+        return true;
+    default:
+        return false;
+    }
+}
+
+/* The instructions that this file does by hand. */
+static bool compile_simple(struct compiler *c)
+{
+    struct emitter *e = &c->e;
+    switch (compiler_insn(c)->info.mnemonic) {
+    case ZYDIS_MNEMONIC_CLI:
+        if (c->mode & MODE_USER) {
+            return false;
+        }
+        emit_gs(e, false, 0xc6, 0, offsetof(struct block, interrupt_flag)); /* mov byte, 0 */
+        emit8(e, 0);
+        return true;
+    case ZYDIS_MNEMONIC_RDTSC:
+        if ((c->mode & MODE_TSD) || c->vm->config.time_mode != TIME_HOST) {
+            return false;
+        }
+        flags_to_block(c);
+        {
+            static const uint8_t join[] = {0x0f, 0x31, 0x48, 0xc1, 0xe2, 0x20, 0x48, 0x09, 0xd0};
+            static const uint8_t split[] = {0x48, 0x89, 0xc2, 0x48, 0xc1, 0xea, 0x20, 0x89, 0xc0};
+            for (unsigned i = 0; i < sizeof join; i++) {
+                emit8(e, join[i]);
+            }
+            emit_gs(e, true, OP_ADD, RAX, offsetof(struct block, vcpu.state.tsc_offset));
+            for (unsigned i = 0; i < sizeof split; i++) {
+                emit8(e, split[i]);
+            }
+        }
+        return true;
+    default:
+        return false;
+    }
+}
+
+/* STI: set IF, run the next instruction, then look for interrupts (SDM volume 2, STI). */
+static bool compile_sti(struct compiler *c)
+{
+    if ((c->mode & MODE_USER) || c->current + 1 >= c->count ||
+        is_end(&c->insns[c->current + 1])) {
+        return false;
+    }
+    flags_to_block(c);
+    emit_gs(&c->e, false, 0xc6, 0, offsetof(struct block, interrupt_flag));
+    emit8(&c->e, 1);
+    return true;
+}
+
+static bool is_repeated_move(const struct insn *insn)
+{
+    for (unsigned i = 0; i < insn->info.operand_count; i++) {
+        const ZydisDecodedOperand *operand = &insn->operands[i];
+        if (operand->type == ZYDIS_OPERAND_TYPE_MEMORY &&
+            (operand->mem.segment == ZYDIS_REGISTER_FS || operand->mem.segment == ZYDIS_REGISTER_GS)) {
+            return false;
+        }
+    }
+    switch (insn->info.mnemonic) {
+    case ZYDIS_MNEMONIC_MOVSB:
+    case ZYDIS_MNEMONIC_MOVSW:
+    case ZYDIS_MNEMONIC_MOVSD:
+    case ZYDIS_MNEMONIC_MOVSQ:
+    case ZYDIS_MNEMONIC_STOSB:
+    case ZYDIS_MNEMONIC_STOSW:
+    case ZYDIS_MNEMONIC_STOSD:
+    case ZYDIS_MNEMONIC_STOSQ:
+        return (insn->info.attributes & ZYDIS_ATTRIB_HAS_REP) && insn->info.address_width == 64 &&
+               insn->info.meta.category == ZYDIS_CATEGORY_STRINGOP;
+    default:
+        return false;
+    }
+}
+
+static void compile_string(struct compiler *c)
+{
+    flags_to_block(c);
+    uint32_t site = site_new(c, SITE_EXECUTE);
+    const struct insn *insn = compiler_insn(c);
+    bool is_store = insn->info.mnemonic >= ZYDIS_MNEMONIC_STOSB &&
+                    insn->info.mnemonic <= ZYDIS_MNEMONIC_STOSW;
+    c->vm->sites[site].size = (uint8_t)(insn->info.operand_width / 8);
+    c->vm->sites[site].is_masked = is_store;
+    emit_constant(&c->e, SCRATCH2, site);
+    emit_jump(&c->e, c->vm->stubs.string);
+    c->vm->sites[site].resume = emit_offset(&c->e);
+}
+
+static bool compile_by_mnemonic(struct compiler *c)
+{
+    switch (compiler_insn(c)->info.mnemonic) {
+    case ZYDIS_MNEMONIC_PUSH:
+        return compile_push(c);
+    case ZYDIS_MNEMONIC_POP:
+        return compile_pop(c);
+    case ZYDIS_MNEMONIC_LEAVE:
+        return compile_leave(c);
+    case ZYDIS_MNEMONIC_CALL:
+        return compile_call(c);
+    case ZYDIS_MNEMONIC_RET:
+        return compile_return(c);
+    case ZYDIS_MNEMONIC_JMP:
+        return compile_jump(c);
+    case ZYDIS_MNEMONIC_LEA:
+        return compile_lea(c);
+    case ZYDIS_MNEMONIC_PUSHFQ:
+        return compile_pushf(c);
+    case ZYDIS_MNEMONIC_POPFQ:
+        return compile_popf(c);
+    case ZYDIS_MNEMONIC_STI:
+        return compile_sti(c);
+    default:
+        return compile_simple(c);
+    }
+}
+
+static bool is_by_mnemonic(const struct insn *insn)
+{
+    switch (insn->info.mnemonic) {
+    case ZYDIS_MNEMONIC_PUSH:
+    case ZYDIS_MNEMONIC_POP:
+    case ZYDIS_MNEMONIC_LEAVE:
+    case ZYDIS_MNEMONIC_CALL:
+    case ZYDIS_MNEMONIC_RET:
+    case ZYDIS_MNEMONIC_JMP:
+    case ZYDIS_MNEMONIC_LEA:
+    case ZYDIS_MNEMONIC_PUSHFQ:
+    case ZYDIS_MNEMONIC_POPFQ:
+    case ZYDIS_MNEMONIC_STI:
+    case ZYDIS_MNEMONIC_CLI:
+    case ZYDIS_MNEMONIC_RDTSC:
+        return true;
+    default:
+        return false;
+    }
+}
+
+static void compile_instruction(struct compiler *c)
+{
+    const struct insn *insn = compiler_insn(c);
+    if (is_nothing(insn)) {
+        return;
+    }
+    if (!cpuid_offers_isa(c->vm->config.cpuid, insn->info.meta.isa_set)) {
+        compile_execute(c);
+    } else if (is_by_mnemonic(insn)) {
+        if (!compile_by_mnemonic(c)) {
+            compile_execute(c);
+            c->ended |= is_end(insn) || insn->info.meta.category == ZYDIS_CATEGORY_CALL;
+        }
+    } else if (insn->info.meta.category == ZYDIS_CATEGORY_COND_BR) {
+        if (!compile_condition(c)) {
+            compile_execute(c);
+        }
+    } else if (is_repeated_move(insn)) {
+        compile_string(c);
+    } else if (is_end(insn) || is_system(insn)) {
+        compile_execute(c);
+        c->ended |= is_end(insn);
+    } else if (!is_general(insn) && !is_vector_allowed(c, insn)) {
+        compile_execute(c);
+    } else if (!compile_copy(c)) {
+        compile_execute(c);
+    }
+}
+
+/* ---- the unit's entries ---- */
+
+/* Is the flags' home needed before anything else overwrites them? */
+static enum flags_home first_need(const struct compiler *c)
+{
+    for (unsigned i = 0; i < c->count; i++) {
+        const struct insn *insn = &c->insns[i];
+        struct flag_effects effects = flag_effects(insn);
+        bool copied = !is_by_mnemonic(insn) && !is_system(insn) && !rewrite_memory_operand(insn) &&
+                      insn->info.meta.category != ZYDIS_CATEGORY_COND_BR &&
+                      !is_end(insn) && is_general(insn) &&
+                      insn->info.mnemonic != ZYDIS_MNEMONIC_DIV &&
+                      insn->info.mnemonic != ZYDIS_MNEMONIC_IDIV;
+        if (insn->info.meta.category == ZYDIS_CATEGORY_COND_BR) {
+            return FLAGS_HOST;
+        }
+        if (!copied && !is_nothing(insn) && insn->info.mnemonic != ZYDIS_MNEMONIC_LEA) {
+            return FLAGS_SAVED;
+        }
+        if (effects.reads) {
+            return FLAGS_HOST;
+        }
+        if (effects.writes) {
+            return FLAGS_BOTH; /* dead: nobody looks at them before they are written */
+        }
+    }
+    return FLAGS_SAVED;
+}
+
+static void emit_entries(struct compiler *c)
+{
+    struct unit *unit = c->unit;
+    switch (first_need(c)) {
+    case FLAGS_SAVED:
+        unit->host_entry = emit_offset(&c->e);
+        c->flags = FLAGS_HOST;
+        flags_to_block(c);
+        unit->saved_entry = emit_offset(&c->e);
+        c->flags = FLAGS_SAVED;
+        break;
+    case FLAGS_HOST:
+        unit->saved_entry = emit_offset(&c->e);
+        c->flags = FLAGS_SAVED;
+        flags_to_host(c);
+        unit->host_entry = emit_offset(&c->e);
+        c->flags = FLAGS_HOST;
+        break;
+    case FLAGS_BOTH:
+        unit->saved_entry = unit->host_entry = emit_offset(&c->e);
+        c->flags = FLAGS_HOST;
+        break;
+    }
+}
+
+static void emit_unit(struct compiler *c)
+{
+    bool poll_after_next = false;
+    for (c->current = 0; c->current < c->count && !c->ended; c->current++) {
+        /* May move c->current on, over a run of pushes or pops. */
+        compile_instruction(c);
+        if (poll_after_next && !c->ended) {
+            flags_to_block(c);
+            compile_poll(c, compiler_next_pc(c), offsetof(struct block, vcpu.kicks));
+        }
+        poll_after_next = compiler_insn(c)->info.mnemonic == ZYDIS_MNEMONIC_STI;
+    }
+    if (c->ended) {
+        return;
+    }
+    if (c->end_result == DECODE_OK) {
+        c->current = c->count - 1;
+        compile_direct(c, 0xe9, compiler_next_pc(c));
+    } else {
+        /* Across the page's end, or not an instruction: interp fetches and decodes it itself. */
+        c->current = c->count;
+        compile_execute(c);
+    }
+}
+
+static uint64_t lines_between(unsigned first, unsigned end)
+{
+    uint64_t lines = 0;
+    for (unsigned line = first >> 6; line <= (end - 1) >> 6 && line < 64; line++) {
+        lines |= 1ull << line;
+    }
+    return lines;
+}
+
+struct unit *compile(struct block *block, gva_t gva, gpa_t gpa, uint16_t mode)
+{
+    static _Thread_local struct insn insns[UNIT_MAX_INSTRUCTIONS + 1];
+    static _Thread_local uint8_t page[PAGE_SIZE];
+    struct translate_vm *vm = block->vm;
+    gpa_t page_base = align_down(gpa, PAGE_SIZE);
+    unsigned offset = gpa & (PAGE_SIZE - 1);
+    if (memory_read(vm->config.memory, page_base + offset, page + offset, PAGE_SIZE - offset) < 0) {
+        return NULL;
+    }
+    struct unit *unit = &vm->units[vm->unit_count];
+    *unit = (struct unit){
+        .page = gpa >> PAGE_SHIFT,
+        .virtual_page = align_down(gva, PAGE_SIZE),
+        .offset = (uint16_t)offset,
+        .mode = mode,
+        .first_site = vm->site_count,
+    };
+    struct compiler c = {
+        .e = {.at = vm->cache.write + align_up(vm->cache.used, 16), .base = vm->cache.write},
+        .vm = vm,
+        .block = block,
+        .unit = unit,
+        .mode = mode,
+        .virtual_page = unit->virtual_page,
+        .insns = insns,
+    };
+    decode_unit(&c, page);
+    unit->start = emit_offset(&c.e);
+    emit_entries(&c);
+    emit_unit(&c);
+    for (unsigned i = 0; i < c.outline_count; i++) {
+        emit_outline(&c, &c.outlines[i]);
+    }
+    unit->end = emit_offset(&c.e);
+    ASSERT(unit->end - unit->start <= UNIT_MAX_HOST_BYTES);
+    unit->site_count = vm->site_count - unit->first_site;
+    unsigned last = c.offsets[c.count] + (c.end_result == DECODE_OK ? 0u : INSN_MAX_LENGTH);
+    unit->lines = lines_between(offset, last < PAGE_SIZE ? last : PAGE_SIZE);
+    vm->cache.used = unit->end;
+    vm->unit_count++;
+    unit_add(vm, unit);
+    return unit;
+}

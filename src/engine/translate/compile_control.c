@@ -1,0 +1,169 @@
+/*
+ * Branches: direct ones are chained inside the page and go through a slot of the address space
+ * to other pages; indirect ones look into the jump cache. Loops poll for kicks.
+ */
+#include "engine/translate/compiler.h"
+
+/*
+ * A rel32 that other threads may patch while it runs must be written in one piece: keep it
+ * inside an aligned quadword (`before` bytes of opcode precede it).
+ */
+static void align_patch(struct compiler *c, unsigned before)
+{
+    while (((emit_offset(&c->e) + before) & 7) > 4) {
+        emit8(&c->e, 0x90);
+    }
+}
+
+static bool in_same_page(const struct compiler *c, uint64_t target)
+{
+    return align_down(target, PAGE_SIZE) == c->virtual_page;
+}
+
+/* A site for an exit to `target`, or 0 if there are no more links (then the look-up serves). */
+static uint32_t exit_site(struct compiler *c, uint64_t target)
+{
+    bool same = in_same_page(c, target);
+    uint32_t site = site_new(c, same ? SITE_CHAIN : SITE_LINK);
+    c->vm->sites[site].target = target;
+    if (!same) {
+        ASSERT(c->vm->link_count < LINKS_MAX); /* the caller of compile() leaves room */
+        c->vm->sites[site].link = c->vm->link_count++;
+    }
+    return site;
+}
+
+/*
+ * Loops are stopped by a load from the poll page that faults: it needs neither flags nor a
+ * branch. Every cycle of guest code has a direct branch backwards or an indirect one.
+ */
+static void emit_loop_poll(struct compiler *c, uint64_t target)
+{
+    if (target > compiler_pc(c)) {
+        return;
+    }
+    uint32_t site = site_new(c, SITE_POLL);
+    c->vm->sites[site].target = compiler_pc(c);
+    emit_gs(&c->e, false, OP_LOAD, SCRATCH2, POLL_OFFSET);
+}
+
+void compile_direct(struct compiler *c, uint8_t opcode, uint64_t target)
+{
+    struct emitter *e = &c->e;
+    uint32_t site;
+    if (opcode == 0xe9) {
+        emit_loop_poll(c, target);
+    }
+    if (in_same_page(c, target)) {
+        align_patch(c, 1);
+        site = exit_site(c, target);
+        emit8(e, opcode);
+        c->vm->sites[site].patch = emit_offset(e);
+        emit32(e, 0);
+        outline(c, OUTLINE_EXIT, e->at - 4, site, 0);
+    } else {
+        flags_to_block(c);
+        site = exit_site(c, target);
+        emit_constant(e, SCRATCH2, site);
+        emit_gs_transfer(e, opcode == 0xe9 ? 4 : 2,
+                         SPACE_OFFSET + offsetof(struct space_data, links) +
+                             8 * (size_t)c->vm->sites[site].link);
+    }
+    c->ended = true;
+}
+
+bool compile_indirect_target(struct compiler *c)
+{
+    const ZydisDecodedOperand *operand = &compiler_insn(c)->operands[0];
+    struct emitter *e = &c->e;
+    if (operand->type == ZYDIS_OPERAND_TYPE_MEMORY) {
+        if (operand->size != 64) {
+            return false;
+        }
+        compile_operand_check(c, operand, false);
+        emit_memory(e, true, OP_LOAD, SCRATCH, SCRATCH, 0);
+        return true;
+    }
+    int gpr = rewrite_gpr(operand->reg.value);
+    if (gpr < 0) {
+        return false;
+    }
+    if (is_displaced(gpr)) {
+        emit_load(e, SCRATCH, gpr_slot((unsigned)gpr));
+    } else {
+        emit_move(e, SCRATCH, gpr == RSP ? GUEST_RSP : (unsigned)gpr);
+    }
+    return true;
+}
+
+bool compile_jump(struct compiler *c)
+{
+    const struct insn *insn = compiler_insn(c);
+    if (insn->info.meta.branch_type == ZYDIS_BRANCH_TYPE_FAR || insn->info.operand_width != 64) {
+        return false;
+    }
+    if (insn->operands[0].type == ZYDIS_OPERAND_TYPE_IMMEDIATE) {
+        compile_direct(c, 0xe9, compiler_next_pc(c) + insn->operands[0].imm.value.u);
+        return true;
+    }
+    flags_to_block(c);
+    if (!compile_indirect_target(c)) {
+        return false;
+    }
+    emit_jump(&c->e, c->vm->stubs.indirect[mode_privilege(c->mode)]);
+    c->ended = true;
+    return true;
+}
+
+/* The saved flags that decide a condition by themselves (bits of LAHF), or 0 if they cannot. */
+static uint8_t saved_mask(unsigned condition)
+{
+    switch (condition >> 1) {
+    case 1:
+        return FLAG_CF;
+    case 2:
+        return FLAG_ZF;
+    case 3:
+        return FLAG_CF | FLAG_ZF;
+    case 4:
+        return FLAG_SF;
+    case 5:
+        return FLAG_PF;
+    default:
+        return 0;
+    }
+}
+
+bool compile_condition(struct compiler *c)
+{
+    const struct insn *insn = compiler_insn(c);
+    struct emitter *e = &c->e;
+    bool is_short = insn->info.opcode_map == ZYDIS_OPCODE_MAP_DEFAULT;
+    if (is_short ? (insn->info.opcode & 0xf0) != 0x70 : (insn->info.opcode & 0xf0) != 0x80) {
+        return false; /* JRCXZ, LOOP */
+    }
+    if (insn->info.operand_width != 64) {
+        return false;
+    }
+    unsigned condition = insn->info.opcode & 15;
+    uint64_t target = compiler_next_pc(c) + insn->operands[0].imm.value.u;
+    emit_loop_poll(c, target);
+    if (c->flags == FLAGS_SAVED) {
+        uint8_t mask = saved_mask(condition);
+        if (mask) {
+            emit_gs(e, false, 0xf6, 0, offsetof(struct block, saved_flags) + 1); /* test */
+            emit8(e, mask);
+            condition = (condition & 1) ? CONDITION_Z : CONDITION_NZ;
+        } else {
+            flags_to_host(c);
+        }
+    }
+    align_patch(c, 2);
+    uint32_t site = exit_site(c, target);
+    uint8_t *branch = emit_branch_forward(e, (uint8_t)condition);
+    if (c->vm->sites[site].kind == SITE_CHAIN) {
+        c->vm->sites[site].patch = (uint32_t)(branch - e->base);
+    }
+    outline(c, OUTLINE_EXIT, branch, site, 0);
+    return true;
+}

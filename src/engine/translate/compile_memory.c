@@ -1,0 +1,282 @@
+/*
+ * Memory operands: the address, the soft TLB check, and the copy of the instruction that then
+ * works on the host address. docs/translate.md shows the sequence and what it costs.
+ */
+#include "engine/translate/compiler.h"
+
+/* The host register that holds a guest register of an address; displaced ones are loaded. */
+static int address_register(struct compiler *c, ZydisRegister name, unsigned scratch)
+{
+    int gpr = rewrite_gpr(name);
+    if (gpr < 0) {
+        return -1;
+    }
+    if (gpr == RSP) {
+        return GUEST_RSP;
+    }
+    if (is_displaced(gpr)) {
+        emit_load(&c->e, scratch, gpr_slot((unsigned)gpr));
+        return (int)scratch;
+    }
+    return gpr;
+}
+
+bool compile_address(struct compiler *c, const ZydisDecodedOperand *operand,
+                     uint64_t *ret_constant)
+{
+    const ZydisDecodedOperandMem *memory = &operand->mem;
+    struct emitter *e = &c->e;
+    bool is_wide = compiler_insn(c)->info.address_width == 64;
+    bool has_base = memory->segment == ZYDIS_REGISTER_FS || memory->segment == ZYDIS_REGISTER_GS;
+    bool is_relative = memory->base == ZYDIS_REGISTER_RIP || memory->base == ZYDIS_REGISTER_EIP;
+    uint64_t displacement = (uint64_t)memory->disp.value;
+    if (is_relative) {
+        displacement += compiler_next_pc(c);
+    }
+    if (is_relative || (memory->base == ZYDIS_REGISTER_NONE &&
+                        memory->index == ZYDIS_REGISTER_NONE)) {
+        if (!is_wide) {
+            displacement = (uint32_t)displacement;
+        }
+        if (!has_base) {
+            *ret_constant = displacement;
+            return true;
+        }
+        emit_constant(e, SCRATCH, displacement);
+    } else {
+        int base = address_register(c, memory->base, SCRATCH);
+        int index = address_register(c, memory->index, SCRATCH2);
+        unsigned scale = memory->scale ? memory->scale : 1;
+        emit_lea_full(e, is_wide, SCRATCH, base, index, scale, (int32_t)displacement);
+    }
+    if (has_base) {
+        unsigned segment = memory->segment == ZYDIS_REGISTER_FS ? FS : GS;
+        emit_gs(e, true, OP_ADD, SCRATCH,
+                offsetof(struct block, vcpu.state.segment) + segment * sizeof(struct segment) +
+                    offsetof(struct segment, base));
+    }
+    return false;
+}
+
+static size_t tlb_offset(const struct compiler *c, size_t field)
+{
+    enum tlb_privilege privilege = c->mode & MODE_USER ? TLB_USER : TLB_KERNEL;
+    return SPACE_OFFSET + offsetof(struct space_data, tlb.entries[privilege]) + field;
+}
+
+static uint32_t emit_distance_check(struct compiler *c, unsigned size, bool write, uint32_t site,
+                                    uint8_t **ret_branch)
+{
+    struct emitter *e = &c->e;
+    c->vm->sites[site].size = size < 255 ? (uint8_t)size : 255;
+    c->vm->sites[site].kind = write ? SITE_WRITE : SITE_READ;
+    emit8(e, 0x49); /* cmp r13, PAGE_SIZE - size */
+    emit8(e, 0x81);
+    emit8(e, 0xf8 | (SCRATCH & 7));
+    emit32(e, PAGE_SIZE - size);
+    *ret_branch = emit_branch_forward(e, CONDITION_A);
+    return site;
+}
+
+void compile_check(struct compiler *c, unsigned size, bool write, const uint64_t *constant)
+{
+    struct emitter *e = &c->e;
+    size_t tag = tlb_offset(c, write ? offsetof(struct tlb_entry, write_tag)
+                                     : offsetof(struct tlb_entry, read_tag));
+    size_t host = tlb_offset(c, offsetof(struct tlb_entry, host));
+    uint32_t site = site_new(c, SITE_READ);
+    uint8_t *branch;
+    if (constant) {
+        size_t entry = tlb_index(*constant) * sizeof(struct tlb_entry);
+        emit_constant(e, SCRATCH, *constant);
+        emit_gs(e, true, OP_SUB, SCRATCH, tag + entry);
+        emit_distance_check(c, size, write, site, &branch);
+        outline(c, OUTLINE_ADDRESS, branch, site, *constant);
+        emit_gs(e, true, OP_ADD, SCRATCH, host + entry);
+        return;
+    }
+    emit_move(e, SCRATCH2, SCRATCH);
+    emit8(e, 0x49); /* shr r14, PAGE_SHIFT - log2(sizeof(struct tlb_entry)) */
+    emit8(e, 0xc1);
+    emit8(e, 0xe8 | (SCRATCH2 & 7));
+    emit8(e, PAGE_SHIFT - 5);
+    emit8(e, 0x41); /* and r14d, index mask */
+    emit8(e, 0x81);
+    emit8(e, 0xe0 | (SCRATCH2 & 7));
+    emit32(e, (TLB_ENTRIES - 1) * sizeof(struct tlb_entry));
+    emit_gs_scratch2(e, true, OP_SUB, SCRATCH, tag);
+    emit_distance_check(c, size, write, site, &branch);
+    outline(c, OUTLINE_MEMORY, branch, site, tag);
+    emit_gs_scratch2(e, true, OP_ADD, SCRATCH, host);
+}
+_Static_assert(sizeof(struct tlb_entry) == 1 << 5, "the check scales by this");
+
+void compile_operand_check(struct compiler *c, const ZydisDecodedOperand *operand, bool write)
+{
+    uint64_t constant;
+    flags_to_block(c);
+    bool is_constant = compile_address(c, operand, &constant);
+    compile_check(c, operand->size / 8, write, is_constant ? &constant : NULL);
+}
+
+/* ---- copies ---- */
+
+/* Can the host CPU itself raise an exception here, with valid memory? */
+static bool may_fault(const struct insn *insn)
+{
+    return interp_uses_vector_state(insn) || insn->info.mnemonic == ZYDIS_MNEMONIC_DIV ||
+           insn->info.mnemonic == ZYDIS_MNEMONIC_IDIV ||
+           insn->info.mnemonic == ZYDIS_MNEMONIC_CMPXCHG16B;
+}
+
+static bool has_mask(const struct insn *insn)
+{
+    return insn->info.avx.mask.reg != ZYDIS_REGISTER_NONE ||
+           insn->info.mnemonic == ZYDIS_MNEMONIC_VMASKMOVPS ||
+           insn->info.mnemonic == ZYDIS_MNEMONIC_VMASKMOVPD ||
+           insn->info.mnemonic == ZYDIS_MNEMONIC_VPMASKMOVD ||
+           insn->info.mnemonic == ZYDIS_MNEMONIC_VPMASKMOVQ;
+}
+
+static bool is_locked(const struct insn *insn)
+{
+    return (insn->info.attributes & ZYDIS_ATTRIB_HAS_LOCK) ||
+           insn->info.mnemonic == ZYDIS_MNEMONIC_XCHG;
+}
+
+/* A locked access across a cache line is left to interp, which stops the other vCPUs. */
+static void compile_line_check(struct compiler *c, unsigned size)
+{
+    struct emitter *e = &c->e;
+    if (size <= 1) {
+        return;
+    }
+    emit_lea(e, SCRATCH2, SCRATCH, (int32_t)size - 1);
+    emit8(e, 0x4d); /* xor r14, r13 */
+    emit8(e, 0x31);
+    emit8(e, 0xc0 | (SCRATCH & 7) << 3 | (SCRATCH2 & 7));
+    emit8(e, 0x41); /* test r14d, 64: the sum differs in bit 6 exactly if a line is crossed */
+    emit8(e, 0xf7);
+    emit8(e, 0xc0 | (SCRATCH2 & 7));
+    emit32(e, 64);
+    uint8_t *branch = emit_branch_forward(e, CONDITION_NZ);
+    uint32_t site = site_new(c, SITE_EXECUTE);
+    c->vm->sites[site].resume = 0; /* the flags are elsewhere behind the instruction */
+    outline(c, OUTLINE_EXECUTE, branch, site, 0);
+}
+
+/* Give each displaced register of the operands a scratch register; false if there are too few. */
+static bool assign_scratch(struct compiler *c, uint16_t displaced, bool has_memory,
+                           struct rewrite_map *map)
+{
+    uint8_t free_registers[2] = {SCRATCH2, SCRATCH};
+    unsigned available = has_memory ? 1 : 2, used = 0;
+    for (unsigned gpr = R13; gpr <= R15; gpr++) {
+        if (displaced & 1u << gpr) {
+            if (used == available) {
+                return false;
+            }
+            map->host[gpr] = free_registers[used++];
+        }
+    }
+    return true;
+}
+
+static void load_displaced(struct compiler *c, uint16_t registers, const struct rewrite_map *map)
+{
+    for (unsigned gpr = R13; gpr <= R15; gpr++) {
+        if (registers & 1u << gpr) {
+            emit_load(&c->e, map->host[gpr], gpr_slot(gpr));
+        }
+    }
+}
+
+static void store_displaced(struct compiler *c, uint16_t registers, const struct rewrite_map *map)
+{
+    for (unsigned gpr = R13; gpr <= R15; gpr++) {
+        if (registers & 1u << gpr) {
+            emit_store(&c->e, map->host[gpr], gpr_slot(gpr));
+        }
+    }
+}
+
+bool compile_copy(struct compiler *c)
+{
+    const struct insn *insn = compiler_insn(c);
+    const ZydisDecodedOperand *memory = rewrite_memory_operand(insn);
+    struct flag_effects effects = flag_effects(insn);
+    struct rewrite_registers registers;
+    struct rewrite_map map = {.memory_base = SCRATCH};
+    uint8_t copy[32];
+
+    rewrite_registers(insn, &registers);
+    for (unsigned i = 0; i < GPR_COUNT; i++) {
+        map.host[i] = (uint8_t)(i == RSP ? GUEST_RSP : i);
+    }
+    uint16_t named = registers.read | registers.written;
+    if ((registers.implicit_read | registers.implicit_written) & 1u << RSP) {
+        return false;
+    }
+    if (memory && (memory->size == 0 || memory->size > 8 * 512)) {
+        return false;
+    }
+    if (!assign_scratch(c, named, memory, &map)) {
+        return false;
+    }
+    size_t length = rewrite(insn, &map, copy);
+    if (length == 0) {
+        return false;
+    }
+    if (memory) {
+        bool writes = memory->actions & ZYDIS_OPERAND_ACTION_MASK_WRITE;
+        uint32_t first_site = c->vm->site_count;
+        compile_operand_check(c, memory, writes);
+        c->vm->sites[first_site].is_masked = has_mask(insn);
+        if (is_locked(insn)) {
+            compile_line_check(c, memory->size / 8);
+        }
+    }
+    if (effects.reads) {
+        flags_to_host(c);
+    }
+    load_displaced(c, registers.read & named, &map);
+    if (may_fault(insn)) {
+        site_new(c, SITE_FAULT);
+    }
+    for (size_t i = 0; i < length; i++) {
+        emit8(&c->e, copy[i]);
+    }
+    store_displaced(c, registers.written, &map);
+    if (effects.writes) {
+        c->flags = FLAGS_HOST;
+    }
+    return true;
+}
+
+bool compile_lea(struct compiler *c)
+{
+    const struct insn *insn = compiler_insn(c);
+    struct emitter *e = &c->e;
+    int destination = rewrite_gpr(insn->operands[0].reg.value);
+    ZydisDecodedOperand source = insn->operands[1];
+    uint64_t constant;
+    if (insn->info.operand_width == 16) {
+        return false;
+    }
+    source.mem.segment = ZYDIS_REGISTER_DS; /* an address is all that is asked for */
+    unsigned target = destination == RSP ? GUEST_RSP
+                      : is_displaced(destination) ? SCRATCH : (unsigned)destination;
+    if (compile_address(c, &source, &constant)) {
+        emit_constant(e, target, insn->info.operand_width == 32 ? (uint32_t)constant : constant);
+    } else if (insn->info.operand_width == 32) {
+        emit_rex(e, false, SCRATCH, 0, target); /* mov target, r13d */
+        emit8(e, 0x89);
+        emit8(e, (uint8_t)(0xc0 | (SCRATCH & 7) << 3 | (target & 7)));
+    } else if (target != SCRATCH) {
+        emit_move(e, target, SCRATCH);
+    }
+    if (is_displaced(destination)) {
+        emit_store(e, SCRATCH, gpr_slot((unsigned)destination));
+    }
+    return true;
+}

@@ -1,0 +1,367 @@
+/*
+ * Stack instructions: pushes and pops in runs with one soft TLB check for the whole run, calls
+ * and returns through the private host stack, and the flag image of PUSHF and POPF.
+ */
+#include "engine/translate/compiler.h"
+
+enum { RUN_MAX = 8 };
+
+/* The register that a 64-bit PUSH or POP of a register names, or -1 for other forms. */
+static int stack_register(const struct insn *insn, ZydisMnemonic mnemonic)
+{
+    if (insn->info.mnemonic != mnemonic || insn->info.operand_width != 64 ||
+        insn->operands[0].type != ZYDIS_OPERAND_TYPE_REGISTER) {
+        return -1;
+    }
+    return rewrite_gpr(insn->operands[0].reg.value);
+}
+
+/* How many instructions from the current one push (or pop) a register other than RSP. */
+static unsigned run_length(const struct compiler *c, ZydisMnemonic mnemonic)
+{
+    unsigned count = 0;
+    while (count < RUN_MAX && c->current + count < c->count) {
+        int gpr = stack_register(&c->insns[c->current + count], mnemonic);
+        if (gpr < 0 || gpr == RSP) {
+            break;
+        }
+        count++;
+    }
+    return count;
+}
+
+/* mov [base + displacement], guest register (uses R14 for displaced ones) */
+static void store_register(struct compiler *c, int gpr, int32_t displacement)
+{
+    unsigned from = (unsigned)gpr;
+    if (gpr == RSP) {
+        from = GUEST_RSP;
+    } else if (is_displaced(gpr)) {
+        emit_load(&c->e, SCRATCH2, gpr_slot(from));
+        from = SCRATCH2;
+    }
+    emit_memory(&c->e, true, OP_STORE, from, SCRATCH, displacement);
+}
+
+static void load_register(struct compiler *c, int gpr, int32_t displacement)
+{
+    unsigned to = is_displaced(gpr) ? SCRATCH2 : (unsigned)gpr;
+    emit_memory(&c->e, true, OP_LOAD, to, SCRATCH, displacement);
+    if (is_displaced(gpr)) {
+        emit_store(&c->e, SCRATCH2, gpr_slot((unsigned)gpr));
+    }
+}
+
+static bool push_run(struct compiler *c, unsigned count)
+{
+    flags_to_block(c);
+    int32_t size = 8 * (int32_t)count;
+    emit_lea(&c->e, SCRATCH, GUEST_RSP, -size);
+    compile_check(c, (unsigned)size, true, NULL);
+    for (unsigned i = 0; i < count; i++) {
+        int gpr = stack_register(&c->insns[c->current + i], ZYDIS_MNEMONIC_PUSH);
+        store_register(c, gpr, size - 8 * (int32_t)(i + 1));
+    }
+    emit_lea(&c->e, GUEST_RSP, GUEST_RSP, -size);
+    c->current += count - 1;
+    return true;
+}
+
+/* Push the value in spill[0]; used where making the value needs the scratch registers. */
+static void push_spilled(struct compiler *c)
+{
+    emit_lea(&c->e, SCRATCH, GUEST_RSP, -8);
+    compile_check(c, 8, true, NULL);
+    emit_load(&c->e, SCRATCH2, offsetof(struct block, spill[0]));
+    emit_memory(&c->e, true, OP_STORE, SCRATCH2, SCRATCH, 0);
+    emit_lea(&c->e, GUEST_RSP, GUEST_RSP, -8);
+}
+
+bool compile_push(struct compiler *c)
+{
+    const struct insn *insn = compiler_insn(c);
+    const ZydisDecodedOperand *operand = &insn->operands[0];
+    unsigned run = run_length(c, ZYDIS_MNEMONIC_PUSH);
+    if (run) {
+        return push_run(c, run);
+    }
+    if (insn->info.operand_width != 64) {
+        return false;
+    }
+    if (stack_register(insn, ZYDIS_MNEMONIC_PUSH) == RSP) {
+        return push_run(c, 1);
+    }
+    if (operand->type == ZYDIS_OPERAND_TYPE_IMMEDIATE) {
+        flags_to_block(c);
+        emit_lea(&c->e, SCRATCH, GUEST_RSP, -8);
+        compile_check(c, 8, true, NULL);
+        emit_memory(&c->e, true, 0xc7, 0, SCRATCH, 0);
+        emit32(&c->e, (uint32_t)operand->imm.value.u);
+        emit_lea(&c->e, GUEST_RSP, GUEST_RSP, -8);
+        return true;
+    }
+    if (operand->type == ZYDIS_OPERAND_TYPE_MEMORY) {
+        compile_operand_check(c, operand, false);
+        emit_memory(&c->e, true, OP_LOAD, SCRATCH, SCRATCH, 0);
+        emit_store(&c->e, SCRATCH, offsetof(struct block, spill[0]));
+        push_spilled(c);
+        return true;
+    }
+    return false; /* segment registers */
+}
+
+/* Is the instruction a plain near return, so that it can end a run of pops? */
+static bool is_plain_return(const struct insn *insn)
+{
+    return insn->info.mnemonic == ZYDIS_MNEMONIC_RET &&
+           insn->info.meta.branch_type == ZYDIS_BRANCH_TYPE_NEAR &&
+           insn->info.operand_width == 64 && insn->info.raw.imm[0].size == 0;
+}
+
+/* R13 = guest return address, R15 behind it: return by the private stack if the top matches. */
+static void emit_return(struct compiler *c)
+{
+    struct emitter *e = &c->e;
+    emit8(e, 0x4c); /* cmp [rsp + 8], r13 */
+    emit8(e, 0x39);
+    emit8(e, 0x6c);
+    emit8(e, 0x24);
+    emit8(e, 8);
+    emit8(e, 0x0f); /* jne indirect */
+    emit8(e, 0x85);
+    emit_relative(e, c->vm->stubs.indirect[mode_privilege(c->mode)]);
+    emit8(e, 0xc3); /* ret */
+    c->ended = true;
+}
+
+static bool pop_run(struct compiler *c, unsigned count)
+{
+    unsigned next = c->current + count;
+    bool returns = next < c->count && is_plain_return(&c->insns[next]);
+    int32_t size = 8 * (int32_t)(count + returns);
+    flags_to_block(c);
+    emit_move(&c->e, SCRATCH, GUEST_RSP);
+    compile_check(c, (unsigned)size, false, NULL);
+    for (unsigned i = 0; i < count; i++) {
+        load_register(c, stack_register(&c->insns[c->current + i], ZYDIS_MNEMONIC_POP),
+                      8 * (int32_t)i);
+    }
+    if (returns) {
+        emit_memory(&c->e, true, OP_LOAD, SCRATCH, SCRATCH, size - 8);
+    }
+    emit_lea(&c->e, GUEST_RSP, GUEST_RSP, size);
+    c->current += count - 1;
+    if (returns) {
+        c->current++;
+        emit_return(c);
+    }
+    return true;
+}
+
+bool compile_pop(struct compiler *c)
+{
+    const struct insn *insn = compiler_insn(c);
+    unsigned run = run_length(c, ZYDIS_MNEMONIC_POP);
+    if (run) {
+        return pop_run(c, run);
+    }
+    if (stack_register(insn, ZYDIS_MNEMONIC_POP) != RSP) {
+        return false;
+    }
+    flags_to_block(c);
+    emit_move(&c->e, SCRATCH, GUEST_RSP);
+    compile_check(c, 8, false, NULL);
+    emit_memory(&c->e, true, OP_LOAD, GUEST_RSP, SCRATCH, 0);
+    return true;
+}
+
+bool compile_leave(struct compiler *c)
+{
+    if (compiler_insn(c)->info.operand_width != 64) {
+        return false;
+    }
+    flags_to_block(c);
+    emit_move(&c->e, SCRATCH, RBP);
+    compile_check(c, 8, false, NULL);
+    emit_lea(&c->e, GUEST_RSP, RBP, 8);
+    emit_memory(&c->e, true, OP_LOAD, RBP, SCRATCH, 0);
+    return true;
+}
+
+bool compile_return(struct compiler *c)
+{
+    const struct insn *insn = compiler_insn(c);
+    if (insn->info.meta.branch_type != ZYDIS_BRANCH_TYPE_NEAR || insn->info.operand_width != 64) {
+        return false;
+    }
+    int32_t extra = insn->info.raw.imm[0].size ? (int32_t)insn->info.raw.imm[0].value.u : 0;
+    flags_to_block(c);
+    emit_move(&c->e, SCRATCH, GUEST_RSP);
+    compile_check(c, 8, false, NULL);
+    emit_memory(&c->e, true, OP_LOAD, SCRATCH, SCRATCH, 0);
+    emit_lea(&c->e, GUEST_RSP, GUEST_RSP, 8 + extra);
+    emit_return(c);
+    return true;
+}
+
+/* Push the return address for the guest and a frame on the private stack. */
+static void emit_call_frame(struct compiler *c)
+{
+    struct emitter *e = &c->e;
+    uint64_t address = compiler_next_pc(c);
+    emit_lea(e, SCRATCH, GUEST_RSP, -8);
+    compile_check(c, 8, true, NULL);
+    if ((uint64_t)(int64_t)(int32_t)address == address) {
+        emit_memory(e, true, 0xc7, 0, SCRATCH, 0); /* mov qword [r13], imm32 */
+        emit32(e, (uint32_t)address);
+        emit_lea(e, GUEST_RSP, GUEST_RSP, -8);
+        emit8(e, 0x68); /* push imm32 */
+        emit32(e, (uint32_t)address);
+        return;
+    }
+    emit_constant(e, SCRATCH2, address);
+    emit_memory(e, true, OP_STORE, SCRATCH2, SCRATCH, 0);
+    emit_lea(e, GUEST_RSP, GUEST_RSP, -8);
+    emit8(e, 0x41); /* push r14 */
+    emit8(e, 0x50 | (SCRATCH2 & 7));
+}
+
+bool compile_call(struct compiler *c)
+{
+    const struct insn *insn = compiler_insn(c);
+    struct emitter *e = &c->e;
+    if (insn->info.meta.branch_type == ZYDIS_BRANCH_TYPE_FAR || insn->info.operand_width != 64) {
+        return false;
+    }
+    flags_to_block(c);
+    if (insn->operands[0].type == ZYDIS_OPERAND_TYPE_IMMEDIATE) {
+        emit_call_frame(c);
+        compile_direct(c, 0xe8, compiler_next_pc(c) + insn->operands[0].imm.value.u);
+        c->ended = false;
+    } else {
+        if (!compile_indirect_target(c)) {
+            return false;
+        }
+        emit_store(e, SCRATCH, offsetof(struct block, spill[0]));
+        emit_call_frame(c);
+        emit_load(e, SCRATCH, offsetof(struct block, spill[0]));
+        emit8(e, 0xe8);
+        emit_relative(e, c->vm->stubs.indirect[mode_privilege(c->mode)]);
+    }
+    /* The landing pad: drop the frame's guest half and go on. */
+    emit8(e, 0x48); /* lea rsp, [rsp + 8] */
+    emit8(e, 0x8d);
+    emit8(e, 0x64);
+    emit8(e, 0x24);
+    emit8(e, 8);
+    c->flags = FLAGS_SAVED;
+    return true;
+}
+
+/* ---- PUSHF and POPF ---- */
+
+enum { POPF_PLAIN = FLAGS_ARITHMETIC | FLAG_IF | FLAG_FIXED };
+
+bool compile_pushf(struct compiler *c)
+{
+    struct emitter *e = &c->e;
+    flags_to_block(c);
+    /* r13 = high bits | arithmetic flags | OF << 11 | IF << 9 */
+    emit_load(e, SCRATCH, offsetof(struct block, vcpu.state.rflags));
+    emit8(e, 0x65); /* movzx r14d, byte gs:[saved_flags + 1] */
+    emit8(e, 0x44);
+    emit8(e, 0x0f);
+    emit8(e, 0xb6);
+    emit8(e, (SCRATCH2 & 7) << 3 | 4);
+    emit8(e, 0x25);
+    emit32(e, offsetof(struct block, saved_flags) + 1);
+    static const uint8_t merge[] = {
+        0x41, 0x81, 0xe5, 0x28, 0xf5, 0xfc, 0xff, /* and r13d, ~(OSZAPC | IF | FIXED | RF | VM) */
+        0x41, 0x83, 0xe6, 0xd5,                   /* and r14d, SF ZF AF PF CF */
+        0x45, 0x09, 0xf5,                         /* or r13d, r14d */
+    };
+    for (unsigned i = 0; i < sizeof merge; i++) {
+        emit8(e, merge[i]);
+    }
+    static const struct {
+        size_t offset;
+        uint8_t shift;
+    } bytes[] = {{offsetof(struct block, saved_flags), 11},
+                 {offsetof(struct block, interrupt_flag), 9}};
+    for (unsigned i = 0; i < ARRAY_SIZE(bytes); i++) {
+        emit8(e, 0x65); /* movzx r14d, byte gs:[...] */
+        emit8(e, 0x44);
+        emit8(e, 0x0f);
+        emit8(e, 0xb6);
+        emit8(e, (SCRATCH2 & 7) << 3 | 4);
+        emit8(e, 0x25);
+        emit32(e, (uint32_t)bytes[i].offset);
+        emit8(e, 0x41); /* shl r14d, shift */
+        emit8(e, 0xc1);
+        emit8(e, 0xe0 | (SCRATCH2 & 7));
+        emit8(e, bytes[i].shift);
+        emit8(e, 0x45); /* or r13d, r14d */
+        emit8(e, 0x09);
+        emit8(e, 0xc0 | (SCRATCH2 & 7) << 3 | (SCRATCH & 7));
+    }
+    emit8(e, 0x41); /* or r13d, FLAG_FIXED */
+    emit8(e, 0x83);
+    emit8(e, 0xc8 | (SCRATCH & 7));
+    emit8(e, FLAG_FIXED);
+    emit_store(e, SCRATCH, offsetof(struct block, spill[0]));
+    push_spilled(c);
+    return true;
+}
+
+bool compile_popf(struct compiler *c)
+{
+    struct emitter *e = &c->e;
+    if (c->mode & MODE_USER) {
+        return false; /* IOPL and IF rules: interp */
+    }
+    flags_to_block(c);
+    emit_move(e, SCRATCH, GUEST_RSP);
+    compile_check(c, 8, false, NULL);
+    emit_memory(e, true, OP_LOAD, SCRATCH, SCRATCH, 0);
+    /* Anything but the plain flags in the image or in force: interp. */
+    emit_move(e, SCRATCH2, SCRATCH);
+    emit_gs(e, true, OP_OR, SCRATCH2, offsetof(struct block, vcpu.state.rflags));
+    emit8(e, 0x49); /* test r14, ~plain (sign-extended) */
+    emit8(e, 0xf7);
+    emit8(e, 0xc0 | (SCRATCH2 & 7));
+    emit32(e, ~(uint32_t)POPF_PLAIN);
+    uint8_t *branch = emit_branch_forward(e, CONDITION_NZ);
+    uint32_t site = site_new(c, SITE_EXECUTE);
+    c->vm->sites[site].resume = 0;
+    outline(c, OUTLINE_EXECUTE, branch, site, 0);
+    static const struct {
+        size_t offset;
+        uint8_t shift;
+        uint8_t mask;
+    } bytes[] = {{offsetof(struct block, saved_flags) + 1, 0, 0},
+                 {offsetof(struct block, saved_flags), 11, 1},
+                 {offsetof(struct block, interrupt_flag), 9, 1}};
+    for (unsigned i = 0; i < ARRAY_SIZE(bytes); i++) {
+        emit_move(e, SCRATCH2, SCRATCH);
+        if (bytes[i].shift) {
+            emit8(e, 0x41); /* shr r14d, shift; and r14d, 1 */
+            emit8(e, 0xc1);
+            emit8(e, 0xe8 | (SCRATCH2 & 7));
+            emit8(e, bytes[i].shift);
+            emit8(e, 0x41);
+            emit8(e, 0x83);
+            emit8(e, 0xe0 | (SCRATCH2 & 7));
+            emit8(e, bytes[i].mask);
+        }
+        emit_gs(e, false, 0x88, SCRATCH2, bytes[i].offset); /* mov byte gs:[...], r14b */
+    }
+    emit_lea(e, GUEST_RSP, GUEST_RSP, 8);
+    /* r14d = IF: with IF set, waiting kicks are taken now. */
+    emit8(e, 0x45); /* test r14d, r14d */
+    emit8(e, 0x85);
+    emit8(e, 0xc0 | (SCRATCH2 & 7) << 3 | (SCRATCH2 & 7));
+    uint8_t *skip = emit_branch_forward(e, CONDITION_Z);
+    compile_poll(c, compiler_next_pc(c), offsetof(struct block, vcpu.kicks));
+    emit_set_target(e, skip);
+    return true;
+}

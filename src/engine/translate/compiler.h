@@ -1,0 +1,111 @@
+/*
+ * The compiler's own state while it makes one unit, and the steps that its files share.
+ */
+#pragma once
+
+#include "engine/translate/emit.h"
+
+/* Code that is emitted behind the unit's straight path. */
+enum outline_kind {
+    OUTLINE_MEMORY,  /* a failed soft TLB check: R13 less the tag in the entry at R14 */
+    OUTLINE_ADDRESS, /* the same for a constant address */
+    OUTLINE_EXECUTE, /* run the instruction in interp */
+    OUTLINE_EXIT,    /* a direct exit: chain or link */
+    OUTLINE_POLL,    /* an interrupt may be deliverable */
+};
+
+struct outline {
+    enum outline_kind kind;
+    uint8_t *branch; /* the rel32 that comes here */
+    uint32_t site;
+    uint64_t constant; /* OUTLINE_ADDRESS: the address; OUTLINE_MEMORY: displacement of the tag */
+    enum flags_home flags;
+};
+
+enum { OUTLINES_MAX = 4 * UNIT_MAX_INSTRUCTIONS };
+
+struct compiler {
+    struct emitter e;
+    struct translate_vm *vm;
+    struct block *block;
+    struct unit *unit;
+    uint16_t mode;
+    uint64_t virtual_page;
+
+    struct insn *insns; /* decoded ahead */
+    uint16_t offsets[UNIT_MAX_INSTRUCTIONS + 1];
+    unsigned count;
+    unsigned current; /* index of the instruction being emitted */
+    enum decode_result end_result; /* why decoding stopped, if not at a branch */
+
+    enum flags_home flags;
+    bool ended; /* the straight path does not go on */
+    struct outline outlines[OUTLINES_MAX];
+    unsigned outline_count;
+};
+
+/* What one instruction means for the arithmetic flags. */
+struct flag_effects {
+    bool reads;  /* needs them in the CPU (also when it leaves some of them unchanged) */
+    bool writes; /* afterwards they are in the CPU */
+};
+struct flag_effects flag_effects(const struct insn *insn);
+
+static inline const struct insn *compiler_insn(const struct compiler *c)
+{
+    return &c->insns[c->current];
+}
+static inline uint64_t compiler_pc(const struct compiler *c)
+{
+    return c->virtual_page + c->offsets[c->current];
+}
+static inline uint64_t compiler_next_pc(const struct compiler *c)
+{
+    return c->virtual_page + c->offsets[c->current + 1];
+}
+static inline bool is_displaced(int gpr)
+{
+    return gpr >= R13;
+}
+
+/* ---- compile.c ---- */
+uint32_t site_new(struct compiler *c, enum site_kind kind);
+void outline(struct compiler *c, enum outline_kind kind, uint8_t *branch, uint32_t site,
+             uint64_t constant);
+/* From here on the host's flags may be destroyed. Uses R14. */
+void flags_to_block(struct compiler *c);
+/* From here on the guest's flags are in the CPU. Uses R14. */
+void flags_to_host(struct compiler *c);
+/* Run the current instruction in interp, inline. */
+void compile_execute(struct compiler *c);
+/* If kicks are waiting, leave with state.rip = `pc` before it runs. Flags are saved. */
+void compile_poll(struct compiler *c, uint64_t pc, size_t word);
+
+/* ---- compile_memory.c ---- */
+/* R13 = address of the memory operand. A constant address is not loaded: *ret_constant is set. */
+bool compile_address(struct compiler *c, const ZydisDecodedOperand *operand,
+                     uint64_t *ret_constant);
+/* R13 = host address of the guest-virtual address in R13 (or of a constant). Flags are saved. */
+void compile_check(struct compiler *c, unsigned size, bool write, const uint64_t *constant);
+/* The memory operand of the current instruction: address, check. R13 = host address. */
+void compile_operand_check(struct compiler *c, const ZydisDecodedOperand *operand, bool write);
+/* Copy the instruction with registers and memory operand substituted; false if it cannot be. */
+bool compile_copy(struct compiler *c);
+bool compile_lea(struct compiler *c);
+
+/* ---- compile_stack.c: each returns false if the form is left to interp ---- */
+bool compile_push(struct compiler *c);
+bool compile_pop(struct compiler *c);
+bool compile_leave(struct compiler *c);
+bool compile_call(struct compiler *c);
+bool compile_return(struct compiler *c);
+bool compile_pushf(struct compiler *c);
+bool compile_popf(struct compiler *c);
+
+/* ---- compile_control.c ---- */
+bool compile_jump(struct compiler *c);
+bool compile_condition(struct compiler *c);
+/* A direct exit to `target`: jmp (0xe9) or call (0xe8) at this place. */
+void compile_direct(struct compiler *c, uint8_t opcode, uint64_t target);
+/* Load the target of an indirect branch into R13; false if it is left to interp. */
+bool compile_indirect_target(struct compiler *c);

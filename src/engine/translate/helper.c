@@ -1,0 +1,522 @@
+/*
+ * What units call: misses of the soft TLB, instructions that interp executes, exits that are not
+ * linked yet. Each helper returns the host address at which to go on.
+ *
+ * Built for general registers only: guest vector state is in the CPU meanwhile. Where that does
+ * not do (Zydis, device models) it is saved first: vectors_save().
+ */
+#include <immintrin.h>
+
+#include "engine/mmu.h"
+#include "engine/translate/internal.h"
+#include "x86/cpuid.h"
+
+/* ---- state together and apart ---- */
+
+void block_gather(struct block *block)
+{
+    struct cpu_state *state = &block->vcpu.state;
+    uint64_t flags = block->saved_flags >> 8 & (FLAGS_ARITHMETIC & 0xff);
+    flags |= block->saved_flags & 1 ? FLAG_OF : 0;
+    flags |= block->interrupt_flag ? FLAG_IF : 0;
+    state->rflags = (state->rflags & ~(uint64_t)(FLAGS_ARITHMETIC | FLAG_IF)) | flags | FLAG_FIXED;
+}
+
+void block_scatter(struct block *block)
+{
+    uint64_t flags = block->vcpu.state.rflags;
+    block->saved_flags = (uint16_t)((flags & 0xff) << 8 | (flags & FLAG_OF ? 1 : 0));
+    block->interrupt_flag = flags & FLAG_IF ? 1 : 0;
+}
+
+void vectors_save(struct block *block)
+{
+    if (!block->vectors_live) {
+        return;
+    }
+    uint32_t low = (uint32_t)block->xcr0_host, high = (uint32_t)(block->xcr0_host >> 32);
+    __asm__ volatile("xsave64 %0" : "+m"(block->vcpu.state.xsave) : "a"(low), "d"(high) : "memory");
+    /* C code must not meet the guest's rounding or unmasked exceptions. */
+    static const uint32_t default_mxcsr = 0x1f80;
+    __asm__ volatile("ldmxcsr %0" : : "m"(default_mxcsr));
+    block->vectors_live = false;
+}
+
+void vectors_restore(struct block *block)
+{
+    if (block->vectors_live) {
+        return;
+    }
+    uint32_t low = (uint32_t)block->xcr0_host, high = (uint32_t)(block->xcr0_host >> 32);
+    __asm__ volatile("xrstor64 %0" : : "m"(block->vcpu.state.xsave), "a"(low), "d"(high) : "memory");
+    block->vectors_live = true;
+}
+
+/* ---- modes ---- */
+
+static bool is_flat64(const struct cpu_state *state)
+{
+    return cpu_state_is_64bit(state) && (state->cr0 & CR0_PG);
+}
+
+static uint16_t mode_of(const struct cpu_state *state)
+{
+    unsigned cpl = cpu_state_cpl(state);
+    uint16_t mode = MODE_CODE64;
+    bool has_breakpoints = state->dr7 & 0xff;
+    bool checks_alignment = cpl == 3 && (state->cr0 & CR0_AM) && (state->rflags & FLAG_AC);
+    if (!is_flat64(state) || cpl == 1 || cpl == 2 || (state->rflags & (FLAG_TF | FLAG_RF)) ||
+        has_breakpoints || checks_alignment) {
+        return MODE_INTERPRET;
+    }
+    mode |= cpl == 3 ? MODE_USER : 0;
+    mode |= cpl == 3 && (state->cr4 & CR4_TSD) ? MODE_TSD : 0;
+    if (!(state->cr0 & (CR0_EM | CR0_TS))) {
+        mode |= MODE_FPU;
+        mode |= state->cr4 & CR4_OSFXSR ? MODE_SSE : 0;
+        if ((state->cr4 & CR4_OSXSAVE) && (state->xcr0 & XCR0_AVX)) {
+            mode |= MODE_AVX;
+            mode |= (state->xcr0 & XCR0_AVX512) == XCR0_AVX512 ? MODE_AVX512 : 0;
+        }
+    }
+    return mode;
+}
+
+void block_renew_mode(struct block *block)
+{
+    uint16_t mode = mode_of(&block->vcpu.state);
+    if (mode == block->mode) {
+        return;
+    }
+    enum privilege from = mode_privilege(block->mode), to = mode_privilege(mode);
+    block->mode = mode;
+    if (mode & MODE_INTERPRET) {
+        stacks_reset(block);
+        return;
+    }
+    if (from != to) {
+        block->stacks[from] = block->stack;
+        block->stack = block->stacks[to];
+    }
+    if (block->stack_mode[to] != mode) {
+        /* Landing pads and look-ups of another mode must not be met. */
+        block->stack_mode[to] = mode;
+        space_flush_jumps(block);
+    }
+}
+
+/* ---- finding units ---- */
+
+static void note_exec_page(struct block *block, gva_t gva)
+{
+    uint64_t bit = gva >> PAGE_SHIFT & 4095;
+    block->exec_pages[bit >> 6] |= 1ull << (bit & 63);
+}
+
+enum step block_translate_fetch(struct block *block, gva_t rip, gpa_t *ret_gpa)
+{
+    struct exec_entry *entry = &block->exec_tlb[mode_privilege(block->mode)]
+                                               [rip >> PAGE_SHIFT & 255];
+    gva_t page = align_down(rip, PAGE_SIZE);
+    if (entry->gva_page != page) {
+        bool global;
+        gpa_t gpa;
+        enum step step = mmu_translate_fetch(&block->vcpu, rip, &gpa, &global);
+        if (step != STEP_NEXT) {
+            return step;
+        }
+        entry->gva_page = page;
+        entry->gpa_page = align_down(gpa, PAGE_SIZE);
+        note_exec_page(block, rip);
+    }
+    *ret_gpa = entry->gpa_page | (rip & (PAGE_SIZE - 1));
+    return STEP_NEXT;
+}
+
+static uint64_t leave(struct block *block, enum leave_reason reason)
+{
+    block->reason = reason;
+    return cache_address(block->vm, block->vm->stubs.leave);
+}
+
+static uint64_t leave_step(struct block *block, enum step step)
+{
+    block->step = step;
+    return leave(block, LEAVE_STEP);
+}
+
+/* The unit for state.rip in the current mode, or 0 with *ret_leave set. */
+static uint64_t find(struct block *block, uint64_t rip)
+{
+    struct translate_vm *vm = block->vm;
+    gpa_t gpa;
+    struct jump_entry *jump =
+        &block->space->data->jumps[mode_privilege(block->mode)][rip & (JUMP_ENTRIES - 1)];
+    if (jump->gva == rip) {
+        return jump->host;
+    }
+    if (block_translate_fetch(block, rip, &gpa) != STEP_NEXT) {
+        return 0;
+    }
+    pthread_mutex_lock(&vm->lock);
+    struct unit *unit = unit_find(vm, gpa >> PAGE_SHIFT, gpa & (PAGE_SIZE - 1),
+                                  align_down(rip, PAGE_SIZE), block->mode);
+    uint64_t host = unit ? cache_address(vm, unit->saved_entry) : 0;
+    pthread_mutex_unlock(&vm->lock);
+    if (host) {
+        jump->gva = rip;
+        jump->host = host;
+    }
+    return host;
+}
+
+uint64_t block_continue(struct block *block)
+{
+    if (block->mode & MODE_INTERPRET) {
+        return leave(block, LEAVE_AGAIN);
+    }
+    uint64_t host = find(block, block->vcpu.state.rip);
+    /* The run loop translates, or meets the fetch fault again and delivers it. */
+    return host ? host : leave(block, LEAVE_TRANSLATE);
+}
+
+/* ---- kicks ---- */
+
+/* Look at what others want of this vCPU. Gathered state. False: leave for the run loop. */
+static bool poll_kicks(struct block *block)
+{
+    block->poll_now = 0;
+    uint32_t kicks = atomic_load(&block->vcpu.kicks);
+    if (kicks & KICK_CODE) {
+        atomic_fetch_and(&block->vcpu.kicks, ~(uint32_t)KICK_CODE);
+        spaces_forget_code(block);
+        block->decoded_valid = false;
+    }
+    if (kicks & KICK_INTERRUPT && !(block->vcpu.state.rflags & FLAG_IF)) {
+        kicks &= ~(uint32_t)KICK_INTERRUPT; /* STI and POPF look again */
+    }
+    return !(kicks & ~(uint32_t)KICK_CODE);
+}
+
+/* After C code has changed the state: go on in units, or leave. */
+static uint64_t resume(struct block *block, uint64_t inline_address)
+{
+    uint16_t mode = block->mode;
+    block_renew_mode(block);
+    bool quiet = atomic_load(&block->vcpu.kicks) == 0 || poll_kicks(block);
+    block_scatter(block);
+    if (!quiet) {
+        return leave(block, LEAVE_AGAIN);
+    }
+    vectors_restore(block);
+    if (inline_address && mode == block->mode) {
+        return inline_address;
+    }
+    return block_continue(block);
+}
+
+/* ---- instructions in interp ---- */
+
+/* The decoded instruction at state.rip, or NULL if its bytes cross the page or are invalid. */
+static const struct insn *decoded_find(struct block *block, const struct unit *unit,
+                                       unsigned offset)
+{
+    gpa_t gpa = unit->page << PAGE_SHIFT | offset;
+    if (!block->decoded_valid) {
+        for (unsigned i = 0; i < DECODED_ENTRIES; i++) {
+            block->decoded[i].key = UINT64_MAX;
+        }
+        block->decoded_valid = true;
+    }
+    struct decoded *entry = &block->decoded[(gpa ^ gpa >> 8) & (DECODED_ENTRIES - 1)];
+    if (entry->key != gpa) {
+        uint8_t bytes[INSN_MAX_LENGTH];
+        unsigned room = PAGE_SIZE - offset;
+        unsigned count = room < sizeof bytes ? room : sizeof bytes;
+        if (memory_read(block->vm->config.memory, gpa, bytes, count) < 0) {
+            return NULL;
+        }
+        vectors_save(block);
+        entry->key = UINT64_MAX;
+        if (decode(DECODE_64, bytes, count, &entry->insn) != DECODE_OK) {
+            return NULL;
+        }
+        entry->key = gpa;
+    }
+    return &entry->insn;
+}
+
+static enum step deliver(struct block *block, enum step step)
+{
+    return step == STEP_EXCEPTION ? interp_deliver_exception(&block->vcpu) : step;
+}
+
+uint64_t helper_execute(struct block *block, uint32_t number)
+{
+    struct translate_vm *vm = block->vm;
+    struct vcpu *vcpu = &block->vcpu;
+    const struct site *site = &vm->sites[number];
+    struct unit *unit = &vm->units[site->unit];
+    uint32_t generation = vm->generation;
+    uint64_t rip = unit->virtual_page + site->offset;
+    enum step step;
+
+    block_gather(block);
+    vcpu->state.rip = rip;
+    const struct insn *insn = decoded_find(block, unit, site->offset);
+    if (insn) {
+        if (interp_uses_vector_state(insn)) {
+            vectors_save(block);
+        }
+        step = deliver(block, interp_execute(vcpu, insn));
+    } else {
+        vectors_save(block);
+        step = interp_step(vcpu);
+    }
+    if (step == STEP_NEXT && vcpu->state.interrupt_shadow) {
+        vectors_save(block);
+        step = interp_step(vcpu); /* no interrupt may come between: SDM volume 3, 6.8.3 */
+    }
+    if (step != STEP_NEXT) {
+        block_renew_mode(block);
+        block_scatter(block);
+        return leave_step(block, step);
+    }
+    uint64_t inline_address = 0;
+    if (insn && site->kind == SITE_EXECUTE && vm->generation == generation && site->resume &&
+        !unit->is_retired && vcpu->state.rip == rip + insn->info.length) {
+        inline_address = cache_address(vm, site->resume);
+    }
+    return resume(block, inline_address);
+}
+
+uint64_t helper_fault(struct block *block, uint32_t number)
+{
+    if (block->vm->sites[number].kind == SITE_POLL) {
+        return helper_poll(block, number);
+    }
+    return helper_execute(block, number);
+}
+
+/* ---- misses ---- */
+
+uint64_t helper_memory(struct block *block, uint32_t number)
+{
+    struct translate_vm *vm = block->vm;
+    const struct site *site = &vm->sites[number];
+    uint32_t generation = vm->generation;
+    gva_t gva = block->address;
+    bool is_canonical = (int64_t)(gva << 16) >> 16 == (int64_t)gva;
+    bool crosses = (gva & (PAGE_SIZE - 1)) + site->size > PAGE_SIZE || site->size == 255;
+    if (crosses || !is_canonical || site->is_masked) {
+        return helper_execute(block, number);
+    }
+    uint32_t access = (site->kind == SITE_WRITE ? PF_WRITE : 0) |
+                      (block->mode & MODE_USER ? PF_USER : 0);
+    uint64_t rip = vm->units[site->unit].virtual_page + site->offset;
+    switch (tlb_fill(&block->vcpu, gva, access)) {
+    case TLB_FILLED:
+        if (vm->generation == generation) {
+            return cache_address(vm, site->resume);
+        }
+        block->vcpu.state.rip = rip;
+        return block_continue(block);
+    case TLB_FAULT:
+        block_gather(block);
+        block->vcpu.state.rip = rip;
+        {
+            enum step step = interp_deliver_exception(&block->vcpu);
+            if (step != STEP_NEXT) {
+                block_renew_mode(block);
+                block_scatter(block);
+                return leave_step(block, step);
+            }
+        }
+        return resume(block, 0);
+    case TLB_SLOW:
+        break;
+    }
+    return helper_execute(block, number);
+}
+
+/* ---- exits ---- */
+
+uint64_t helper_poll(struct block *block, uint32_t number)
+{
+    block_gather(block);
+    block->vcpu.state.rip = block->vm->sites[number].target;
+    return resume(block, 0);
+}
+
+uint64_t helper_link(struct block *block, uint32_t number)
+{
+    struct translate_vm *vm = block->vm;
+    struct site *site = &vm->sites[number];
+    uint64_t rip = site->target;
+    block->vcpu.state.rip = rip;
+    if (site->kind == SITE_LINK) {
+        uint64_t host = find(block, rip);
+        if (!host) {
+            return leave(block, LEAVE_TRANSLATE);
+        }
+        if (site->link >= block->space->links_filled) {
+            block->space->links_filled = site->link + 1;
+        }
+        block->space->data->links[site->link] = host;
+        return host;
+    }
+    pthread_mutex_lock(&vm->lock);
+    struct unit *from = &vm->units[site->unit];
+    struct unit *target = unit_find(vm, from->page, rip & (PAGE_SIZE - 1), from->virtual_page,
+                                    from->mode);
+    if (target && !from->is_retired) {
+        site_link(vm, number, target);
+    }
+    pthread_mutex_unlock(&vm->lock);
+    return target ? cache_address(vm, target->saved_entry) : leave(block, LEAVE_TRANSLATE);
+}
+
+uint64_t helper_indirect(struct block *block, uint32_t unused)
+{
+    (void)unused;
+    block->vcpu.state.rip = block->address;
+    if (block->poll_now) {
+        block_gather(block);
+        return resume(block, 0);
+    }
+    return block_continue(block);
+}
+
+/* ---- REP MOVS and REP STOS, a page piece at a time ---- */
+
+#define REPEAT(instruction, to, from, value, count)                                                \
+    __asm__ volatile("rep " instruction                                                            \
+                     : "+D"(to), "+S"(from), "+c"(count)                                           \
+                     : "a"(value)                                                                  \
+                     : "memory")
+
+static void repeat_move(uint64_t to, uint64_t from, uint64_t count, unsigned size)
+{
+    switch (size) {
+    case 1:
+        REPEAT("movsb", to, from, 0, count);
+        break;
+    case 2:
+        REPEAT("movsw", to, from, 0, count);
+        break;
+    case 4:
+        REPEAT("movsl", to, from, 0, count);
+        break;
+    default:
+        REPEAT("movsq", to, from, 0, count);
+        break;
+    }
+}
+
+static void repeat_store(uint64_t to, uint64_t value, uint64_t count, unsigned size)
+{
+    uint64_t from = 0;
+    switch (size) {
+    case 1:
+        REPEAT("stosb", to, from, value, count);
+        break;
+    case 2:
+        REPEAT("stosw", to, from, value, count);
+        break;
+    case 4:
+        REPEAT("stosl", to, from, value, count);
+        break;
+    default:
+        REPEAT("stosq", to, from, value, count);
+        break;
+    }
+}
+
+/* Host address of a guest-virtual one if the soft TLB has it, else 0. */
+static uint64_t tlb_host(const struct block *block, gva_t gva, bool write)
+{
+    const struct tlb_entry *entry =
+        &block->vcpu.tlb->entries[block->mode & MODE_USER ? TLB_USER : TLB_KERNEL][tlb_index(gva)];
+    uint64_t distance = gva - (write ? entry->write_tag : entry->read_tag);
+    return distance < PAGE_SIZE ? entry->host + distance : 0;
+}
+
+static uint64_t minimum(uint64_t a, uint64_t b)
+{
+    return a < b ? a : b;
+}
+
+/*
+ * Do one piece, as far as both pages reach. True: go on with the next piece. False: what is left
+ * at state's registers is for interp (a fault, a device, an element across pages).
+ */
+static bool string_piece(struct block *block, unsigned size, bool is_store)
+{
+    uint64_t *gpr = block->vcpu.state.gpr;
+    gva_t to = gpr[RDI], from = gpr[RSI];
+    uint32_t user = block->mode & MODE_USER ? PF_USER : 0;
+    uint64_t count = minimum(gpr[RCX], (PAGE_SIZE - (to & (PAGE_SIZE - 1))) / size);
+    if (!is_store) {
+        count = minimum(count, (PAGE_SIZE - (from & (PAGE_SIZE - 1))) / size);
+    }
+    bool is_canonical = (int64_t)(to << 16) >> 16 == (int64_t)to &&
+                        (is_store || (int64_t)(from << 16) >> 16 == (int64_t)from);
+    if (count == 0 || !is_canonical) {
+        return false;
+    }
+    /* A fill may drop the other entry again, so ask until both are there. */
+    uint64_t to_host = 0, from_host = 0;
+    for (unsigned attempt = 0; attempt < 4 && !(to_host && (from_host || is_store)); attempt++) {
+        if (!is_store && !tlb_host(block, from, false) &&
+            tlb_fill(&block->vcpu, from, user) != TLB_FILLED) {
+            return false;
+        }
+        if (!tlb_host(block, to, true) &&
+            tlb_fill(&block->vcpu, to, user | PF_WRITE) != TLB_FILLED) {
+            return false;
+        }
+        to_host = tlb_host(block, to, true);
+        from_host = is_store ? 0 : tlb_host(block, from, false);
+    }
+    if (!to_host || (!is_store && !from_host)) {
+        return false;
+    }
+    if (is_store) {
+        repeat_store(to_host, gpr[RAX], count, size);
+    } else {
+        repeat_move(to_host, from_host, count, size);
+        gpr[RSI] += count * size;
+    }
+    gpr[RDI] += count * size;
+    gpr[RCX] -= count;
+    return true;
+}
+
+uint64_t helper_string(struct block *block, uint32_t number)
+{
+    struct translate_vm *vm = block->vm;
+    const struct site *site = &vm->sites[number];
+    uint64_t *gpr = block->vcpu.state.gpr;
+    unsigned size = site->size;
+    bool is_store = site->is_masked;
+    uint64_t resume_at = cache_address(vm, site->resume);
+    uint32_t generation = vm->generation;
+    if (block->vcpu.state.rflags & FLAG_DF) {
+        return helper_execute(block, number);
+    }
+    while (gpr[RCX]) {
+        if (block->poll_now) {
+            block_gather(block);
+            block->vcpu.state.rip = vm->units[site->unit].virtual_page + site->offset;
+            return resume(block, 0);
+        }
+        if (!string_piece(block, size, is_store)) {
+            return helper_execute(block, number);
+        }
+        if (vm->generation != generation) {
+            block->vcpu.state.rip = vm->units[site->unit].virtual_page + site->offset;
+            return block_continue(block);
+        }
+    }
+    return resume_at;
+}

@@ -1,0 +1,338 @@
+/*
+ * The inside of translate: what its files share.
+ *
+ * A guest basic block and what follows it becomes a *unit* of host code. Units run with
+ *
+ *     GS base  the vCPU block (struct block), aliased once for each cached address space
+ *     RSP      a private stack of {guest return address, host return address} frames, one for
+ *              each privilege, so that host CALL and RET predict the guest's
+ *     R15      the guest's RSP
+ *     R13 R14  scratch; the guest's R13, R14 and R15 live in the block
+ *     others   the guest's own registers; vector state stays in the CPU
+ *     flags    the guest's arithmetic flags, or saved in the block (enum flags_home)
+ *
+ * docs/translate.md tells the whole story.
+ */
+#pragma once
+
+#include <pthread.h>
+#include <stdatomic.h>
+
+#include "base/assert.h"
+#include "base/bytes.h"
+#include "engine/interp/interp.h"
+#include "engine/rewrite.h"
+#include "engine/vcpu.h"
+
+/* ---- limits ---- */
+enum {
+    UNIT_MAX_INSTRUCTIONS = 40,
+    UNIT_MAX_HOST_BYTES = 16384, /* room that compiling one unit may need at most */
+    UNITS_MAX = 1 << 19,
+    SITES_MAX = 1 << 22,
+    LINKS_MAX = 1 << 14, /* cross-page exits; each has a slot in every address space */
+    SPACES_MAX = 8,      /* address spaces whose soft TLB is kept */
+    JUMP_ENTRIES = 1 << 10,
+    PRIVATE_STACK_SIZE = 64 << 10,
+};
+
+/* What else than the bytes a translation depends on. Part of a unit's key. */
+enum mode_bits {
+    MODE_USER = 1u << 0,   /* CPL 3 */
+    MODE_CODE64 = 1u << 1, /* 64-bit mode */
+    MODE_FPU = 1u << 2,    /* CR0.EM = CR0.TS = 0: x87 and MMX run */
+    MODE_SSE = 1u << 3,    /* and CR4.OSFXSR: SSE runs */
+    MODE_AVX = 1u << 4,    /* and CR4.OSXSAVE, XCR0: AVX runs */
+    MODE_AVX512 = 1u << 5,
+    MODE_TSD = 1u << 6, /* CR4.TSD at CPL 3: RDTSC faults */
+    MODE_INTERPRET = 1u << 15, /* not translated: other code sizes, single step, breakpoints... */
+};
+
+enum privilege { PRIVILEGE_KERNEL, PRIVILEGE_USER, PRIVILEGES };
+
+/* Where the guest's arithmetic flags are at a point of a unit. */
+enum flags_home { FLAGS_HOST, FLAGS_SAVED, FLAGS_BOTH };
+
+/* ---- address spaces: what hangs on the guest's current page tables ---- */
+
+struct jump_entry {
+    uint64_t gva;
+    uint64_t host;
+};
+
+/* The part of the vCPU block that each address space has of its own. */
+struct space_data {
+    struct tlb tlb;
+    struct jump_entry jumps[PRIVILEGES][JUMP_ENTRIES];
+    uint64_t links[LINKS_MAX];
+};
+
+struct space {
+    struct block *alias;     /* the vCPU block as seen through this space's GS base */
+    struct space_data *data; /* right behind it */
+    uint64_t root;           /* CR3 less PCID and flags; valid if in_use */
+    uint64_t last_used;
+    uint32_t links_filled; /* slots below this may hold something */
+    uint16_t pcid;
+    bool in_use;
+};
+
+/* ---- the vCPU block ---- */
+
+enum leave_reason {
+    LEAVE_TRANSLATE, /* no unit for state.rip: make one */
+    LEAVE_STEP,      /* block->step says what happened */
+    LEAVE_AGAIN,     /* look at kicks and modes again */
+};
+
+struct block {
+    struct vcpu vcpu; /* first: units address its state from GS:0 */
+
+    struct block *self; /* the first alias: the one that C code uses */
+    uint64_t host_rsp;  /* of the C code that entered */
+    uint64_t stack;     /* RSP of the private stack in use, while in C */
+    uint64_t stacks[PRIVILEGES]; /* of the other privilege */
+    uint64_t spill[2];  /* values that a unit keeps across a check */
+    uint32_t fault_site; /* from the signal handler to the stub */
+    uint64_t address; /* the guest-virtual address of a miss */
+    uint16_t saved_flags; /* LAHF in the high byte, OF in the low */
+    uint8_t interrupt_flag; /* RFLAGS.IF while units run */
+    _Atomic uint32_t poll_now;
+
+    /* ---- used by C only ---- */
+    struct translate_vm *vm;
+    enum leave_reason reason;
+    enum step step;
+    uint16_t mode;
+    uint16_t stack_mode[PRIVILEGES]; /* the mode that a private stack's frames belong to */
+    bool vectors_live;  /* guest vector state is in the CPU, not in state.xsave */
+    bool in_units;      /* this thread is between enter and leave */
+    uint64_t xcr0_host; /* components to save and restore for this guest */
+    uint8_t *stack_base[PRIVILEGES];
+    struct space spaces[SPACES_MAX];
+    struct space *space;
+    uint64_t space_clock;
+    uint64_t exec_pages[64]; /* a Bloom filter of guest-virtual pages with known code */
+    struct exec_entry {
+        uint64_t gva_page, gpa_page;
+    } exec_tlb[PRIVILEGES][256];
+    struct engine_host host; /* the machine's, with vector state saved around each call */
+    struct decoded *decoded; /* a cache of decoded instructions for the slow path */
+    bool decoded_valid;
+    pthread_t thread;
+    int memory_fd;
+    bool parked; /* guarded by the world's lock: at a safe point */
+    bool in_run; /* between the start and the end of run() */
+    alignas(8) uint8_t fx_image[512 + 64];
+};
+
+/* The page that units load from as a poll; made inaccessible to stop a loop. */
+enum { POLL_OFFSET = (sizeof(struct block) + PAGE_SIZE - 1) & ~(PAGE_SIZE - 1) };
+enum { SPACE_OFFSET = POLL_OFFSET + PAGE_SIZE };
+
+/* ---- units and sites ---- */
+
+struct unit {
+    uint64_t page;         /* guest-physical page number */
+    uint64_t virtual_page; /* guest-virtual address of that page */
+    uint64_t lines;        /* which 64-byte lines of the page its bytes came from */
+    uint32_t saved_entry;  /* cache offset: enter with flags saved in the block */
+    uint32_t host_entry;   /* cache offset: enter with flags in the CPU */
+    uint32_t start, end;   /* cache offsets of its code */
+    uint32_t next_in_hash, next_in_page;
+    uint32_t incoming; /* sites chained to this unit */
+    uint32_t first_site, site_count;
+    uint16_t offset; /* of its first byte in the page */
+    uint16_t mode;
+    bool is_retired;
+};
+
+enum site_kind {
+    SITE_READ,    /* a soft TLB check; `resume` is its start */
+    SITE_WRITE,
+    SITE_EXECUTE, /* in interp; `resume` is behind it, or 0: look the next unit up */
+    SITE_FAULT,   /* a host instruction that may fault; `resume` is its address */
+    SITE_CHAIN,   /* a direct exit inside the page; `patch` is its rel32 */
+    SITE_LINK,    /* a direct exit to another page; `link` is its slot */
+    SITE_POLL,    /* `resume` is the poll load */
+};
+
+/* A place in a unit that may come back to C. */
+struct site {
+    uint32_t unit;
+    uint16_t offset; /* guest offset of the instruction in the page */
+    uint8_t kind;    /* enum site_kind */
+    uint8_t size;    /* of a memory access, in bytes (255: larger, never filled) */
+    uint8_t flags_home;
+    bool is_masked; /* masked-off elements do not fault: interp decides */
+    uint32_t resume;
+    union {
+        uint32_t patch;
+        uint32_t link;
+    };
+    uint32_t next_incoming;
+    uint32_t target_unit; /* SITE_CHAIN: linked to, or 0 */
+    uint64_t target;      /* SITE_CHAIN, SITE_LINK, SITE_POLL: guest-virtual address */
+};
+
+struct cache {
+    uint8_t *write; /* the writable alias */
+    uint8_t *run;   /* the executable alias */
+    uint32_t size, used, stubs_end;
+    int fd;
+};
+
+/* Host code that all units share, at the start of the cache (cache offsets). */
+struct stubs {
+    uint32_t enter;     /* void (*)(struct block *, uint64_t host): from C into a unit */
+    uint32_t leave;     /* back to C */
+    uint32_t memory;    /* R13 = address, R14D = site */
+    uint32_t execute;   /* R14D = site */
+    uint32_t link;      /* R14D = site: a chain or link that is not resolved */
+    uint32_t poll;      /* R14D = site */
+    uint32_t fault_host, fault_saved; /* R14D = site, set by the signal handler */
+    uint32_t indirect[PRIVILEGES];    /* R13 = guest-virtual target */
+    uint32_t string;    /* R14D = site: REP MOVS/STOS */
+};
+
+struct page_units {
+    uint64_t page;
+    uint64_t lines;
+    uint32_t first;
+    uint32_t next_in_hash;
+    uint32_t invalidations;
+    uint32_t compiling; /* being translated now: stays marked as code */
+};
+
+struct translate_vm {
+    struct engine_config config;
+    struct cache cache;
+    struct stubs stubs;
+    pthread_mutex_t lock; /* guards units, sites, pages, cache */
+    struct unit *units;
+    uint32_t unit_count;
+    uint32_t *unit_hash;
+    struct site *sites;
+    uint32_t site_count;
+    uint32_t link_count;
+    _Atomic uint32_t generation; /* counts units_forget(): older site numbers mean nothing */
+    struct page_units *pages;
+    uint32_t page_count;
+    uint32_t *page_hash;
+    struct block *blocks[8];
+    unsigned block_count;
+
+    /* stop the world: see world.c */
+    pthread_mutex_t world_lock;
+    pthread_cond_t world_changed;
+    pthread_mutex_t stopper; /* held by whoever has stopped the world */
+    bool world_stopping;
+    struct drop {
+        uint64_t first, count;
+        bool write_only;
+    } drops[64];
+    unsigned drop_count;
+    bool drop_everything;
+};
+
+/* Kick bits of this engine. */
+enum {
+    KICK_WORLD = 1u << 8, /* come to a safe point */
+    KICK_CODE = 1u << 9,  /* units were retired: forget jump caches, links, private stacks */
+};
+
+/* ---- cache.c ---- */
+int cache_init(struct cache *cache, uint32_t size);
+void cache_fini(struct cache *cache);
+
+/* ---- unit.c: call with vm->lock held ---- */
+int units_init(struct translate_vm *vm);
+void units_fini(struct translate_vm *vm);
+struct unit *unit_find(struct translate_vm *vm, uint64_t page, uint16_t offset,
+                       uint64_t virtual_page, uint16_t mode);
+/* Keep a page marked as code while its bytes are read, from before memory_set_code(). */
+void page_begin_compile(struct translate_vm *vm, uint64_t page);
+void page_end_compile(struct translate_vm *vm, uint64_t page);
+void unit_add(struct translate_vm *vm, struct unit *unit);
+/* Retire what was made from these bytes; true if something was. */
+bool units_retire(struct translate_vm *vm, gpa_t gpa, uint64_t length);
+/* Forget everything: the cache is full. The world is stopped. */
+void units_forget(struct translate_vm *vm);
+void site_link(struct translate_vm *vm, uint32_t site, struct unit *target);
+/* The unit that owns a host address, or NULL. Async-signal-safe. */
+struct unit *unit_at(struct translate_vm *vm, uint64_t host);
+static inline uint32_t unit_number(const struct translate_vm *vm, const struct unit *unit)
+{
+    return (uint32_t)(unit - vm->units);
+}
+
+/* ---- stubs.c ---- */
+void stubs_make(struct translate_vm *vm);
+
+/* ---- compile.c ---- */
+/* Translate at gva (gpa is its guest-physical address). NULL: an exception is in vcpu. */
+struct unit *compile(struct block *block, gva_t gva, gpa_t gpa, uint16_t mode);
+
+/* ---- space.c ---- */
+int spaces_init(struct block *block);
+void spaces_fini(struct block *block);
+void space_flush_jumps(struct block *block);
+void spaces_forget_code(struct block *block);
+void spaces_drop(struct block *block, uint64_t first, uint64_t count, bool write_only);
+/* Empty the private stacks: no landing pad of before may be returned to. */
+void stacks_reset(struct block *block);
+void space_activate(struct block *block); /* for the CR3 in state; also after set_state */
+extern const struct vcpu_hooks translate_hooks;
+
+enum { DECODED_ENTRIES = 256 };
+struct decoded {
+    uint64_t key; /* guest-physical address */
+    struct insn insn;
+};
+
+/* ---- helper.c: what stubs call; each returns the host address to go on at ---- */
+uint64_t helper_memory(struct block *block, uint32_t site);
+uint64_t helper_execute(struct block *block, uint32_t site);
+uint64_t helper_link(struct block *block, uint32_t site);
+uint64_t helper_poll(struct block *block, uint32_t site);
+uint64_t helper_fault(struct block *block, uint32_t site);
+uint64_t helper_indirect(struct block *block, uint32_t unused);
+uint64_t helper_string(struct block *block, uint32_t site);
+/* Between units and C: bring state together, or take it apart. */
+void block_gather(struct block *block);
+void block_scatter(struct block *block);
+/* Host address of the unit for state.rip, or of the leave stub with the reason set. */
+uint64_t block_continue(struct block *block);
+/* Renew block->mode from the state. */
+void block_renew_mode(struct block *block);
+void vectors_save(struct block *block);
+void vectors_restore(struct block *block);
+enum step block_translate_fetch(struct block *block, gva_t rip, gpa_t *ret_gpa);
+
+/* ---- world.c ---- */
+void world_init(struct translate_vm *vm);
+void world_fini(struct translate_vm *vm);
+/* Stop all other vCPUs at safe points (self may be NULL), until world_resume(). */
+void world_stop(struct translate_vm *vm, struct block *self);
+void world_resume(struct translate_vm *vm);
+/* A vCPU comes to, or leaves, a safe point. */
+void world_park(struct block *block);
+void world_unpark(struct block *block);
+void world_listen(struct translate_vm *vm);
+
+/* ---- signal.c ---- */
+int signals_init(void);
+/* This thread runs units of `block` from now on (NULL: no more). */
+void signals_attach(struct block *block);
+void signals_kick(struct block *block);
+/* The block that this thread runs, or NULL. */
+struct block *signals_current(void);
+
+static inline uint64_t cache_address(const struct translate_vm *vm, uint32_t offset)
+{
+    return (uint64_t)vm->cache.run + offset;
+}
+static inline enum privilege mode_privilege(uint16_t mode)
+{
+    return mode & MODE_USER ? PRIVILEGE_USER : PRIVILEGE_KERNEL;
+}

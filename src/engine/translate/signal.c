@@ -1,0 +1,159 @@
+/*
+ * Signals on vCPU threads. A host fault inside a unit becomes an exit at that guest instruction;
+ * a kick makes the poll page inaccessible. Handlers edit the saved context and return, they never
+ * jump away: the vector state in the frame is the guest's.
+ */
+#include <signal.h>
+#include <sys/auxv.h>
+#include <sys/mman.h>
+#include <ucontext.h>
+#include <unistd.h>
+
+#include "base/error.h"
+#include "engine/translate/internal.h"
+
+#ifndef AT_MINSIGSTKSZ
+#define AT_MINSIGSTKSZ 51
+#endif
+
+enum { KICK_SIGNAL = SIGUSR1, GUARD_SIZE = PAGE_SIZE };
+
+static _Thread_local struct block *current;
+static _Thread_local stack_t alternate;
+static struct sigaction previous[NSIG];
+
+struct block *signals_current(void)
+{
+    return current;
+}
+
+/* Make loops of this vCPU fault at their next poll. Async-signal-safe, on the vCPU's thread. */
+static void poll_page_set(struct block *block, int protection)
+{
+    if (block->space) {
+        mprotect((uint8_t *)block->space->alias + POLL_OFFSET, PAGE_SIZE, protection);
+    }
+}
+
+static void on_kick(int number, siginfo_t *info, void *context)
+{
+    (void)number;
+    (void)info;
+    (void)context;
+    if (current && current->in_units) {
+        poll_page_set(current, PROT_NONE);
+    }
+}
+
+static struct site *site_at(struct translate_vm *vm, const struct unit *unit, uint32_t host)
+{
+    for (uint32_t i = 0; i < unit->site_count; i++) {
+        struct site *site = &vm->sites[unit->first_site + i];
+        if ((site->kind == SITE_POLL || site->kind == SITE_FAULT) && site->resume == host) {
+            return site;
+        }
+    }
+    return NULL;
+}
+
+static bool in_range(uint64_t address, const void *base, size_t size)
+{
+    return address - (uint64_t)base < size;
+}
+
+/* The private stack is full: begin it anew. Return addresses of before go by the look-up. */
+static bool handle_stack_overflow(struct block *block, uint64_t address, greg_t *registers)
+{
+    for (unsigned p = 0; p < PRIVILEGES; p++) {
+        if (in_range(address, block->stack_base[p] - GUARD_SIZE, 2 * GUARD_SIZE)) {
+            uint64_t *top = (uint64_t *)(block->stack_base[p] + PRIVATE_STACK_SIZE) - 4;
+            registers[REG_RSP] = (greg_t)top;
+            return true;
+        }
+    }
+    return false;
+}
+
+/* True if the fault was inside a unit and is taken care of. */
+static bool handle_fault(struct block *block, const siginfo_t *info, ucontext_t *context)
+{
+    struct translate_vm *vm = block->vm;
+    greg_t *registers = context->uc_mcontext.gregs;
+    uint64_t pc = (uint64_t)registers[REG_RIP], address = (uint64_t)info->si_addr;
+    struct unit *unit = unit_at(vm, pc);
+    if (info->si_signo == SIGSEGV && info->si_code != SI_KERNEL &&
+        in_range(pc, vm->cache.run, vm->cache.size) &&
+        handle_stack_overflow(block, address, registers)) {
+        return true;
+    }
+    if (!unit) {
+        return false;
+    }
+    struct site *site = site_at(vm, unit, (uint32_t)(pc - (uint64_t)vm->cache.run));
+    if (!site) {
+        return false;
+    }
+    if (site->kind == SITE_POLL) {
+        poll_page_set(block, PROT_READ | PROT_WRITE);
+    }
+    block->fault_site = (uint32_t)(site - vm->sites);
+    registers[REG_R14] = block->fault_site;
+    registers[REG_RIP] = (greg_t)cache_address(
+        vm, site->flags_home == FLAGS_HOST ? vm->stubs.fault_host : vm->stubs.fault_saved);
+    return true;
+}
+
+static void on_fault(int number, siginfo_t *info, void *context)
+{
+    if (current && current->in_units && handle_fault(current, info, context)) {
+        return;
+    }
+    struct sigaction *old = &previous[number];
+    if (old->sa_flags & SA_SIGINFO) {
+        old->sa_sigaction(number, info, context);
+    } else {
+        /* Not ours: the default action, at the same instruction. */
+        signal(number, SIG_DFL);
+    }
+}
+
+int signals_init(void)
+{
+    static const int faults[] = {SIGSEGV, SIGFPE, SIGBUS};
+    struct sigaction action = {.sa_sigaction = on_fault, .sa_flags = SA_SIGINFO | SA_ONSTACK};
+    struct sigaction probe;
+    for (unsigned i = 0; i < ARRAY_SIZE(faults); i++) {
+        if (sigaction(faults[i], NULL, &probe) == 0 && probe.sa_sigaction == on_fault) {
+            continue; /* another VM of this process installed it */
+        }
+        if (sigaction(faults[i], &action, &previous[faults[i]]) < 0) {
+            return fail(-errno, "cannot handle faults of translated code");
+        }
+    }
+    action.sa_sigaction = on_kick;
+    action.sa_flags |= SA_RESTART;
+    if (sigaction(KICK_SIGNAL, &action, NULL) < 0) {
+        return fail(-errno, "cannot handle the signal that stops translated code");
+    }
+    return 0;
+}
+
+void signals_attach(struct block *block)
+{
+    current = block;
+    if (block && !alternate.ss_sp) {
+        unsigned long minimum = getauxval(AT_MINSIGSTKSZ);
+        alternate.ss_size = (minimum ? minimum : 4096) + KIB(32);
+        alternate.ss_sp = mmap(NULL, alternate.ss_size, PROT_READ | PROT_WRITE,
+                               MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+        ASSERT(alternate.ss_sp != MAP_FAILED);
+        sigaltstack(&alternate, NULL);
+    }
+}
+
+void signals_kick(struct block *block)
+{
+    if (block != current && block->in_units) {
+        pthread_kill(block->thread, KICK_SIGNAL);
+    }
+}

@@ -1,0 +1,155 @@
+/*
+ * Host code that all units share: entering and leaving, and the calls from units into C.
+ *
+ * A call into C saves every guest register in the block, switches to the C stack, calls a helper
+ * with (block, R14D), loads every register again and jumps to the address that the helper
+ * returned. Vector state stays in the CPU: the helpers use general registers only.
+ */
+#include "engine/translate/emit.h"
+
+/* Guest registers that sit in their own host register while units run. */
+static const uint8_t in_place[] = {RAX, RCX, RDX, RBX, RBP, RSI, RDI, R8, R9, R10, R11, R12};
+
+static void emit_save_registers(struct emitter *e)
+{
+    for (unsigned i = 0; i < ARRAY_SIZE(in_place); i++) {
+        emit_store(e, in_place[i], gpr_slot(in_place[i]));
+    }
+    emit_store(e, GUEST_RSP, gpr_slot(RSP));
+}
+
+static void emit_load_registers(struct emitter *e)
+{
+    for (unsigned i = 0; i < ARRAY_SIZE(in_place); i++) {
+        emit_load(e, in_place[i], gpr_slot(in_place[i]));
+    }
+    emit_load(e, GUEST_RSP, gpr_slot(RSP));
+}
+
+/* The body after `mov r14d, site`: R13 is kept in block->address around the call. */
+static uint32_t emit_call_helper(struct emitter *e, uint64_t (*helper)(struct block *, uint32_t))
+{
+    while (emit_offset(e) & 15) {
+        emit8(e, 0xcc);
+    }
+    uint32_t start = emit_offset(e);
+    emit_store(e, SCRATCH, offsetof(struct block, address));
+    emit_save_registers(e);
+    emit_store(e, RSP, offsetof(struct block, stack));
+    emit_load(e, RDI, offsetof(struct block, self));
+    emit_rex(e, false, SCRATCH2, 0, RSI); /* mov esi, r14d */
+    emit8(e, 0x89);
+    emit8(e, 0xc0 | (SCRATCH2 & 7) << 3 | RSI);
+    emit_load(e, RSP, offsetof(struct block, host_rsp));
+    emit_constant(e, RAX, (uint64_t)helper);
+    emit8(e, 0xff); /* call rax */
+    emit8(e, 0xd0);
+    emit_move(e, SCRATCH2, RAX);
+    emit_load(e, SCRATCH, offsetof(struct block, address));
+    emit_load(e, RSP, offsetof(struct block, stack));
+    emit_load_registers(e);
+    emit8(e, 0x41); /* jmp r14 */
+    emit8(e, 0xff);
+    emit8(e, 0xe0 | (SCRATCH2 & 7));
+    return start;
+}
+
+/* mov r14, rax; lahf; seto al; mov gs:[saved_flags], ax; mov rax, r14 */
+static void emit_save_flags(struct emitter *e)
+{
+    emit_move(e, SCRATCH2, RAX);
+    emit8(e, 0x9f);
+    emit8(e, 0x0f);
+    emit8(e, 0x90);
+    emit8(e, 0xc0);
+    emit8(e, 0x66);
+    emit_gs(e, false, OP_STORE, RAX, offsetof(struct block, saved_flags));
+    emit_move(e, RAX, SCRATCH2);
+}
+
+/* void enter(block in rdi, host in rsi) */
+static uint32_t emit_enter(struct emitter *e)
+{
+    static const uint8_t push_all[] = {0x55, 0x53, 0x41, 0x54, 0x41, 0x55,
+                                       0x41, 0x56, 0x41, 0x57, 0x48, 0x83, 0xec, 0x08};
+    uint32_t start = emit_offset(e);
+    for (unsigned i = 0; i < ARRAY_SIZE(push_all); i++) {
+        emit8(e, push_all[i]);
+    }
+    emit_store(e, RSP, offsetof(struct block, host_rsp));
+    emit_move(e, SCRATCH2, RSI);
+    emit_load(e, RSP, offsetof(struct block, stack));
+    emit_load_registers(e);
+    emit8(e, 0x41);
+    emit8(e, 0xff);
+    emit8(e, 0xe0 | (SCRATCH2 & 7));
+    return start;
+}
+
+static uint32_t emit_leave(struct emitter *e)
+{
+    static const uint8_t pop_all[] = {0x48, 0x83, 0xc4, 0x08, 0x41, 0x5f, 0x41, 0x5e,
+                                      0x41, 0x5d, 0x41, 0x5c, 0x5b, 0x5d, 0xc3};
+    uint32_t start = emit_offset(e);
+    /* Helpers have saved everything before they return this address. */
+    emit_load(e, RSP, offsetof(struct block, host_rsp));
+    for (unsigned i = 0; i < ARRAY_SIZE(pop_all); i++) {
+        emit8(e, pop_all[i]);
+    }
+    return start;
+}
+
+/* R13 = target: look it up in the jump cache, else ask C. Flags are saved. */
+static uint32_t emit_indirect(struct emitter *e, enum privilege privilege, uint32_t slow)
+{
+    size_t jumps = SPACE_OFFSET + offsetof(struct space_data, jumps[privilege]);
+    while (emit_offset(e) & 15) {
+        emit8(e, 0xcc);
+    }
+    uint32_t start = emit_offset(e);
+    emit_gs(e, false, 0x83, 7, offsetof(struct block, poll_now)); /* cmp dword, 0 */
+    emit8(e, 0);
+    uint8_t *polled = emit_branch_forward(e, CONDITION_NZ);
+    emit8(e, 0x45); /* mov r14d, r13d */
+    emit8(e, 0x89);
+    emit8(e, 0xc0 | (SCRATCH & 7) << 3 | (SCRATCH2 & 7));
+    emit8(e, 0x41); /* and r14d, JUMP_ENTRIES - 1 */
+    emit8(e, 0x81);
+    emit8(e, 0xe0 | (SCRATCH2 & 7));
+    emit32(e, JUMP_ENTRIES - 1);
+    emit8(e, 0x41); /* shl r14d, 4 */
+    emit8(e, 0xc1);
+    emit8(e, 0xe0 | (SCRATCH2 & 7));
+    emit8(e, 4);
+    emit_gs_scratch2(e, true, OP_CMP, SCRATCH, jumps + offsetof(struct jump_entry, gva));
+    uint8_t *missed = emit_branch_forward(e, CONDITION_NZ);
+    emit_gs_scratch2(e, false, 0xff, 4, jumps + offsetof(struct jump_entry, host));
+    emit_set_target(e, polled);
+    emit_set_target(e, missed);
+    emit_jump(e, slow);
+    return start;
+}
+
+void stubs_make(struct translate_vm *vm)
+{
+    struct emitter e = {.at = vm->cache.write, .base = vm->cache.write};
+    struct stubs *stubs = &vm->stubs;
+    stubs->enter = emit_enter(&e);
+    stubs->leave = emit_leave(&e);
+    stubs->memory = emit_call_helper(&e, helper_memory);
+    stubs->execute = emit_call_helper(&e, helper_execute);
+    stubs->link = emit_call_helper(&e, helper_link);
+    stubs->poll = emit_call_helper(&e, helper_poll);
+    stubs->string = emit_call_helper(&e, helper_string);
+    stubs->fault_saved = emit_call_helper(&e, helper_fault);
+    /* The signal handler put the site number into block->fault_site. */
+    stubs->fault_host = emit_offset(&e);
+    emit_save_flags(&e);
+    emit_gs(&e, false, OP_LOAD, SCRATCH2, offsetof(struct block, fault_site));
+    emit_jump(&e, stubs->fault_saved);
+    uint32_t slow = emit_call_helper(&e, helper_indirect);
+    for (unsigned p = 0; p < PRIVILEGES; p++) {
+        stubs->indirect[p] = emit_indirect(&e, p, slow);
+    }
+    vm->cache.used = vm->cache.stubs_end = (uint32_t)align_up(emit_offset(&e), 64);
+}

@@ -1,0 +1,251 @@
+/*
+ * Units and where they are found: by key (page, offset, virtual page, mode), by guest-physical
+ * page (to retire them when its bytes change), by host address (to make faults precise), and the
+ * chains between them. All under vm->lock.
+ */
+#include <sys/mman.h>
+
+#include "base/error.h"
+#include "engine/translate/internal.h"
+
+enum { UNIT_HASH = 1 << 16, PAGE_HASH = 1 << 14, PAGES_MAX = 1 << 17 };
+
+static void *reserve(size_t size)
+{
+    void *area = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE,
+                      -1, 0);
+    return area == MAP_FAILED ? NULL : area;
+}
+
+int units_init(struct translate_vm *vm)
+{
+    vm->units = reserve(sizeof(struct unit) * UNITS_MAX);
+    vm->sites = reserve(sizeof(struct site) * SITES_MAX);
+    vm->pages = reserve(sizeof(struct page_units) * PAGES_MAX);
+    vm->unit_hash = reserve(sizeof(uint32_t) * UNIT_HASH);
+    vm->page_hash = reserve(sizeof(uint32_t) * PAGE_HASH);
+    if (!vm->units || !vm->sites || !vm->pages || !vm->unit_hash || !vm->page_hash) {
+        return fail(-ENOMEM, "no address space for the tables of the translator");
+    }
+    vm->unit_count = vm->site_count = vm->page_count = 1; /* number 0 means none */
+    return 0;
+}
+
+static void unreserve(void *area, size_t size)
+{
+    if (area) {
+        munmap(area, size);
+    }
+}
+
+void units_fini(struct translate_vm *vm)
+{
+    unreserve(vm->units, sizeof(struct unit) * UNITS_MAX);
+    unreserve(vm->sites, sizeof(struct site) * SITES_MAX);
+    unreserve(vm->pages, sizeof(struct page_units) * PAGES_MAX);
+    unreserve(vm->unit_hash, sizeof(uint32_t) * UNIT_HASH);
+    unreserve(vm->page_hash, sizeof(uint32_t) * PAGE_HASH);
+}
+
+static uint32_t *unit_bucket(struct translate_vm *vm, uint64_t page, uint16_t offset)
+{
+    uint64_t key = (page << PAGE_SHIFT | offset) * 0x9e3779b97f4a7c15ull;
+    return &vm->unit_hash[key >> 48 & (UNIT_HASH - 1)];
+}
+
+static uint32_t *page_bucket(struct translate_vm *vm, uint64_t page)
+{
+    return &vm->page_hash[(page * 0x9e3779b97f4a7c15ull) >> 50 & (PAGE_HASH - 1)];
+}
+
+static struct page_units *page_find(struct translate_vm *vm, uint64_t page)
+{
+    for (uint32_t n = *page_bucket(vm, page); n; n = vm->pages[n].next_in_hash) {
+        if (vm->pages[n].page == page) {
+            return &vm->pages[n];
+        }
+    }
+    return NULL;
+}
+
+static struct page_units *page_make(struct translate_vm *vm, uint64_t number)
+{
+    struct page_units *page = page_find(vm, number);
+    if (!page) {
+        ASSERT(vm->page_count < PAGES_MAX);
+        page = &vm->pages[vm->page_count];
+        uint32_t *bucket = page_bucket(vm, number);
+        *page = (struct page_units){.page = number, .next_in_hash = *bucket};
+        *bucket = vm->page_count++;
+    }
+    return page;
+}
+
+void page_begin_compile(struct translate_vm *vm, uint64_t page)
+{
+    page_make(vm, page)->compiling++;
+}
+
+/* No unit and no compiler needs the page's bytes to be watched any more. */
+static void page_release(struct translate_vm *vm, const struct page_units *page)
+{
+    if (!page->first && !page->compiling) {
+        memory_clear_code(vm->config.memory, page->page);
+    }
+}
+
+void page_end_compile(struct translate_vm *vm, uint64_t page)
+{
+    struct page_units *found = page_find(vm, page);
+    if (found && found->compiling) { /* units_forget() may have come between */
+        found->compiling--;
+        page_release(vm, found);
+    }
+}
+
+struct unit *unit_find(struct translate_vm *vm, uint64_t page, uint16_t offset,
+                       uint64_t virtual_page, uint16_t mode)
+{
+    for (uint32_t n = *unit_bucket(vm, page, offset); n; n = vm->units[n].next_in_hash) {
+        struct unit *unit = &vm->units[n];
+        if (unit->page == page && unit->offset == offset && unit->mode == mode &&
+            unit->virtual_page == virtual_page) {
+            return unit;
+        }
+    }
+    return NULL;
+}
+
+void unit_add(struct translate_vm *vm, struct unit *unit)
+{
+    uint32_t number = unit_number(vm, unit);
+    uint32_t *bucket = unit_bucket(vm, unit->page, unit->offset);
+    unit->next_in_hash = *bucket;
+    *bucket = number;
+
+    struct page_units *page = page_make(vm, unit->page);
+    unit->next_in_page = page->first;
+    page->first = number;
+    page->lines |= unit->lines;
+}
+
+static void patch(struct translate_vm *vm, uint32_t at, uint32_t target)
+{
+    __atomic_store_n((uint32_t *)(vm->cache.write + at), target - (at + 4), __ATOMIC_RELEASE);
+}
+
+void site_link(struct translate_vm *vm, uint32_t number, struct unit *target)
+{
+    struct site *site = &vm->sites[number];
+    if (site->target_unit || target->is_retired) {
+        return;
+    }
+    site->target_unit = unit_number(vm, target);
+    site->next_incoming = target->incoming;
+    target->incoming = number;
+    patch(vm, site->patch,
+          site->flags_home == FLAGS_HOST ? target->host_entry : target->saved_entry);
+}
+
+/* Send everything that is chained to this unit back to its own out-of-line exit. */
+static void unit_unlink(struct translate_vm *vm, struct unit *unit)
+{
+    for (uint32_t n = unit->incoming; n;) {
+        struct site *site = &vm->sites[n];
+        uint32_t next = site->next_incoming;
+        patch(vm, site->patch, site->resume);
+        site->target_unit = 0;
+        site->next_incoming = 0;
+        n = next;
+    }
+    unit->incoming = 0;
+}
+
+static void unit_retire(struct translate_vm *vm, struct unit *unit)
+{
+    uint32_t number = unit_number(vm, unit);
+    uint32_t *link = unit_bucket(vm, unit->page, unit->offset);
+    while (*link != number) {
+        link = &vm->units[*link].next_in_hash;
+    }
+    *link = unit->next_in_hash;
+    unit->is_retired = true;
+    unit_unlink(vm, unit);
+}
+
+/* The 64-byte lines of a page that [first, last] of its bytes touch. */
+static uint64_t lines_of(unsigned first, unsigned last)
+{
+    uint64_t from = ~0ull << (first >> 6);
+    uint64_t to = last >> 6 == 63 ? ~0ull : (1ull << ((last >> 6) + 1)) - 1;
+    return from & to;
+}
+
+bool units_retire(struct translate_vm *vm, gpa_t gpa, uint64_t length)
+{
+    bool retired = false;
+    gpa_t end = gpa + length;
+    while (gpa < end) {
+        uint64_t page_end = align_down(gpa, PAGE_SIZE) + PAGE_SIZE;
+        gpa_t stop = end < page_end ? end : page_end;
+        struct page_units *page = page_find(vm, gpa >> PAGE_SHIFT);
+        uint64_t lines = lines_of(gpa & (PAGE_SIZE - 1), (stop - 1) & (PAGE_SIZE - 1));
+        if (page && (page->lines & lines)) {
+            uint32_t *link = &page->first;
+            page->lines = 0;
+            while (*link) {
+                struct unit *unit = &vm->units[*link];
+                if (unit->lines & lines) {
+                    unit_retire(vm, unit);
+                    *link = unit->next_in_page;
+                    retired = true;
+                } else {
+                    page->lines |= unit->lines;
+                    link = &unit->next_in_page;
+                }
+            }
+            page->invalidations++;
+            page_release(vm, page);
+        }
+        gpa = stop;
+    }
+    return retired;
+}
+
+void units_forget(struct translate_vm *vm)
+{
+    for (uint32_t n = 1; n < vm->page_count; n++) {
+        if (vm->pages[n].first || vm->pages[n].compiling) {
+            memory_clear_code(vm->config.memory, vm->pages[n].page);
+        }
+    }
+    bytes_fill(vm->unit_hash, 0, sizeof(uint32_t) * UNIT_HASH);
+    bytes_fill(vm->page_hash, 0, sizeof(uint32_t) * PAGE_HASH);
+    vm->unit_count = vm->site_count = vm->page_count = 1;
+    vm->link_count = 0;
+    vm->cache.used = vm->cache.stubs_end;
+    vm->generation++;
+}
+
+struct unit *unit_at(struct translate_vm *vm, uint64_t host)
+{
+    uint64_t base = (uint64_t)vm->cache.run;
+    if (host < base || host - base >= vm->cache.used) {
+        return NULL;
+    }
+    uint32_t offset = (uint32_t)(host - base);
+    /* Units are numbered in the order of their addresses. */
+    uint32_t low = 1, high = vm->unit_count;
+    while (low < high) {
+        uint32_t middle = low + (high - low) / 2;
+        if (vm->units[middle].end <= offset) {
+            low = middle + 1;
+        } else {
+            high = middle;
+        }
+    }
+    if (low >= vm->unit_count || vm->units[low].start > offset) {
+        return NULL;
+    }
+    return &vm->units[low];
+}

@@ -1,0 +1,533 @@
+/*
+ * translate as an engine: making VMs and vCPUs, and the run loop, which enters units and does
+ * what they cannot: translate, interpret other code sizes, wait, stop.
+ */
+#include <errno.h>
+#include <linux/futex.h>
+#include <stdlib.h>
+#include <sys/mman.h>
+#include <sys/syscall.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "base/error.h"
+#include "engine/translate/internal.h"
+#include "x86/cpuid.h"
+
+enum { CACHE_DEFAULT = 128 << 20 };
+
+static struct translate_vm *vm_of(struct engine_vm *vm)
+{
+    return (struct translate_vm *)vm;
+}
+
+static struct block *block_of(struct engine_vcpu *vcpu)
+{
+    return (struct block *)vcpu;
+}
+
+/* ---- the machine's calls, with vector state put aside and this vCPU at a safe point ---- */
+
+static void host_enter(struct block *block)
+{
+    vectors_save(block);
+    world_park(block);
+}
+
+static void host_leave(struct block *block)
+{
+    world_unpark(block);
+}
+
+static uint32_t host_port_read(void *owner, unsigned vcpu, uint16_t port, unsigned size)
+{
+    struct block *block = owner;
+    host_enter(block);
+    uint32_t value = block->vm->config.host.port_read(block->vm->config.host.owner, vcpu, port, size);
+    host_leave(block);
+    return value;
+}
+
+static void host_port_write(void *owner, unsigned vcpu, uint16_t port, unsigned size,
+                            uint32_t value)
+{
+    struct block *block = owner;
+    host_enter(block);
+    block->vm->config.host.port_write(block->vm->config.host.owner, vcpu, port, size, value);
+    host_leave(block);
+}
+
+static uint64_t host_mmio_read(void *owner, unsigned vcpu, gpa_t gpa, unsigned size)
+{
+    struct block *block = owner;
+    host_enter(block);
+    uint64_t value = block->vm->config.host.mmio_read(block->vm->config.host.owner, vcpu, gpa, size);
+    host_leave(block);
+    return value;
+}
+
+static void host_mmio_write(void *owner, unsigned vcpu, gpa_t gpa, unsigned size, uint64_t value)
+{
+    struct block *block = owner;
+    host_enter(block);
+    block->vm->config.host.mmio_write(block->vm->config.host.owner, vcpu, gpa, size, value);
+    host_leave(block);
+}
+
+static bool host_msr_read(void *owner, unsigned vcpu, uint32_t index, uint64_t *ret_value)
+{
+    struct block *block = owner;
+    host_enter(block);
+    bool known =
+        block->vm->config.host.msr_read(block->vm->config.host.owner, vcpu, index, ret_value);
+    host_leave(block);
+    return known;
+}
+
+static bool host_msr_write(void *owner, unsigned vcpu, uint32_t index, uint64_t value)
+{
+    struct block *block = owner;
+    host_enter(block);
+    bool known = block->vm->config.host.msr_write(block->vm->config.host.owner, vcpu, index, value);
+    host_leave(block);
+    return known;
+}
+
+static int host_interrupt_acknowledge(void *owner, unsigned vcpu)
+{
+    struct block *block = owner;
+    host_enter(block);
+    int vector =
+        block->vm->config.host.interrupt_acknowledge(block->vm->config.host.owner, vcpu);
+    host_leave(block);
+    return vector;
+}
+
+static uint64_t host_cr8_read(void *owner, unsigned vcpu)
+{
+    struct block *block = owner;
+    host_enter(block);
+    uint64_t value = block->vm->config.host.cr8_read(block->vm->config.host.owner, vcpu);
+    host_leave(block);
+    return value;
+}
+
+static void host_cr8_write(void *owner, unsigned vcpu, uint64_t value)
+{
+    struct block *block = owner;
+    host_enter(block);
+    block->vm->config.host.cr8_write(block->vm->config.host.owner, vcpu, value);
+    host_leave(block);
+}
+
+static void host_tsc_changed(void *owner, unsigned vcpu, uint64_t tsc_offset)
+{
+    struct block *block = owner;
+    host_enter(block);
+    block->vm->config.host.tsc_changed(block->vm->config.host.owner, vcpu, tsc_offset);
+    host_leave(block);
+}
+
+/* ---- VM ---- */
+
+static int translate_probe(void)
+{
+    struct cache cache;
+    int result = cache_init(&cache, MIB(1));
+    cache_fini(&cache);
+    return result;
+}
+
+static void translate_vm_free(struct engine_vm *engine)
+{
+    struct translate_vm *vm = vm_of(engine);
+    if (!vm) {
+        return;
+    }
+    units_fini(vm);
+    cache_fini(&vm->cache);
+    world_fini(vm);
+    pthread_mutex_destroy(&vm->lock);
+    free(vm);
+}
+
+static int translate_vm_new(const struct engine_config *config, struct engine_vm **ret_vm)
+{
+    struct translate_vm *vm = calloc(1, sizeof *vm);
+    ASSERT(vm);
+    vm->config = *config;
+    pthread_mutex_init(&vm->lock, NULL);
+    world_init(vm);
+    uint64_t size = config->cache_size ? config->cache_size : CACHE_DEFAULT;
+    int result = cache_init(&vm->cache, (uint32_t)size);
+    if (result == 0) {
+        result = units_init(vm);
+    }
+    if (result < 0) {
+        translate_vm_free((struct engine_vm *)vm);
+        return result;
+    }
+    stubs_make(vm);
+    world_listen(vm);
+    *ret_vm = (struct engine_vm *)vm;
+    return 0;
+}
+
+/* ---- vCPU ---- */
+
+static int stacks_new(struct block *block)
+{
+    enum { GUARD = PAGE_SIZE };
+    for (unsigned p = 0; p < PRIVILEGES; p++) {
+        uint8_t *area = mmap(NULL, PRIVATE_STACK_SIZE + GUARD, PROT_READ | PROT_WRITE,
+                             MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+        if (area == MAP_FAILED || mprotect(area, GUARD, PROT_NONE) < 0) {
+            return fail(-errno, "no memory for a vCPU's private stack");
+        }
+        block->stack_base[p] = area + GUARD;
+    }
+    return 0;
+}
+
+static void translate_vcpu_free(struct engine_vcpu *engine)
+{
+    struct block *block = block_of(engine);
+    if (!block) {
+        return;
+    }
+    block->vm->blocks[block->vcpu.index] = NULL;
+    interp_detach(&block->vcpu);
+    signals_attach(NULL);
+    for (unsigned p = 0; p < PRIVILEGES; p++) {
+        munmap(block->stack_base[p] - PAGE_SIZE, PRIVATE_STACK_SIZE + PAGE_SIZE);
+    }
+    free(block->decoded);
+    int fd = block->memory_fd;
+    spaces_fini(block);
+    close(fd);
+}
+
+/* The block lives in a memory file of its own, so that it can be mapped once for each space. */
+static int block_new(struct translate_vm *vm, struct block **ret_block)
+{
+    struct block *template = calloc(1, sizeof *template);
+    ASSERT(template);
+    template->vm = vm;
+    template->memory_fd = memfd_create("doppel-vcpu", MFD_CLOEXEC);
+    int result = template->memory_fd < 0 || ftruncate(template->memory_fd, SPACE_OFFSET) < 0
+                     ? fail(-errno, "cannot make a memory file for a vCPU")
+                     : spaces_init(template);
+    if (result == 0) {
+        struct block *block = template->spaces[0].alias;
+        bytes_copy(block, template, sizeof *block);
+        block->self = block;
+        *ret_block = block;
+    }
+    free(template);
+    return result;
+}
+
+static int translate_vcpu_new(struct engine_vm *engine, unsigned index,
+                              struct engine_vcpu **ret_vcpu)
+{
+    struct translate_vm *vm = vm_of(engine);
+    struct block *block = NULL;
+    int result = block_new(vm, &block);
+    if (result < 0) {
+        return result;
+    }
+    struct vcpu *vcpu = &block->vcpu;
+    block->host = (struct engine_host){
+        .port_read = host_port_read,
+        .port_write = host_port_write,
+        .mmio_read = host_mmio_read,
+        .mmio_write = host_mmio_write,
+        .msr_read = host_msr_read,
+        .msr_write = host_msr_write,
+        .interrupt_acknowledge = host_interrupt_acknowledge,
+        .cr8_read = host_cr8_read,
+        .cr8_write = host_cr8_write,
+        .tsc_changed = host_tsc_changed,
+        .owner = block,
+    };
+    vcpu->memory = vm->config.memory;
+    vcpu->cpuid = vm->config.cpuid;
+    vcpu->host = &block->host;
+    vcpu->index = index;
+    vcpu->time_mode = vm->config.time_mode;
+    vcpu->engine = block;
+    uint64_t allowed = cpuid_xcr0_allowed(vm->config.cpuid);
+    block->xcr0_host = allowed ? allowed : XCR0_X87 | XCR0_SSE;
+    block->decoded = calloc(DECODED_ENTRIES, sizeof *block->decoded);
+    ASSERT(block->decoded);
+    block->mode = MODE_INTERPRET;
+    block->parked = true;
+    block->thread = pthread_self();
+    cpu_state_reset(&vcpu->state, index == 0);
+    result = interp_attach(vcpu);
+    if (result == 0) {
+        result = stacks_new(block);
+    }
+    if (result == 0) {
+        result = signals_init();
+    }
+    if (result < 0) {
+        return result;
+    }
+    vcpu->hooks = &translate_hooks;
+    vcpu_mode_changed(vcpu);
+    space_activate(block);
+    pthread_mutex_lock(&vm->world_lock);
+    vm->blocks[index] = block;
+    if (index >= vm->block_count) {
+        vm->block_count = index + 1;
+    }
+    pthread_mutex_unlock(&vm->world_lock);
+    *ret_vcpu = (struct engine_vcpu *)block;
+    return 0;
+}
+
+static void translate_get_state(struct engine_vcpu *vcpu, struct cpu_state *ret_state)
+{
+    bytes_copy(ret_state, &block_of(vcpu)->vcpu.state, sizeof *ret_state);
+}
+
+static void translate_set_state(struct engine_vcpu *engine, const struct cpu_state *state)
+{
+    struct block *block = block_of(engine);
+    bytes_copy(&block->vcpu.state, state, sizeof *state);
+    block->vectors_live = false;
+    vcpu_mode_changed(&block->vcpu);
+    translate_hooks.flush(&block->vcpu, FLUSH_ALL, 0, 0);
+    block->mode = MODE_INTERPRET;
+}
+
+static uint64_t translate_instructions(const struct engine_vcpu *vcpu)
+{
+    return ((const struct block *)vcpu)->vcpu.instructions;
+}
+
+/* ---- kicks and waiting ---- */
+
+static void futex(_Atomic uint32_t *word, int operation, uint32_t value, const struct timespec *until)
+{
+    syscall(SYS_futex, word, operation | FUTEX_PRIVATE_FLAG, value, until, NULL,
+            FUTEX_BITSET_MATCH_ANY);
+}
+
+static void translate_kick(struct engine_vcpu *engine, unsigned kicks, uint8_t sipi_vector)
+{
+    struct block *block = block_of(engine);
+    if (kicks & KICK_SIPI) {
+        block->vcpu.sipi_vector = sipi_vector;
+    }
+    uint32_t before = atomic_fetch_or(&block->vcpu.kicks, kicks);
+    block->poll_now = 1;
+    if ((before & kicks) != kicks || (kicks & KICK_STOP)) {
+        signals_kick(block);
+        futex(&block->vcpu.kicks, FUTEX_WAKE_BITSET, 1, NULL);
+    }
+}
+
+/* Can the vCPU, as it stands, answer one of these kicks? */
+static bool has_work(const struct block *block, uint32_t kicks)
+{
+    const struct cpu_state *state = &block->vcpu.state;
+    uint32_t answers = KICK_STOP | KICK_INIT;
+    if (state->activity == ACTIVITY_WAIT_SIPI) {
+        answers |= KICK_SIPI;
+    } else {
+        answers |= KICK_NMI | (state->rflags & FLAG_IF ? KICK_INTERRUPT : 0);
+    }
+    return kicks & answers;
+}
+
+static void translate_wait(struct engine_vcpu *engine, uint64_t deadline_ns)
+{
+    struct block *block = block_of(engine);
+    struct timespec until = {.tv_sec = (time_t)(deadline_ns / 1000000000u),
+                             .tv_nsec = (long)(deadline_ns % 1000000000u)};
+    for (;;) {
+        uint32_t kicks = block->vcpu.kicks;
+        struct timespec now;
+        if (has_work(block, kicks)) {
+            return;
+        }
+        if (deadline_ns != UINT64_MAX) {
+            clock_gettime(CLOCK_MONOTONIC, &now);
+            if (now.tv_sec > until.tv_sec ||
+                (now.tv_sec == until.tv_sec && now.tv_nsec >= until.tv_nsec)) {
+                return;
+            }
+        }
+        futex(&block->vcpu.kicks, FUTEX_WAIT_BITSET, kicks,
+              deadline_ns == UINT64_MAX ? NULL : &until);
+    }
+}
+
+/* ---- the run loop ---- */
+
+/* Room for one more unit of any size; otherwise everything is forgotten first. */
+static void make_room(struct block *block)
+{
+    struct translate_vm *vm = block->vm;
+    pthread_mutex_lock(&vm->lock);
+    bool full = vm->cache.used + 2 * UNIT_MAX_HOST_BYTES > vm->cache.size ||
+                vm->unit_count + 1 >= UNITS_MAX || vm->site_count + 1024 >= SITES_MAX ||
+                vm->link_count + 2 * UNIT_MAX_INSTRUCTIONS >= LINKS_MAX;
+    pthread_mutex_unlock(&vm->lock);
+    if (!full) {
+        return;
+    }
+    world_stop(vm, block);
+    pthread_mutex_lock(&vm->lock);
+    units_forget(vm);
+    pthread_mutex_unlock(&vm->lock);
+    for (unsigned i = 0; i < vm->block_count; i++) {
+        if (vm->blocks[i]) {
+            spaces_forget_code(vm->blocks[i]);
+        }
+    }
+    world_resume(vm);
+}
+
+/* Make the unit for state.rip. The vector state is saved. */
+static enum step translate_here(struct block *block)
+{
+    struct translate_vm *vm = block->vm;
+    uint64_t rip = block->vcpu.state.rip;
+    gpa_t gpa;
+    enum step step = block_translate_fetch(block, rip, &gpa);
+    if (step == STEP_EXCEPTION) {
+        return interp_deliver_exception(&block->vcpu);
+    }
+    make_room(block);
+    pthread_mutex_lock(&vm->lock);
+    page_begin_compile(vm, gpa >> PAGE_SHIFT);
+    pthread_mutex_unlock(&vm->lock);
+    /* May wait for other vCPUs: without our lock. Afterwards every store to the page is seen. */
+    bool is_ram = memory_set_code(vm->config.memory, gpa >> PAGE_SHIFT) == 0;
+    pthread_mutex_lock(&vm->lock);
+    if (is_ram && !unit_find(vm, gpa >> PAGE_SHIFT, gpa & (PAGE_SIZE - 1),
+                             align_down(rip, PAGE_SIZE), block->mode)) {
+        compile(block, rip, gpa, block->mode);
+    }
+    page_end_compile(vm, gpa >> PAGE_SHIFT);
+    pthread_mutex_unlock(&vm->lock);
+    /* Code outside RAM (a ROM, a device) is for interp. */
+    return is_ram ? STEP_NEXT : interp_step(&block->vcpu);
+}
+
+/* The engine's own kicks; the architectural ones are interp_poll()'s. */
+static void answer_engine_kicks(struct block *block)
+{
+    block->poll_now = 0;
+    uint32_t kicks = atomic_fetch_and(&block->vcpu.kicks, ~(uint32_t)(KICK_WORLD | KICK_CODE));
+    if (kicks & KICK_WORLD) {
+        world_park(block);
+        world_unpark(block);
+    }
+    if (kicks & KICK_CODE) {
+        spaces_forget_code(block);
+        block->decoded_valid = false;
+    }
+}
+
+static enum step run_units(struct block *block)
+{
+    struct translate_vm *vm = block->vm;
+    uint64_t leave = cache_address(vm, vm->stubs.leave);
+    void (*enter)(struct block *, uint64_t) = (void *)cache_address(vm, vm->stubs.enter);
+
+    block_scatter(block);
+    uint64_t host = block_continue(block);
+    if (host != leave) {
+        vectors_restore(block);
+        block->in_units = true;
+        enter(block, host);
+        block->in_units = false;
+    }
+    block_gather(block);
+    switch (block->reason) {
+    case LEAVE_TRANSLATE:
+        vectors_save(block);
+        return translate_here(block);
+    case LEAVE_STEP:
+        return block->step;
+    case LEAVE_AGAIN:
+        break;
+    }
+    return STEP_NEXT;
+}
+
+static enum exit_kind leave_run(struct block *block, enum exit_kind kind)
+{
+    vectors_save(block);
+    __asm__ volatile("fninit");
+    world_park(block);
+    block->in_run = false;
+    return kind;
+}
+
+static enum exit_kind translate_run(struct engine_vcpu *engine)
+{
+    struct block *block = block_of(engine);
+    struct vcpu *vcpu = &block->vcpu;
+    block->thread = pthread_self();
+    signals_attach(block);
+    block->in_run = true;
+    world_unpark(block);
+    space_activate(block);
+    for (;;) {
+        enum step step = STEP_NEXT;
+        if (atomic_load(&vcpu->kicks)) {
+            answer_engine_kicks(block);
+            if (atomic_load(&vcpu->kicks) & KICK_STOP) {
+                atomic_fetch_and(&vcpu->kicks, ~(uint32_t)KICK_STOP);
+                return leave_run(block, EXIT_INTERRUPTED);
+            }
+            vectors_save(block);
+            step = interp_poll(vcpu);
+        } else if (vcpu->state.activity != ACTIVITY_RUNNING) {
+            step = STEP_HALT;
+        }
+        if (step == STEP_NEXT) {
+            block_renew_mode(block);
+            if (block->mode & MODE_INTERPRET) {
+                vectors_save(block);
+                step = interp_step(vcpu);
+            } else {
+                step = run_units(block);
+            }
+        }
+        switch (step) {
+        case STEP_NEXT:
+        case STEP_EXCEPTION:
+            break;
+        case STEP_HALT:
+            if (!has_work(block, vcpu->kicks)) {
+                return leave_run(block, EXIT_HALT);
+            }
+            break;
+        case STEP_SHUTDOWN:
+            return leave_run(block, EXIT_TRIPLE_FAULT);
+        case STEP_ERROR:
+            return leave_run(block, EXIT_ERROR);
+        }
+    }
+}
+
+const struct engine_ops translate_engine = {
+    .name = "translate",
+    .probe = translate_probe,
+    .vm_new = translate_vm_new,
+    .vm_free = translate_vm_free,
+    .vcpu_new = translate_vcpu_new,
+    .vcpu_free = translate_vcpu_free,
+    .run = translate_run,
+    .kick = translate_kick,
+    .wait = translate_wait,
+    .get_state = translate_get_state,
+    .set_state = translate_set_state,
+    .instructions = translate_instructions,
+};

@@ -1,0 +1,158 @@
+/*
+ * Stopping the world: some changes count only when no other vCPU is in the middle of an
+ * instruction: page transitions, locked accesses across cache lines, a full code cache.
+ *
+ * A vCPU is *parked* when it is outside units and outside C code that holds what a stopper may
+ * change: not in run(), or in a call to the machine, or waiting here. A stopper kicks the others
+ * and waits until all are parked. Nobody waits for the world while holding another lock.
+ */
+#include "engine/translate/internal.h"
+
+void world_init(struct translate_vm *vm)
+{
+    pthread_mutex_init(&vm->world_lock, NULL);
+    pthread_cond_init(&vm->world_changed, NULL);
+    pthread_mutex_init(&vm->stopper, NULL);
+}
+
+void world_fini(struct translate_vm *vm)
+{
+    pthread_mutex_destroy(&vm->stopper);
+    pthread_cond_destroy(&vm->world_changed);
+    pthread_mutex_destroy(&vm->world_lock);
+}
+
+void world_park(struct block *block)
+{
+    pthread_mutex_lock(&block->vm->world_lock);
+    block->parked = true;
+    pthread_cond_broadcast(&block->vm->world_changed);
+    pthread_mutex_unlock(&block->vm->world_lock);
+}
+
+void world_unpark(struct block *block)
+{
+    struct translate_vm *vm = block->vm;
+    pthread_mutex_lock(&vm->world_lock);
+    while (vm->world_stopping) {
+        pthread_cond_wait(&vm->world_changed, &vm->world_lock);
+    }
+    block->parked = false;
+    pthread_mutex_unlock(&vm->world_lock);
+}
+
+static bool all_parked(const struct translate_vm *vm, const struct block *self)
+{
+    for (unsigned i = 0; i < vm->block_count; i++) {
+        if (vm->blocks[i] && vm->blocks[i] != self && !vm->blocks[i]->parked) {
+            return false;
+        }
+    }
+    return true;
+}
+
+void world_stop(struct translate_vm *vm, struct block *self)
+{
+    if (self) {
+        world_park(self); /* another stopper may be first */
+    }
+    pthread_mutex_lock(&vm->stopper);
+    pthread_mutex_lock(&vm->world_lock);
+    vm->world_stopping = true;
+    for (unsigned i = 0; i < vm->block_count; i++) {
+        struct block *block = vm->blocks[i];
+        if (block && block != self && !block->parked) {
+            atomic_fetch_or(&block->vcpu.kicks, KICK_WORLD);
+            block->poll_now = 1;
+            signals_kick(block);
+        }
+    }
+    while (!all_parked(vm, self)) {
+        pthread_cond_wait(&vm->world_changed, &vm->world_lock);
+    }
+    pthread_mutex_unlock(&vm->world_lock);
+}
+
+/* The stopper itself goes on unparked, if it is a vCPU that was running. */
+void world_resume(struct translate_vm *vm)
+{
+    struct block *self = signals_current();
+    pthread_mutex_lock(&vm->world_lock);
+    vm->world_stopping = false;
+    if (self && self->vm == vm && self->in_run) {
+        self->parked = false;
+    }
+    pthread_cond_broadcast(&vm->world_changed);
+    pthread_mutex_unlock(&vm->world_lock);
+    pthread_mutex_unlock(&vm->stopper);
+}
+
+/* ---- as a listener of memory ---- */
+
+static void drop(void *owner, uint64_t first, uint64_t count, bool write_only)
+{
+    struct translate_vm *vm = owner;
+    pthread_mutex_lock(&vm->world_lock);
+    if (vm->drop_count < ARRAY_SIZE(vm->drops)) {
+        vm->drops[vm->drop_count].first = first;
+        vm->drops[vm->drop_count].count = count;
+        vm->drops[vm->drop_count++].write_only = write_only;
+    } else {
+        vm->drop_everything = true;
+    }
+    pthread_mutex_unlock(&vm->world_lock);
+}
+
+static void apply_drops(struct translate_vm *vm)
+{
+    for (unsigned b = 0; b < vm->block_count; b++) {
+        if (!vm->blocks[b]) {
+            continue;
+        }
+        for (unsigned i = 0; i < vm->drop_count; i++) {
+            spaces_drop(vm->blocks[b], vm->drops[i].first, vm->drops[i].count,
+                        vm->drops[i].write_only);
+        }
+        if (vm->drop_everything) {
+            spaces_drop(vm->blocks[b], 0, UINT64_MAX, false);
+        }
+    }
+    vm->drop_count = 0;
+    vm->drop_everything = false;
+}
+
+static void quiesce(void *owner)
+{
+    struct translate_vm *vm = owner;
+    struct block *self = signals_current();
+    if (self && (self->vm != vm || !self->in_run)) {
+        self = NULL;
+    }
+    world_stop(vm, self);
+    pthread_mutex_lock(&vm->world_lock);
+    apply_drops(vm);
+    pthread_mutex_unlock(&vm->world_lock);
+    world_resume(vm);
+}
+
+static void code_written(void *owner, gpa_t gpa, uint64_t length)
+{
+    struct translate_vm *vm = owner;
+    pthread_mutex_lock(&vm->lock);
+    bool retired = units_retire(vm, gpa, length);
+    pthread_mutex_unlock(&vm->lock);
+    for (unsigned i = 0; retired && i < vm->block_count; i++) {
+        if (vm->blocks[i]) {
+            /* Other vCPUs see new code at their next serializing event: no signal is needed. */
+            atomic_fetch_or(&vm->blocks[i]->vcpu.kicks, KICK_CODE);
+            vm->blocks[i]->poll_now = 1;
+        }
+    }
+}
+
+void world_listen(struct translate_vm *vm)
+{
+    struct memory_listener listener = {
+        .drop = drop, .quiesce = quiesce, .code_written = code_written, .owner = vm};
+    memory_listen(vm->config.memory, &listener);
+}
