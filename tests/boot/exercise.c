@@ -107,7 +107,7 @@ static int faults(void)
     int ok = fault_address == (uintptr_t)page + 5000;
     volatile int zero = 0;
     if (!sigsetjmp(back, 1)) {
-        zero = 1 / zero;
+        zero = 7 / zero; /* 1 / n needs no division */
         return 0;
     }
     /* copy on write between processes */

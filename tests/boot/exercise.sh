@@ -26,7 +26,7 @@ done
 expect processes 210 $sum
 
 expect pipes "$(seq 1 5000 | sort -rn | head -n 1)" 5000
-expect checksum d0df92fb7f1bf7ab1be18ed1dde1beb5 "$(seq 1 10000 | md5sum | cut -d ' ' -f 1)"
+expect checksum 72d4ff27a28afbc066d5804999d5a504 "$(seq 1 10000 | md5sum | cut -d ' ' -f 1)"
 
 got=none
 trap 'got=usr1' USR1
