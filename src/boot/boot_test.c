@@ -144,6 +144,12 @@ static void finds_places(void **unused)
     layout_init(&layout, test.memory, &test.board);
     assert_int_equal(layout_ram_end(&layout, 0x5000), TEST_RAM_LOW_END);
     assert_int_equal(layout_ram_end(&layout, TEST_RSDP), TEST_RSDP);
+    assert_int_equal(layout_scratch(&layout, NULL, 100, 16, &base), 0);
+    assert_int_equal(base, TEST_SCRATCH);
+    assert_int_equal(layout_take(&layout, TEST_SCRATCH + 0x1000, 0x1000, "low"), 0);
+    assert_int_equal(layout_scratch(&layout, NULL, TEST_SCRATCH_SIZE, 16, &base), -ENOSPC);
+    assert_int_equal(layout_scratch(&layout, NULL, TEST_SCRATCH_SIZE - 0x2000, 16, &base), 0);
+    assert_int_equal(base, TEST_SCRATCH + 0x2000);
     assert_int_equal(layout_find_low(&layout, 0x1000, 0x1000, 0x10000, GIB(4), &base), 0);
     assert_int_equal(base, TEST_SCRATCH + TEST_SCRATCH_SIZE);
     assert_int_equal(layout_find_low(&layout, 0x80000, 0x1000, 0, GIB(4), &base), 0);

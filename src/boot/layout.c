@@ -7,14 +7,16 @@
 #include "base/bytes.h"
 #include "base/error.h"
 
+/* The first span is the used part of the scratch range; it grows. */
+enum { SCRATCH_SPAN = 0 };
+
 void layout_init(struct layout *layout, struct memory *memory, const struct boot_board *board)
 {
     *layout = (struct layout){
         .memory = memory,
         .board = board,
-        .taken = {{board->scratch_base, board->scratch_size}},
-        .taken_count = 1,
-        .scratch_next = board->scratch_base,
+        .taken = {[SCRATCH_SPAN] = {board->scratch_base, 0}},
+        .taken_count = SCRATCH_SPAN + 1,
     };
 }
 
@@ -30,12 +32,13 @@ gpa_t layout_ram_end(const struct layout *layout, gpa_t gpa)
     return end;
 }
 
-/* The taken span that overlaps [base, base + size), or NULL. */
-static const struct layout_span *find_taken(const struct layout *layout, gpa_t base, uint64_t size)
+/* The taken span, from number `first` on, that overlaps [base, base + size), or NULL. */
+static const struct layout_span *find_taken(const struct layout *layout, size_t first, gpa_t base,
+                                            uint64_t size)
 {
-    for (size_t i = 0; i < layout->taken_count; i++) {
+    for (size_t i = first; i < layout->taken_count; i++) {
         const struct layout_span *span = &layout->taken[i];
-        if (base < span->base + span->size && span->base < base + size) {
+        if (span->size > 0 && base < span->base + span->size && span->base < base + size) {
             return span;
         }
     }
@@ -53,7 +56,7 @@ int layout_take(struct layout *layout, gpa_t base, uint64_t size, const char *wh
                     ", where this machine has no memory (or not enough)",
                     what, size, base);
     }
-    const struct layout_span *other = find_taken(layout, base, size);
+    const struct layout_span *other = find_taken(layout, 0, base, size);
     if (other) {
         return fail(-EINVAL,
                     "%s at 0x%" PRIx64 " (%" PRIu64 " bytes) overlaps what is at 0x%" PRIx64
@@ -82,7 +85,7 @@ int layout_find_low(const struct layout *layout, uint64_t size, uint64_t alignme
         end = end < limit ? end : limit;
         gpa_t base = align_up(entry->base > from ? entry->base : from, alignment);
         while (base < end && size <= end - base) {
-            const struct layout_span *taken = find_taken(layout, base, size);
+            const struct layout_span *taken = find_taken(layout, 0, base, size);
             if (!taken) {
                 *ret_base = base;
                 return 0;
@@ -109,7 +112,7 @@ int layout_find_high(const struct layout *layout, uint64_t size, gpa_t from, gpa
             if (base < start) {
                 break;
             }
-            const struct layout_span *taken = find_taken(layout, base, size);
+            const struct layout_span *taken = find_taken(layout, 0, base, size);
             if (!taken) {
                 *ret_base = base;
                 return 0;
@@ -155,15 +158,20 @@ int layout_scratch(struct layout *layout, const void *data, uint64_t size, uint6
 {
     const struct boot_board *board = layout->board;
     ASSERT(board->scratch_base < PHYSICAL_LIMIT && board->scratch_size < PHYSICAL_LIMIT);
-    gpa_t gpa = align_up(layout->scratch_next, alignment);
+    struct layout_span *used = &layout->taken[SCRATCH_SPAN];
+    gpa_t gpa = align_up(used->base + used->size, alignment);
     gpa_t end = board->scratch_base + board->scratch_size;
+    const struct layout_span *other;
+    while (size > 0 && (other = find_taken(layout, SCRATCH_SPAN + 1, gpa, size))) {
+        gpa = align_up(other->base + other->size, alignment);
+    }
     if (gpa > end || size > end - gpa) {
         return fail(-ENOSPC,
                     "the low memory for boot tables and command line (%" PRIu64
                     " bytes) is too small",
                     board->scratch_size);
     }
-    layout->scratch_next = gpa + size;
+    used->size = gpa + size - used->base;
     *ret_gpa = gpa;
     return data ? layout_write(layout, gpa, data, size) : 0;
 }

@@ -24,10 +24,9 @@ struct layout {
     const struct boot_board *board;
     struct layout_span taken[LAYOUT_SPANS_MAX];
     size_t taken_count;
-    gpa_t scratch_next;
 };
 
-/* The scratch range counts as taken from the beginning. */
+/* Nothing is taken yet. */
 void layout_init(struct layout *layout, struct memory *memory, const struct boot_board *board);
 
 /* The end of the contiguous RAM around `gpa` as the E820 table tells it; `gpa` if there is none. */
@@ -56,8 +55,8 @@ int layout_zero(struct layout *layout, gpa_t gpa, uint64_t size)
     __attribute__((warn_unused_result));
 
 /*
- * Put `size` bytes into the scratch range, or only reserve them if `data` is NULL. -ENOSPC if the
- * range is full.
+ * Put `size` bytes into a free place of the scratch range, or only reserve them if `data` is NULL.
+ * Load the kernel first: it may use the scratch range as well. -ENOSPC if the range is full.
  */
 int layout_scratch(struct layout *layout, const void *data, uint64_t size, uint64_t alignment,
                    gpa_t *ret_gpa) __attribute__((warn_unused_result));
