@@ -123,8 +123,7 @@ static void emit_outline(struct compiler *c, const struct outline *o)
         flags_to_block(c);
         emit_constant(e, SCRATCH2, o->site);
         if (site->kind == SITE_LINK) {
-            emit_gs_transfer(e, 4, SPACE_OFFSET + offsetof(struct space_data, links) +
-                                       8 * (size_t)site->link);
+            emit_gs_transfer(e, 4, links_offset(mode_privilege(c->mode)) + 8 * (size_t)site->link);
         } else {
             emit_jump(e, c->vm->stubs.link);
         }

@@ -20,15 +20,15 @@ static bool in_same_page(const struct compiler *c, uint64_t target)
     return align_down(target, PAGE_SIZE) == c->virtual_page;
 }
 
-/* A site for an exit to `target`, or 0 if there are no more links (then the look-up serves). */
+/* A site for an exit to `target`. */
 static uint32_t exit_site(struct compiler *c, uint64_t target)
 {
+    enum privilege privilege = mode_privilege(c->mode);
     bool same = in_same_page(c, target);
     uint32_t site = site_new(c, same ? SITE_CHAIN : SITE_LINK);
     c->vm->sites[site].target = target;
     if (!same) {
-        ASSERT(c->vm->link_count < LINKS_MAX); /* the caller of compile() leaves room */
-        c->vm->sites[site].link = c->vm->link_count++;
+        c->vm->sites[site].link = c->vm->link_count[privilege]++; /* make_room() left some */
     }
     return site;
 }
@@ -66,7 +66,7 @@ void compile_direct(struct compiler *c, uint8_t opcode, uint64_t target)
         site = exit_site(c, target);
         emit_constant(e, SCRATCH2, site);
         emit_gs_transfer(e, opcode == 0xe9 ? 4 : 2,
-                         SPACE_OFFSET + offsetof(struct space_data, links) +
+                         links_offset(mode_privilege(c->mode)) +
                              8 * (size_t)c->vm->sites[site].link);
     }
     c->ended = true;

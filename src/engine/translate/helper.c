@@ -91,7 +91,8 @@ void block_renew_mode(struct block *block)
     enum privilege from = mode_privilege(block->mode), to = mode_privilege(mode);
     block->mode = mode;
     if (mode & MODE_INTERPRET) {
-        stacks_reset(block);
+        stack_reset(block, PRIVILEGE_KERNEL);
+        stack_reset(block, PRIVILEGE_USER);
         return;
     }
     if (from != to) {
@@ -101,7 +102,7 @@ void block_renew_mode(struct block *block)
     if (block->stack_mode[to] != mode) {
         /* Landing pads and look-ups of another mode must not be met. */
         block->stack_mode[to] = mode;
-        space_flush_jumps(block);
+        space_forget_lookups(block, to);
     }
 }
 
@@ -127,6 +128,7 @@ enum step block_translate_fetch(struct block *block, gva_t rip, gpa_t *ret_gpa)
         }
         entry->gva_page = page;
         entry->gpa_page = align_down(gpa, PAGE_SIZE);
+        block->kernel_is_local |= !global && !(block->mode & MODE_USER);
         note_exec_page(block, rip);
     }
     *ret_gpa = entry->gpa_page | (rip & (PAGE_SIZE - 1));
@@ -151,7 +153,7 @@ static uint64_t find(struct block *block, uint64_t rip)
     struct translate_vm *vm = block->vm;
     gpa_t gpa;
     struct jump_entry *jump =
-        &block->space->data->jumps[mode_privilege(block->mode)][rip & (JUMP_ENTRIES - 1)];
+        &block_jumps(block, mode_privilege(block->mode))[rip & (JUMP_ENTRIES - 1)];
     if (jump->gva == rip) {
         return jump->host;
     }
@@ -348,6 +350,16 @@ uint64_t helper_poll(struct block *block, uint32_t number)
     return resume(block, 0);
 }
 
+static void fill_link(struct block *block, uint32_t link, uint64_t host)
+{
+    bool is_user = block->mode & MODE_USER;
+    uint32_t *filled = is_user ? &block->space->links_filled : &block->kernel_links_filled;
+    if (link >= *filled) {
+        *filled = link + 1;
+    }
+    *(is_user ? &block->space->data->links[link] : &block->kernel_links[link]) = host;
+}
+
 uint64_t helper_link(struct block *block, uint32_t number)
 {
     struct translate_vm *vm = block->vm;
@@ -359,10 +371,7 @@ uint64_t helper_link(struct block *block, uint32_t number)
         if (!host) {
             return leave(block, LEAVE_TRANSLATE);
         }
-        if (site->link >= block->space->links_filled) {
-            block->space->links_filled = site->link + 1;
-        }
-        block->space->data->links[site->link] = host;
+        fill_link(block, site->link, host);
         return host;
     }
     pthread_mutex_lock(&vm->lock);

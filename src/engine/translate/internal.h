@@ -30,7 +30,8 @@ enum {
     UNIT_MAX_HOST_BYTES = 16384, /* room that compiling one unit may need at most */
     UNITS_MAX = 1 << 19,
     SITES_MAX = 1 << 22,
-    LINKS_MAX = 1 << 14, /* cross-page exits; each has a slot in every address space */
+    KERNEL_LINKS_MAX = 1 << 16, /* cross-page exits of kernel code: a slot for each vCPU */
+    USER_LINKS_MAX = 1 << 15,   /* of user code: a slot for each vCPU and address space */
     SPACES_MAX = 8,      /* address spaces whose soft TLB is kept */
     JUMP_ENTRIES = 1 << 10,
     PRIVATE_STACK_SIZE = 64 << 10,
@@ -63,8 +64,8 @@ struct jump_entry {
 /* The part of the vCPU block that each address space has of its own. */
 struct space_data {
     struct tlb tlb;
-    struct jump_entry jumps[PRIVILEGES][JUMP_ENTRIES];
-    uint64_t links[LINKS_MAX];
+    struct jump_entry jumps[JUMP_ENTRIES]; /* of user code */
+    uint64_t links[USER_LINKS_MAX];
 };
 
 struct space {
@@ -72,7 +73,7 @@ struct space {
     struct space_data *data; /* right behind it */
     uint64_t root;           /* CR3 less PCID and flags; valid if in_use */
     uint64_t last_used;
-    uint32_t links_filled; /* slots below this may hold something */
+    uint32_t links_filled;   /* slots below this may hold something */
     uint16_t pcid;
     bool in_use;
 };
@@ -99,8 +100,18 @@ struct block {
     uint8_t interrupt_flag; /* RFLAGS.IF while units run */
     _Atomic uint32_t poll_now;
 
+    /*
+     * Kernel code is mapped alike in all address spaces, so what was looked up for it is kept
+     * across switches, as the CPU keeps global pages. Where a guest maps kernel code without the
+     * G bit, kernel_is_local says so and a switch forgets it.
+     */
+    struct jump_entry kernel_jumps[JUMP_ENTRIES];
+    uint64_t kernel_links[KERNEL_LINKS_MAX];
+
     /* ---- used by C only ---- */
     struct translate_vm *vm;
+    uint32_t kernel_links_filled;
+    bool kernel_is_local;
     enum leave_reason reason;
     enum step step;
     uint16_t mode;
@@ -214,7 +225,7 @@ struct translate_vm {
     uint32_t *unit_hash;
     struct site *sites;
     uint32_t site_count;
-    uint32_t link_count;
+    uint32_t link_count[PRIVILEGES];
     _Atomic uint32_t generation; /* counts units_forget(): older site numbers mean nothing */
     struct page_units *pages;
     uint32_t page_count;
@@ -275,12 +286,15 @@ struct unit *compile(struct block *block, gva_t gva, gpa_t gpa, uint16_t mode);
 
 /* ---- space.c ---- */
 int spaces_init(struct block *block);
+/* Fill in what never may be zero: links and invalid entries. */
+void spaces_reset(struct block *block);
 void spaces_fini(struct block *block);
-void space_flush_jumps(struct block *block);
+/* Forget the look-ups of one privilege in the current space. */
+void space_forget_lookups(struct block *block, enum privilege privilege);
 void spaces_forget_code(struct block *block);
 void spaces_drop(struct block *block, uint64_t first, uint64_t count, bool write_only);
-/* Empty the private stacks: no landing pad of before may be returned to. */
-void stacks_reset(struct block *block);
+/* Empty a private stack: no landing pad of before may be returned to. */
+void stack_reset(struct block *block, enum privilege privilege);
 void space_activate(struct block *block); /* for the CR3 in state; also after set_state */
 extern const struct vcpu_hooks translate_hooks;
 
@@ -335,4 +349,19 @@ static inline uint64_t cache_address(const struct translate_vm *vm, uint32_t off
 static inline enum privilege mode_privilege(uint16_t mode)
 {
     return mode & MODE_USER ? PRIVILEGE_USER : PRIVILEGE_KERNEL;
+}
+/* Where units of a privilege find their jump cache and links, from the GS base. */
+static inline size_t jumps_offset(enum privilege privilege)
+{
+    return privilege == PRIVILEGE_USER ? SPACE_OFFSET + offsetof(struct space_data, jumps)
+                                       : offsetof(struct block, kernel_jumps);
+}
+static inline size_t links_offset(enum privilege privilege)
+{
+    return privilege == PRIVILEGE_USER ? SPACE_OFFSET + offsetof(struct space_data, links)
+                                       : offsetof(struct block, kernel_links);
+}
+static inline struct jump_entry *block_jumps(struct block *block, enum privilege privilege)
+{
+    return privilege == PRIVILEGE_USER ? block->space->data->jumps : block->kernel_jumps;
 }

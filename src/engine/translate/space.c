@@ -17,22 +17,19 @@ enum { SPACE_DATA_SIZE = (sizeof(struct space_data) + PAGE_SIZE - 1) & ~(PAGE_SI
 enum { ALIAS_SIZE = SPACE_OFFSET + SPACE_DATA_SIZE };
 enum { HWCAP2_FSGSBASE_BIT = 1 << 1 };
 
-static void jumps_clear(struct space *space)
+static void jumps_clear(struct jump_entry *jumps)
 {
-    for (unsigned p = 0; p < PRIVILEGES; p++) {
-        for (unsigned i = 0; i < JUMP_ENTRIES; i++) {
-            space->data->jumps[p][i].gva = tlb_invalid_tag(0) | 1ull << 63; /* not canonical */
-        }
+    for (unsigned i = 0; i < JUMP_ENTRIES; i++) {
+        jumps[i].gva = 1ull << 63; /* not canonical: nothing jumps there */
     }
 }
 
-static void links_clear(struct block *block, struct space *space, uint32_t count)
+static void links_clear(struct block *block, uint64_t *links, uint32_t count)
 {
     uint64_t unresolved = cache_address(block->vm, block->vm->stubs.link);
     for (uint32_t i = 0; i < count; i++) {
-        space->data->links[i] = unresolved;
+        links[i] = unresolved;
     }
-    space->links_filled = 0;
 }
 
 int spaces_init(struct block *first)
@@ -62,68 +59,80 @@ void spaces_fini(struct block *block)
     munmap(block->spaces[0].alias, (size_t)SPACES_MAX * ALIAS_SIZE);
 }
 
-/* Forget everything that a space holds. */
-static void space_clear(struct block *block, struct space *space)
+void stack_reset(struct block *block, enum privilege privilege)
 {
-    tlb_flush_all(&space->data->tlb);
-    jumps_clear(space);
-    links_clear(block, space, space->links_filled ? space->links_filled : LINKS_MAX);
-}
-
-void stacks_reset(struct block *block)
-{
-    for (unsigned p = 0; p < PRIVILEGES; p++) {
-        /*
-         * The bottom frame: its guest half is not canonical, so no return address equals it; if
-         * one did, its host half is the look-up.
-         */
-        uint64_t *top = (uint64_t *)(block->stack_base[p] + PRIVATE_STACK_SIZE) - 4;
-        top[0] = cache_address(block->vm, block->vm->stubs.indirect[p]);
-        top[1] = 1ull << 63;
-        block->stacks[p] = (uint64_t)top;
-    }
-    block->stack = block->stacks[mode_privilege(block->mode)];
-}
-
-static void exec_clear(struct block *block)
-{
-    for (unsigned p = 0; p < PRIVILEGES; p++) {
-        for (unsigned i = 0; i < ARRAY_SIZE(block->exec_tlb[p]); i++) {
-            block->exec_tlb[p][i].gva_page = 1; /* never page-aligned */
-        }
-    }
-    for (unsigned i = 0; i < ARRAY_SIZE(block->exec_pages); i++) {
-        block->exec_pages[i] = 0;
+    /*
+     * The bottom frame: its guest half is not canonical, so no return address equals it; if one
+     * did, its host half is the look-up.
+     */
+    uint64_t *top = (uint64_t *)(block->stack_base[privilege] + PRIVATE_STACK_SIZE) - 4;
+    top[0] = cache_address(block->vm, block->vm->stubs.indirect[privilege]);
+    top[1] = 1ull << 63;
+    block->stacks[privilege] = (uint64_t)top;
+    if (privilege == mode_privilege(block->mode)) {
+        block->stack = (uint64_t)top;
     }
 }
 
-/* The mapping of code may have changed: forget what was looked up in the current space. */
-static void space_forget_mappings(struct block *block, struct space *space)
+static void exec_clear(struct block *block, enum privilege privilege)
 {
-    jumps_clear(space);
-    links_clear(block, space, space->links_filled);
+    for (unsigned i = 0; i < ARRAY_SIZE(block->exec_tlb[privilege]); i++) {
+        block->exec_tlb[privilege][i].gva_page = 1; /* never page-aligned */
+    }
+}
+
+/* The mappings of a space's user code may have changed. */
+static void user_forget(struct block *block, struct space *space)
+{
+    jumps_clear(space->data->jumps);
+    links_clear(block, space->data->links, space->links_filled);
+    space->links_filled = 0;
     if (space == block->space) {
-        exec_clear(block);
-        stacks_reset(block);
+        exec_clear(block, PRIVILEGE_USER);
+        stack_reset(block, PRIVILEGE_USER);
     }
 }
 
-void space_flush_jumps(struct block *block)
+static void kernel_forget(struct block *block)
 {
-    jumps_clear(block->space);
-    stacks_reset(block);
+    jumps_clear(block->kernel_jumps);
+    links_clear(block, block->kernel_links, block->kernel_links_filled);
+    block->kernel_links_filled = 0;
+    block->kernel_is_local = false;
+    exec_clear(block, PRIVILEGE_KERNEL);
+    stack_reset(block, PRIVILEGE_KERNEL);
+}
+
+void space_forget_lookups(struct block *block, enum privilege privilege)
+{
+    if (privilege == PRIVILEGE_USER) {
+        user_forget(block, block->space);
+    } else {
+        kernel_forget(block);
+    }
+}
+
+void spaces_reset(struct block *block)
+{
+    for (unsigned i = 0; i < SPACES_MAX; i++) {
+        links_clear(block, block->spaces[i].data->links, USER_LINKS_MAX);
+        tlb_flush_all(&block->spaces[i].data->tlb);
+    }
+    links_clear(block, block->kernel_links, KERNEL_LINKS_MAX);
+    kernel_forget(block);
 }
 
 void spaces_forget_code(struct block *block)
 {
     for (unsigned i = 0; i < SPACES_MAX; i++) {
-        struct space *space = &block->spaces[i];
-        if (space->in_use) {
-            jumps_clear(space);
-            links_clear(block, space, space->links_filled);
+        if (block->spaces[i].in_use) {
+            user_forget(block, &block->spaces[i]);
         }
     }
-    stacks_reset(block);
+    kernel_forget(block);
+    for (unsigned i = 0; i < ARRAY_SIZE(block->exec_pages); i++) {
+        block->exec_pages[i] = 0;
+    }
 }
 
 void spaces_drop(struct block *block, uint64_t first, uint64_t count, bool write_only)
@@ -133,7 +142,8 @@ void spaces_drop(struct block *block, uint64_t first, uint64_t count, bool write
             tlb_drop_physical(&block->spaces[i].data->tlb, first, count, write_only);
         }
     }
-    exec_clear(block);
+    exec_clear(block, PRIVILEGE_KERNEL);
+    exec_clear(block, PRIVILEGE_USER);
 }
 
 static void set_gs_base(uint64_t base)
@@ -176,13 +186,17 @@ void space_activate(struct block *block)
     struct space *space = space_choose(block, state->cr3 & ~0xfffull, pcid, &is_new);
     space->last_used = ++block->space_clock;
     if (is_new) {
-        space_clear(block, space);
+        tlb_flush_all(&space->data->tlb);
+        user_forget(block, space);
     }
     if (space != block->space || is_new) {
         block->space = space;
         block->vcpu.tlb = &space->data->tlb;
-        exec_clear(block);
-        stacks_reset(block);
+        exec_clear(block, PRIVILEGE_USER);
+        stack_reset(block, PRIVILEGE_USER);
+        if (block->kernel_is_local) {
+            kernel_forget(block);
+        }
     }
     set_gs_base((uint64_t)space->alias);
 }
@@ -202,11 +216,23 @@ static void flush_page(struct block *block, gva_t gva)
         }
     }
     if (may_hold_code(block, gva)) {
-        for (unsigned i = 0; i < SPACES_MAX; i++) {
-            if (block->spaces[i].in_use) {
-                space_forget_mappings(block, &block->spaces[i]);
-            }
+        spaces_forget_code(block);
+    }
+}
+
+/* All that is cached for a PCID (or for the one space, without PCIDs), but global pages. */
+static void flush_non_global(struct block *block, uint16_t pcid)
+{
+    bool has_pcid = block->vcpu.state.cr4 & CR4_PCIDE;
+    for (unsigned i = 0; i < SPACES_MAX; i++) {
+        struct space *space = &block->spaces[i];
+        if (space->in_use && (!has_pcid || space->pcid == pcid)) {
+            tlb_flush_non_global(&space->data->tlb);
+            user_forget(block, space);
         }
+    }
+    if (block->kernel_is_local) {
+        kernel_forget(block);
     }
 }
 
@@ -218,28 +244,16 @@ static void flush(struct vcpu *vcpu, enum flush_kind kind, gva_t gva, uint16_t p
         flush_page(block, gva);
         break;
     case FLUSH_NON_GLOBAL:
-        if (vcpu->state.cr4 & CR4_PCIDE) {
-            for (unsigned i = 0; i < SPACES_MAX; i++) {
-                struct space *space = &block->spaces[i];
-                if (space->in_use && space->pcid == pcid) {
-                    tlb_flush_non_global(&space->data->tlb);
-                    space_forget_mappings(block, space);
-                }
-            }
-        } else {
-            tlb_flush_non_global(&block->space->data->tlb);
-            space_forget_mappings(block, block->space);
-            block->space->root = vcpu->state.cr3 & ~0xfffull;
-        }
+        flush_non_global(block, pcid);
         space_activate(block);
         break;
     case FLUSH_ALL:
         for (unsigned i = 0; i < SPACES_MAX; i++) {
             if (block->spaces[i].in_use) {
                 tlb_flush_all(&block->spaces[i].data->tlb);
-                space_forget_mappings(block, &block->spaces[i]);
             }
         }
+        spaces_forget_code(block);
         space_activate(block);
         break;
     case FLUSH_SWITCH:

@@ -102,7 +102,7 @@ static uint32_t emit_leave(struct emitter *e)
 /* R13 = target: look it up in the jump cache, else ask C. Flags are saved. */
 static uint32_t emit_indirect(struct emitter *e, enum privilege privilege, uint32_t slow)
 {
-    size_t jumps = SPACE_OFFSET + offsetof(struct space_data, jumps[privilege]);
+    size_t jumps = jumps_offset(privilege);
     while (emit_offset(e) & 15) {
         emit8(e, 0xcc);
     }

@@ -222,7 +222,7 @@ void units_forget(struct translate_vm *vm)
     bytes_fill(vm->unit_hash, 0, sizeof(uint32_t) * UNIT_HASH);
     bytes_fill(vm->page_hash, 0, sizeof(uint32_t) * PAGE_HASH);
     vm->unit_count = vm->site_count = vm->page_count = 1;
-    vm->link_count = 0;
+    vm->link_count[PRIVILEGE_KERNEL] = vm->link_count[PRIVILEGE_USER] = 0;
     vm->cache.used = vm->cache.stubs_end;
     vm->generation++;
 }

@@ -275,6 +275,7 @@ static int translate_vcpu_new(struct engine_vm *engine, unsigned index,
         return result;
     }
     vcpu->hooks = &translate_hooks;
+    spaces_reset(block);
     vcpu_mode_changed(vcpu);
     space_activate(block);
     pthread_mutex_lock(&vm->world_lock);
@@ -374,7 +375,8 @@ static void make_room(struct block *block)
     pthread_mutex_lock(&vm->lock);
     bool full = vm->cache.used + 2 * UNIT_MAX_HOST_BYTES > vm->cache.size ||
                 vm->unit_count + 1 >= UNITS_MAX || vm->site_count + 1024 >= SITES_MAX ||
-                vm->link_count + 2 * UNIT_MAX_INSTRUCTIONS >= LINKS_MAX;
+                vm->link_count[PRIVILEGE_KERNEL] + 2 * UNIT_MAX_INSTRUCTIONS >= KERNEL_LINKS_MAX ||
+                vm->link_count[PRIVILEGE_USER] + 2 * UNIT_MAX_INSTRUCTIONS >= USER_LINKS_MAX;
     pthread_mutex_unlock(&vm->lock);
     if (!full) {
         return;
