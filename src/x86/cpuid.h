@@ -88,6 +88,7 @@ uint64_t cpuid_xcr0_allowed(const struct cpuid_table *table);
  * Does this model offer the instruction set (a ZydisISASet)? An instruction of a set that is not
  * offered is #UD, though the host could run it. Two instructions are not undefined without their
  * feature but older ones under another name, and must be told apart before this question:
- * LZCNT (FEATURE_LZCNT, else BSR) and TZCNT (FEATURE_BMI1, else BSF).
+ * LZCNT (FEATURE_LZCNT, else BSR) and TZCNT (FEATURE_BMI1, else BSF). VMCALL and VMMCALL are
+ * hypercalls of the KVM leaves, although their sets are not offered.
  */
 bool cpuid_offers_isa(const struct cpuid_table *table, int zydis_isa_set);

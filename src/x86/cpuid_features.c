@@ -237,6 +237,8 @@ const struct isa_need cpuid_isa_needs[] = {
     [ZYDIS_ISA_SET_SSE2MMX] = BASE,
     [ZYDIS_ISA_SET_SSEMXCSR] = BASE,
     [ZYDIS_ISA_SET_CLFSH] = BASE,
+    [ZYDIS_ISA_SET_PREFETCHWT1] = BASE, /* a NOP at least, like its neighbours */
+    [ZYDIS_ISA_SET_AMD] = {.kind = NEED_AMD}, /* SYSCALL and SYSRET outside 64-bit mode */
     /* RDPMC exists without performance monitoring: every counter number is #GP(0). */
     [ZYDIS_ISA_SET_RDPMC] = BASE,
 

@@ -7,19 +7,17 @@
 #include "base/bytes.h"
 
 /*
- * The optional decodings, the same for all code sizes:
- * - MPX and KNC are never offered, so their opcodes keep the older meaning (NOP, undefined).
- * - CET on: ENDBR64 and RDSSP have their own names; without CET the CPU runs them as NOP, and so
- *   must the executor (ISA set CET; only INCSSP, SETSSBSY... of it are undefined without CET).
- * - LZCNT and TZCNT on: the executor looks at the model, since without the feature the same bytes
- *   are BSR and BSF.
- * - CLDEMOTE and WBNOINVD off: they are NOP and WBINVD, which is what they may do anyhow.
- * - AMD_BRANCHES off: a 66H prefix on a near branch in 64-bit mode is ignored, as Intel CPUs do.
+ * The optional decodings, the same for all code sizes; the others keep the older meaning.
+ * - MPX, CET, CLDEMOTE off: no CPU model offers them, so ENDBR64, RDSSP, BNDMOV... are the NOPs
+ *   that they were made of.
+ * - WBNOINVD off: it is WBINVD, which may do more than asked.
+ * - KNC off: the opcodes of a coprocessor.
+ * - LZCNT and TZCNT on: see decode.h.
+ * - AMD_BRANCHES off: in 64-bit mode a near branch ignores the prefix 66H, as on Intel CPUs.
  */
 #define DECODER_MODES                                                                              \
     {                                                                                              \
-        [ZYDIS_DECODER_MODE_CET] = ZYAN_TRUE, [ZYDIS_DECODER_MODE_LZCNT] = ZYAN_TRUE,              \
-        [ZYDIS_DECODER_MODE_TZCNT] = ZYAN_TRUE,                                                    \
+        [ZYDIS_DECODER_MODE_LZCNT] = ZYAN_TRUE, [ZYDIS_DECODER_MODE_TZCNT] = ZYAN_TRUE,            \
     }
 
 static const ZydisDecoder decoders[] = {
@@ -27,6 +25,13 @@ static const ZydisDecoder decoders[] = {
     [DECODE_32] = {ZYDIS_MACHINE_MODE_LEGACY_32, ZYDIS_STACK_WIDTH_32, DECODER_MODES},
     [DECODE_64] = {ZYDIS_MACHINE_MODE_LONG_64, ZYDIS_STACK_WIDTH_64, DECODER_MODES},
 };
+
+/* The instructions that are defined to be undefined: for an executor they are just that. */
+static bool is_undefined(ZydisMnemonic mnemonic)
+{
+    return mnemonic == ZYDIS_MNEMONIC_UD0 || mnemonic == ZYDIS_MNEMONIC_UD1 ||
+           mnemonic == ZYDIS_MNEMONIC_UD2;
+}
 
 enum decode_result decode(enum decode_mode mode, const uint8_t *bytes, size_t available,
                           struct insn *ret_insn)
@@ -38,14 +43,18 @@ enum decode_result decode(enum decode_mode mode, const uint8_t *bytes, size_t av
     ZyanStatus status =
         ZydisDecoderDecodeFull(&decoders[mode], bytes, length, &ret_insn->info, ret_insn->operands);
     if (ZYAN_SUCCESS(status)) {
+        if (is_undefined(ret_insn->info.mnemonic)) {
+            return DECODE_INVALID;
+        }
         bytes_fill(ret_insn->bytes, 0, sizeof ret_insn->bytes);
         bytes_copy(ret_insn->bytes, bytes, ret_insn->info.length);
         return DECODE_OK;
     }
-    if (status == ZYDIS_STATUS_INSTRUCTION_TOO_LONG) {
-        return DECODE_TOO_LONG;
-    }
-    if (status == ZYDIS_STATUS_NO_MORE_DATA) {
+    /*
+     * Zydis may know that it will be too long before the 15 bytes are there; the CPU fetches them
+     * first, and a fault on the way counts.
+     */
+    if (status == ZYDIS_STATUS_INSTRUCTION_TOO_LONG || status == ZYDIS_STATUS_NO_MORE_DATA) {
         return length == INSN_MAX_LENGTH ? DECODE_TOO_LONG : DECODE_TRUNCATED;
     }
     return DECODE_INVALID;

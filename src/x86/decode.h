@@ -27,6 +27,13 @@ enum decode_result {
     DECODE_INVALID,   /* no such instruction: #UD */
 };
 
-/* Uses vector registers (Zydis does): never call it while guest vector state is in the CPU. */
+/*
+ * Bytes mean what they mean on a CPU without CET and MPX (no model offers them): ENDBR64 is a NOP.
+ * UD0, UD1 and UD2 are DECODE_INVALID. LZCNT and TZCNT are decoded under these names, although
+ * without the feature the CPU runs BSR and BSF (FEATURE_LZCNT, FEATURE_BMI1): executors look at
+ * the model. Near branches have Intel's operand size: 66H is ignored in 64-bit mode.
+ *
+ * Uses vector registers (Zydis does): never call it while guest vector state is in the CPU.
+ */
 enum decode_result decode(enum decode_mode mode, const uint8_t *bytes, size_t available,
                           struct insn *ret_insn);
