@@ -11,7 +11,8 @@ GUEST_FLAGS_32 := $(GUEST_FLAGS) -m32
 
 GUEST_32    := $(wildcard tests/guest/*_32.c)
 GUEST_64    := $(filter-out $(GUEST_32) tests/guest/run_guest.c,$(wildcard tests/guest/*.c))
-GUEST_TESTS := $(patsubst tests/guest/%.c,$(GUEST_OUT)/%.elf,$(GUEST_64) $(GUEST_32))
+GUEST_TESTS := $(patsubst tests/guest/%.c,$(GUEST_OUT)/%.elf,$(GUEST_64) $(GUEST_32)) \
+               $(GUEST_OUT)/multiboot_kludge.bin
 
 guest-tests: $(GUEST_TESTS)
 
@@ -38,6 +39,17 @@ $(GUEST_OUT)/%_32.elf: tests/guest/%_32.c $(GUEST_RUNTIME_32)
 $(GUEST_OUT)/%.elf: tests/guest/%.c $(GUEST_RUNTIME_64)
 	$(GUEST_CC) $(GUEST_FLAGS_64) $(GUEST_LINK) -MF $(@:.elf=.d) -MT $@ -o $@.64 $< $(GUEST_RUNTIME_64)
 	objcopy -I elf64-x86-64 -O elf32-i386 $@.64 $@
+
+# The same kernel once more, as a flat binary with the a.out kludge.
+$(GUEST_OUT)/runtime/kludge.o: tests/guest/runtime/start_32.S
+	@mkdir -p $(@D)
+	$(GUEST_CC) $(GUEST_FLAGS_32) -DKLUDGE -c -o $@ $<
+
+$(GUEST_OUT)/multiboot_kludge.bin: tests/guest/multiboot_32.c $(GUEST_OUT)/runtime/kludge.o \
+                                   $(GUEST_OUT)/runtime/runtime_32.o
+	$(GUEST_CC) $(GUEST_FLAGS_32) $(GUEST_LINK) -MF $(@:.bin=.d) -MT $@ -o $@.elf $< \
+	    $(GUEST_OUT)/runtime/kludge.o $(GUEST_OUT)/runtime/runtime_32.o
+	objcopy -O binary $@.elf $@
 
 .PHONY: guest-tests
 .SECONDARY: $(GUEST_RUNTIME_64) $(GUEST_RUNTIME_32)

@@ -5,7 +5,13 @@
  */
     .section .multiboot, "a"
     .balign 4
+#ifdef KLUDGE /* a flat binary that says itself where it goes (Multiboot 1, 3.1.3) */
+header:
+    .long 0x1badb002, 0x10003, -(0x1badb002 + 0x10003)
+    .long header, header, data_end, end, start
+#else
     .long 0x1badb002, 0x3, -(0x1badb002 + 0x3)
+#endif
 
     .text
     .code32
@@ -14,6 +20,8 @@ start:
     cli
     cld
     mov $boot_stack_top, %esp
+    mov %eax, multiboot_magic
+    mov %ebx, multiboot_information
     mov $task_segment, %eax
     mov %ax, gdt + TASK_OFFSET + 2
     shr $16, %eax
@@ -245,6 +253,11 @@ task_segment:
     .fill 8192, 1, 0xff
     .byte 0xff
     .balign 4
+    .globl multiboot_magic, multiboot_information
+multiboot_magic:
+    .long 0
+multiboot_information:
+    .long 0
     .globl page_table
 page_table:
     .long 0
