@@ -232,7 +232,7 @@ static uint8_t channel_read(struct channel *c, uint64_t now)
         return c->status_latch;
     }
     uint16_t value = c->latched ? c->latch : channel_count(c, now);
-    c->latched -= c->latched ? 1 : 0;
+    c->latched = c->latched ? c->latched - 1 : 0;
     return (uint8_t)(takes_high(c, &c->read_high_next) ? value >> 8 : value);
 }
 
@@ -296,9 +296,11 @@ static void pit_arm(struct pit *pit, uint64_t now)
     pit->edge_tick = channel_next_edge(&pit->channels[0], now);
     uint64_t due = UINT64_MAX;
     if (pit->edge_tick != UINT64_MAX) {
-        uint64_t earliest = clock_now(pit->clock) + ALARM_MINIMUM_NS;
+        uint64_t ns = clock_now(pit->clock), earliest = ns + ALARM_MINIMUM_NS;
         due = tick_ns(pit->edge_tick);
-        due = is_periodic(&pit->channels[0]) && due < earliest ? earliest : due;
+        /* in the past only by a state that no guest can make, but a file can */
+        bool is_rushed = due <= ns || (is_periodic(&pit->channels[0]) && due < earliest);
+        due = is_rushed ? earliest : due;
     }
     clock_alarm_set(pit->clock, pit->alarm, due);
 }
