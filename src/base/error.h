@@ -14,6 +14,7 @@
  * Record a sentence for the user and return `error` (a negative errno), so that a failing
  * function can end with `return fail(-EACCES, "open disk '%s'", path);`. Any thread.
  */
+#undef fail /* cmocka has one that no test of ours calls */
 #define fail(error, ...) fail_at((error), __FILE__, __LINE__, __VA_ARGS__)
 int fail_at(int error, const char *file, int line, const char *format, ...)
     __attribute__((format(printf, 4, 5), cold));

@@ -127,7 +127,7 @@ void test_clock_advance_to(struct test_clock *clock, uint64_t now_ns)
 {
     pthread_mutex_lock(&clock->lock);
     struct alarm *alarm;
-    while ((alarm = earliest(clock)) && alarm->deadline <= now_ns) {
+    while (clock->now <= now_ns && (alarm = earliest(clock)) && alarm->deadline <= now_ns) {
         /* An alarm set to the past expires at once, and time does not go back for it. */
         clock->now = alarm->deadline > clock->now ? alarm->deadline : clock->now;
         alarm->deadline = NOT_ARMED;
