@@ -232,66 +232,105 @@ static bool is_general(const struct insn *insn)
     return !interp_uses_vector_state(insn);
 }
 
-/* Instructions that only interp does: they read or change state that lives in the block. */
-static bool is_system(const struct insn *insn)
+/* Copied by mnemonic, from categories that are not copied as a whole. */
+static bool is_copied_alone(ZydisMnemonic mnemonic)
 {
-    switch (insn->info.meta.category) {
-    case ZYDIS_CATEGORY_IO:
-    case ZYDIS_CATEGORY_IOSTRINGOP:
-    case ZYDIS_CATEGORY_STRINGOP:
-    case ZYDIS_CATEGORY_INTERRUPT:
-    case ZYDIS_CATEGORY_SEGOP:
-    case ZYDIS_CATEGORY_SYSCALL:
-    case ZYDIS_CATEGORY_SYSRET:
-    case ZYDIS_CATEGORY_SYSTEM:
-    case ZYDIS_CATEGORY_XSAVE:
-    case ZYDIS_CATEGORY_XSAVEOPT:
-    case ZYDIS_CATEGORY_RDWRFSGS:
-    case ZYDIS_CATEGORY_GATHER:
-    case ZYDIS_CATEGORY_SCATTER:
-    case ZYDIS_CATEGORY_RDPID:
-    case ZYDIS_CATEGORY_RDRAND:
-    case ZYDIS_CATEGORY_RDSEED:
-    case ZYDIS_CATEGORY_CLFLUSHOPT:
-    case ZYDIS_CATEGORY_CLWB:
+    switch (mnemonic) {
+    case ZYDIS_MNEMONIC_PAUSE:
+    case ZYDIS_MNEMONIC_LFENCE:
+    case ZYDIS_MNEMONIC_MFENCE:
+    case ZYDIS_MNEMONIC_SFENCE:
+    case ZYDIS_MNEMONIC_CLC:
+    case ZYDIS_MNEMONIC_STC:
+    case ZYDIS_MNEMONIC_CMC:
+    case ZYDIS_MNEMONIC_LAHF:
+    case ZYDIS_MNEMONIC_SAHF:
         return true;
     default:
-        break;
+        return false;
     }
-    switch (insn->info.mnemonic) {
-    case ZYDIS_MNEMONIC_CPUID:
+}
+
+/* Left to interp, from categories that are copied: they show host addresses, or fault by element. */
+static bool is_never_copied(ZydisMnemonic mnemonic)
+{
+    switch (mnemonic) {
     case ZYDIS_MNEMONIC_FXSAVE:
     case ZYDIS_MNEMONIC_FXSAVE64:
     case ZYDIS_MNEMONIC_FXRSTOR:
     case ZYDIS_MNEMONIC_FXRSTOR64:
     case ZYDIS_MNEMONIC_FNSAVE:
     case ZYDIS_MNEMONIC_FNSTENV:
-    case ZYDIS_MNEMONIC_CLFLUSH:
     case ZYDIS_MNEMONIC_MASKMOVQ:
     case ZYDIS_MNEMONIC_MASKMOVDQU:
     case ZYDIS_MNEMONIC_VMASKMOVDQU:
-    case ZYDIS_MNEMONIC_XLAT:
-    case ZYDIS_MNEMONIC_ENTER:
-    case ZYDIS_MNEMONIC_STD:
-    case ZYDIS_MNEMONIC_CLD:
-    case ZYDIS_MNEMONIC_XGETBV:
-    case ZYDIS_MNEMONIC_XSETBV:
         return true;
     default:
-        break;
+        return false;
     }
-    for (unsigned i = 0; i < insn->info.operand_count; i++) {
+}
+
+/* Computation on registers and memory, the same at every privilege: safe to run as it is. */
+static bool is_copied(const struct insn *insn)
+{
+    switch (insn->info.meta.category) {
+    case ZYDIS_CATEGORY_BINARY:
+    case ZYDIS_CATEGORY_LOGICAL:
+    case ZYDIS_CATEGORY_DATAXFER:
+    case ZYDIS_CATEGORY_SHIFT:
+    case ZYDIS_CATEGORY_ROTATE:
+    case ZYDIS_CATEGORY_CMOV:
+    case ZYDIS_CATEGORY_SETCC:
+    case ZYDIS_CATEGORY_BITBYTE:
+    case ZYDIS_CATEGORY_CONVERT:
+    case ZYDIS_CATEGORY_SEMAPHORE:
+    case ZYDIS_CATEGORY_BMI1:
+    case ZYDIS_CATEGORY_BMI2:
+    case ZYDIS_CATEGORY_LZCNT:
+    case ZYDIS_CATEGORY_ADOX_ADCX:
+    case ZYDIS_CATEGORY_X87_ALU:
+    case ZYDIS_CATEGORY_FCMOV:
+    case ZYDIS_CATEGORY_MMX:
+    case ZYDIS_CATEGORY_SSE:
+    case ZYDIS_CATEGORY_STTNI:
+    case ZYDIS_CATEGORY_LOGICAL_FP:
+    case ZYDIS_CATEGORY_AES:
+    case ZYDIS_CATEGORY_PCLMULQDQ:
+    case ZYDIS_CATEGORY_SHA:
+    case ZYDIS_CATEGORY_GFNI:
+    case ZYDIS_CATEGORY_AVX:
+    case ZYDIS_CATEGORY_AVX2:
+    case ZYDIS_CATEGORY_AVX512:
+    case ZYDIS_CATEGORY_AVX512_BITALG:
+    case ZYDIS_CATEGORY_AVX512_VBMI:
+    case ZYDIS_CATEGORY_VBMI2:
+    case ZYDIS_CATEGORY_IFMA:
+    case ZYDIS_CATEGORY_FP16:
+    case ZYDIS_CATEGORY_KMASK:
+    case ZYDIS_CATEGORY_BLEND:
+    case ZYDIS_CATEGORY_BROADCAST:
+    case ZYDIS_CATEGORY_COMPRESS:
+    case ZYDIS_CATEGORY_EXPAND:
+    case ZYDIS_CATEGORY_CONFLICT:
+    case ZYDIS_CATEGORY_VFMA:
+    case ZYDIS_CATEGORY_VAES:
+    case ZYDIS_CATEGORY_VPCLMULQDQ:
+    case ZYDIS_CATEGORY_VEX:
+        break;
+    default:
+        return is_copied_alone(insn->info.mnemonic);
+    }
+    for (unsigned i = 0; i < insn->info.operand_count_visible; i++) {
         const ZydisDecodedOperand *operand = &insn->operands[i];
-        if (operand->type == ZYDIS_OPERAND_TYPE_REGISTER &&
-            operand->visibility == ZYDIS_OPERAND_VISIBILITY_EXPLICIT) {
-            ZydisRegisterClass class = ZydisRegisterGetClass(operand->reg.value);
-            if (class == ZYDIS_REGCLASS_SEGMENT || class == ZYDIS_REGCLASS_CONTROL ||
-                class == ZYDIS_REGCLASS_DEBUG) {
-                return true;
-            }
+        ZydisRegisterClass class = operand->type == ZYDIS_OPERAND_TYPE_REGISTER
+                                       ? ZydisRegisterGetClass(operand->reg.value)
+                                       : ZYDIS_REGCLASS_INVALID;
+        if (class == ZYDIS_REGCLASS_SEGMENT || class == ZYDIS_REGCLASS_CONTROL ||
+            class == ZYDIS_REGCLASS_DEBUG || class == ZYDIS_REGCLASS_TEST) {
+            return false;
         }
     }
-    return false;
+    return !is_never_copied(insn->info.mnemonic);
 }
 
 /* Nothing to do at all: hints, and markers of features that are not offered. */
@@ -470,12 +509,11 @@ static void compile_instruction(struct compiler *c)
         }
     } else if (is_repeated_move(insn)) {
         compile_string(c);
-    } else if (is_end(insn) || is_system(insn)) {
+    } else if (is_end(insn)) {
         compile_execute(c);
-        c->ended |= is_end(insn);
-    } else if (!is_general(insn) && !is_vector_allowed(c, insn)) {
-        compile_execute(c);
-    } else if (!compile_copy(c)) {
+        c->ended = true;
+    } else if (!is_copied(insn) || (!is_general(insn) && !is_vector_allowed(c, insn)) ||
+               !compile_copy(c)) {
         compile_execute(c);
     }
 }
@@ -488,7 +526,7 @@ static enum flags_home first_need(const struct compiler *c)
     for (unsigned i = 0; i < c->count; i++) {
         const struct insn *insn = &c->insns[i];
         struct flag_effects effects = flag_effects(insn);
-        bool copied = !is_by_mnemonic(insn) && !is_system(insn) && !rewrite_memory_operand(insn) &&
+        bool copied = !is_by_mnemonic(insn) && is_copied(insn) && !rewrite_memory_operand(insn) &&
                       insn->info.meta.category != ZYDIS_CATEGORY_COND_BR &&
                       !is_end(insn) && is_general(insn) &&
                       insn->info.mnemonic != ZYDIS_MNEMONIC_DIV &&

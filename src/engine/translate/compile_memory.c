@@ -165,6 +165,85 @@ static void compile_line_check(struct compiler *c, unsigned size)
     outline(c, OUTLINE_EXECUTE, branch, site, 0);
 }
 
+/* BT, BTS, BTR, BTC of memory with the bit number in a register: it reaches beyond the operand. */
+static bool is_bit_string(const struct insn *insn)
+{
+    return insn->info.meta.category == ZYDIS_CATEGORY_BITBYTE &&
+           insn->operands[0].type == ZYDIS_OPERAND_TYPE_MEMORY &&
+           insn->operands[1].type == ZYDIS_OPERAND_TYPE_REGISTER &&
+           insn->info.mnemonic != ZYDIS_MNEMONIC_BSF && insn->info.mnemonic != ZYDIS_MNEMONIC_BSR;
+}
+
+/* Load the bit number of a bit string instruction into R14. */
+static void load_bit_number(struct compiler *c)
+{
+    const ZydisDecodedOperand *operand = &compiler_insn(c)->operands[1];
+    int gpr = rewrite_gpr(operand->reg.value);
+    if (is_displaced(gpr)) {
+        emit_load(&c->e, SCRATCH2, gpr_slot((unsigned)gpr));
+    } else {
+        emit_move(&c->e, SCRATCH2, gpr == RSP ? GUEST_RSP : (unsigned)gpr);
+    }
+}
+
+/*
+ * The address of the word that holds the bit goes through the check, and the bit number inside it
+ * stands for the register. SDM volume 2, 3.1.1.9 (bit strings).
+ */
+static bool compile_bit_string(struct compiler *c)
+{
+    const struct insn *insn = compiler_insn(c);
+    struct emitter *e = &c->e;
+    bool is_wide = insn->info.operand_width == 64;
+    int gpr = rewrite_gpr(insn->operands[1].reg.value);
+    struct rewrite_map map = {.memory_base = SCRATCH};
+    uint8_t copy[32];
+    uint64_t constant;
+    if (insn->info.operand_width == 16) {
+        return false;
+    }
+    for (unsigned i = 0; i < GPR_COUNT; i++) {
+        map.host[i] = (uint8_t)i;
+    }
+    map.host[gpr] = SCRATCH2;
+    size_t length = rewrite(insn, &map, copy);
+    if (length == 0) {
+        return false;
+    }
+    flags_to_block(c);
+    if (compile_address(c, &insn->operands[0], &constant)) {
+        emit_constant(e, SCRATCH, constant);
+    }
+    load_bit_number(c);
+    if (!is_wide) { /* movsxd r14, r14d */
+        emit8(e, 0x4d);
+        emit8(e, 0x63);
+        emit8(e, 0xc0 | (SCRATCH2 & 7) << 3 | (SCRATCH2 & 7));
+    }
+    emit8(e, 0x49); /* sar r14, 6 or 5 */
+    emit8(e, 0xc1);
+    emit8(e, 0xf8 | (SCRATCH2 & 7));
+    emit8(e, is_wide ? 6 : 5);
+    emit_lea_full(e, true, SCRATCH, SCRATCH, SCRATCH2, is_wide ? 8 : 4, 0);
+    compile_check(c, is_wide ? 8 : 4, insn->info.mnemonic != ZYDIS_MNEMONIC_BT, NULL);
+    if (is_locked(insn)) {
+        compile_line_check(c, is_wide ? 8 : 4);
+    }
+    load_bit_number(c);
+    emit8(e, 0x41); /* and r14d, 63 or 31 */
+    emit8(e, 0x83);
+    emit8(e, 0xe0 | (SCRATCH2 & 7));
+    emit8(e, is_wide ? 63 : 31);
+    emit_store(e, SCRATCH2, offsetof(struct block, spill[1]));
+    flags_to_host(c);
+    emit_load(e, SCRATCH2, offsetof(struct block, spill[1]));
+    for (size_t i = 0; i < length; i++) {
+        emit8(e, copy[i]);
+    }
+    c->flags = FLAGS_HOST;
+    return true;
+}
+
 /* Give each displaced register of the operands a scratch register; false if there are too few. */
 static bool assign_scratch(struct compiler *c, uint16_t displaced, bool has_memory,
                            struct rewrite_map *map)
@@ -209,6 +288,9 @@ bool compile_copy(struct compiler *c)
     struct rewrite_map map = {.memory_base = SCRATCH};
     uint8_t copy[32];
 
+    if (is_bit_string(insn)) {
+        return compile_bit_string(c);
+    }
     rewrite_registers(insn, &registers);
     for (unsigned i = 0; i < GPR_COUNT; i++) {
         map.host[i] = (uint8_t)(i == RSP ? GUEST_RSP : i);

@@ -48,6 +48,10 @@ void vectors_restore(struct block *block)
         return;
     }
     uint32_t low = (uint32_t)block->xcr0_host, high = (uint32_t)(block->xcr0_host >> 32);
+    if (!(block->xcr0_host & XCR0_AVX) && __builtin_cpu_supports("avx")) {
+        /* What C code left in the upper halves would slow the guest's SSE down. */
+        __asm__ volatile("vzeroupper");
+    }
     __asm__ volatile("xrstor64 %0" : : "m"(block->vcpu.state.xsave), "a"(low), "d"(high) : "memory");
     block->vectors_live = true;
 }
