@@ -14,7 +14,11 @@ GUEST_64    := $(filter-out $(GUEST_32) tests/guest/run_guest.c,$(wildcard tests
 GUEST_TESTS := $(patsubst tests/guest/%.c,$(GUEST_OUT)/%.elf,$(GUEST_64) $(GUEST_32)) \
                $(GUEST_OUT)/multiboot_kludge.bin
 
-guest-tests: $(GUEST_TESTS)
+guest-tests: $(GUEST_TESTS) $(GUEST_OUT)/run_guest
+
+$(GUEST_OUT)/run_guest: tests/guest/run_guest.c $(ARCHIVE)
+	@mkdir -p $(@D)
+	$(CC) $(FLAGS) -MF $@.d -MT $@ -o $@ $< $(ARCHIVE) $(LINK)
 
 define guest-rules
 $(GUEST_OUT)/runtime/%_$(1).o: tests/guest/runtime/%_$(1).S
