@@ -9,5 +9,4 @@ _Noreturn void assert_failed(const char *condition, const char *file, int line)
     __attribute__((cold));
 
 #define ASSERT(condition)                                                                          \
-    (__builtin_expect(!!(condition), 1) ? (void)0                                                  \
-                                        : assert_failed(#condition, __FILE__, __LINE__))
+    (__builtin_expect(!!(condition), 1) ? (void)0 : assert_failed(#condition, __FILE__, __LINE__))
