@@ -9,6 +9,7 @@
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/stat.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "backend/disk/magic.h"
@@ -18,7 +19,7 @@
 #include "base/cleanup.h"
 #include "base/error.h"
 
-enum { SECTOR = 512, VECTORS = 64, ZEROS_SIZE = 65536 };
+enum { SECTOR = 512, VECTORS = 64, ZEROS_SIZE = 65536, LOCK_ATTEMPTS = 15 };
 
 static struct raw_disk *raw_of(struct disk *disk)
 {
@@ -179,7 +180,10 @@ static void raw_destroy(struct raw_disk *raw)
 {
     if (raw) {
         if (raw->fd >= 0) {
-            close(raw->fd); /* and with it the lock */
+            /* Not left to close(): the kernel may hold the file for a while after a ring's end. */
+            struct flock unlock = {.l_type = F_UNLCK, .l_whence = SEEK_SET};
+            fcntl(raw->fd, F_OFD_SETLK, &unlock);
+            close(raw->fd);
         }
         pthread_cond_destroy(&raw->idle);
         pthread_mutex_destroy(&raw->lock);
@@ -249,7 +253,13 @@ static int check_magic(int fd, const char *path)
 static int lock_file(int fd, const char *path, bool readonly)
 {
     struct flock lock = {.l_type = readonly ? F_RDLCK : F_WRLCK, .l_whence = SEEK_SET};
-    if (!fcntl(fd, F_OFD_SETLK, &lock)) {
+    int error = fcntl(fd, F_OFD_SETLK, &lock);
+    /* A process that has just ended may still hold its file, for as long as its ring goes away. */
+    for (unsigned i = 0; error && errno == EAGAIN && i < LOCK_ATTEMPTS; i++) {
+        nanosleep(&(struct timespec){.tv_nsec = 10000000}, NULL);
+        error = fcntl(fd, F_OFD_SETLK, &lock);
+    }
+    if (!error) {
         return 0;
     }
     if (errno == EAGAIN || errno == EACCES) {

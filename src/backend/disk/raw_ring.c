@@ -9,6 +9,8 @@
 #include <fcntl.h>
 #include <linux/falloc.h>
 #include <sched.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 
 #include "base/assert.h"
 #include "base/bytes.h"
@@ -129,6 +131,15 @@ void raw_ring_submit(struct raw_disk *raw, struct disk_request *request)
     submit(raw, request);
 }
 
+/* By hand: not every liburing that declares the calls below also exports them. */
+static int ring_register(struct raw_disk *raw, unsigned operation, const void *argument,
+                         unsigned count)
+{
+    long result =
+        syscall(__NR_io_uring_register, raw->ring.ring_fd, operation, argument, count);
+    return result < 0 ? -errno : 0;
+}
+
 static int restrict_ring(struct raw_disk *raw)
 {
     static const uint8_t operations[] = {IORING_OP_NOP, IORING_OP_READV, IORING_OP_WRITEV,
@@ -140,12 +151,12 @@ static int restrict_ring(struct raw_disk *raw)
     }
     restrictions[ARRAY_SIZE(operations)].opcode = IORING_RESTRICTION_SQE_FLAGS_REQUIRED;
     restrictions[ARRAY_SIZE(operations)].sqe_flags = IOSQE_FIXED_FILE;
-    int error = io_uring_register_files(&raw->ring, &raw->fd, 1);
+    int error = ring_register(raw, IORING_REGISTER_FILES, &raw->fd, 1);
     if (!error) {
-        error = io_uring_register_restrictions(&raw->ring, restrictions,
-                                               ARRAY_SIZE(restrictions));
+        error = ring_register(raw, IORING_REGISTER_RESTRICTIONS, restrictions,
+                              ARRAY_SIZE(restrictions));
     }
-    return error ? error : io_uring_enable_rings(&raw->ring);
+    return error ? error : ring_register(raw, IORING_REGISTER_ENABLE_RINGS, NULL, 0);
 }
 
 int raw_ring_open(struct raw_disk *raw)

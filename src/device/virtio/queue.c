@@ -28,6 +28,15 @@ struct descriptor {
 };
 _Static_assert(sizeof(struct descriptor) == DESCRIPTOR_SIZE, "as the guest lays it out");
 
+/*
+ * Memory's doors load and store in program order, and so does an x86 host (SDM volume 3, 9.2.2);
+ * only a store and a later load can change places, where both sides must not miss each other.
+ */
+static inline void order_store_before_load(void)
+{
+    __asm__ volatile("mfence" : : : "memory");
+}
+
 void virtqueue_init(struct virtqueue *queue, struct memory *memory, uint16_t size_max)
 {
     *queue = (struct virtqueue){.memory = memory, .size_max = size_max, .size = size_max};
@@ -97,7 +106,7 @@ static int next_head(struct virtqueue *queue, uint16_t *ret_head)
         if (arm_notification(queue)) {
             return -EPROTO;
         }
-        __atomic_thread_fence(__ATOMIC_SEQ_CST);
+        order_store_before_load();
         if (read_field(queue, queue->driver_area + RING_INDEX, &available)) {
             return -EPROTO;
         }
@@ -110,8 +119,7 @@ static int next_head(struct virtqueue *queue, uint16_t *ret_head)
         (uint16_t)(queue->next_available - queue->next_used) >= queue->size) {
         return -EPROTO;
     }
-    /* The entry was written before the index. */
-    __atomic_thread_fence(__ATOMIC_ACQUIRE);
+    /* The driver wrote the entry before the index. */
     uint64_t slot = queue->next_available & (queue->size - 1u);
     gpa_t entry = queue->driver_area + RING_ENTRIES + slot * AVAILABLE_ENTRY_SIZE;
     return read_field(queue, entry, ret_head) ? -EPROTO : 1;
@@ -207,8 +215,7 @@ int virtqueue_push(struct virtqueue *queue, uint16_t head, uint32_t written)
                      entry, sizeof entry)) {
         return -EPROTO;
     }
-    /* The driver reads the entry after it saw the index (2.7.8.2). */
-    __atomic_thread_fence(__ATOMIC_RELEASE);
+    /* After the entry: the driver reads that when it saw the index (2.7.8.2). */
     queue->next_used++;
     gpa_t index = queue->device_area + RING_INDEX;
     return memory_write(queue->memory, index, &queue->next_used, 2) ? -EPROTO : 0;
@@ -224,7 +231,7 @@ int virtqueue_wants_interrupt(struct virtqueue *queue)
     queue->signalled_used = queue->next_used;
     queue->signalled_valid = true;
     /* The driver writes its wish, then looks at the index once more; we do the opposite (2.7.7). */
-    __atomic_thread_fence(__ATOMIC_SEQ_CST);
+    order_store_before_load();
     if (read_field(queue, queue->event_index ? used_event : queue->driver_area, &value)) {
         return -EPROTO;
     }
