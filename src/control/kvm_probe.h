@@ -14,5 +14,5 @@ struct kvm_probe {
     char text[KVM_PROBE_TEXT]; /* the reason, for people */
 };
 
-/* Takes at most the deadline of 3 seconds. Runs the guest in a child process. */
+/* Takes at most a good second. Runs the guest in a child process. */
 void kvm_probe(struct kvm_probe *ret_probe);

@@ -1,0 +1,169 @@
+/* Options: what is understood, what is refused, and that refusals say what would be right. */
+#include "machine/config.h"
+
+#include <errno.h>
+#include <string.h>
+
+/* last: cmocka wants the standard headers before it */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+
+#include <cmocka.h>
+
+#include "base/bytes.h"
+#include "base/error.h"
+#include "machine/vm_internal.h"
+
+static void test_sizes(void **state)
+{
+    static const struct {
+        const char *text;
+        uint64_t bytes; /* 0: refused */
+    } cases[] = {
+        {"512M", MIB(512)},
+        {"2G", GIB(2)},
+        {"1.5G", MIB(1536)},
+        {"64k", KIB(64)},
+        {"0.25g", MIB(256)},
+        {"1T", GIB(1024)},
+        {".5G", MIB(512)},
+        {"", 0},
+        {"M", 0},
+        {"512", 0},
+        {"1.5.5G", 0},
+        {"-1M", 0},
+        {"5 M", 0},
+        {"5MB", 0},
+        {"0x10M", 0},
+        {"99999999999999T", 0},
+    };
+    for (size_t i = 0; i < ARRAY_SIZE(cases); i++) {
+        uint64_t bytes = 0;
+        int r = size_parse(cases[i].text, &bytes);
+        assert_int_equal(bytes, cases[i].bytes);
+        assert_int_equal(r, cases[i].bytes ? 0 : -EINVAL);
+    }
+}
+
+static const struct {
+    const char *name, *value, *part_of_sentence;
+} refused[] = {
+    {"memory", "4M", "16M to 512G"},
+    {"memory", "512", "512M or 1.5G"},
+    {"cpus", "0", "1 to 8"},
+    {"cpus", "9", "1 to 8"},
+    {"cpus", "two", "1 to 8"},
+    {"cpus", "", "1 to 8"},
+    {"cpu-model", "v4", "v2"},
+    {"engine", "kvm", "auto, translate, interp"},
+    {"disk", "a.img,cache=none", "known: format, readonly"},
+    {"disk", "a.img,format=qcow2", "known: raw"},
+    {"disk", "a.img,format", "known: raw"},
+    {"disk", "a.img,readonly=yes", "no value"},
+    {"disk", "a.img,readonly,readonly", "twice"},
+    {"disk", "a.img,", "empty key"},
+    {"disk", "", "no file"},
+    {"console", "pty", "stdio, virtio, file=PATH"},
+    {"console", "file=", "stdio, virtio, file=PATH"},
+    {"console", "stdio,mux", "unknown key"},
+    {"debug-exit", "65536", "1 to 65535"},
+    {"debug-exit", "0xfg", "not a number"},
+    {"name", "a b", "no spaces"},
+    {"name", "", "1 to 64"},
+    {"no-reboot", "yes", "takes no value"},
+    {"kernel", NULL, "needs a value"},
+};
+
+static void test_refusals(void **state)
+{
+    struct vm_config config;
+    vm_config_init(&config);
+    for (size_t i = 0; i < ARRAY_SIZE(refused); i++) {
+        trail_clear();
+        assert_int_equal(vm_config_set(&config, refused[i].name, refused[i].value), -EINVAL);
+        if (!strstr(trail_text(), refused[i].part_of_sentence)) {
+            fail_msg("--%s %s: '%s' lacks '%s'", refused[i].name, refused[i].value, trail_text(),
+                     refused[i].part_of_sentence);
+        }
+    }
+    assert_int_equal(vm_config_set(&config, "kernal", "x"), -ENOENT);
+    /* nothing of it was taken */
+    assert_int_equal(config.disk_count, 0);
+    assert_int_equal(config.cpus, 1);
+    assert_int_equal(config.memory_size, MIB(512));
+    vm_config_fini(&config);
+}
+
+static void test_accepted(void **state)
+{
+    struct vm_config config;
+    vm_config_init(&config);
+    assert_int_equal(vm_config_check(&config), -EINVAL); /* no kernel */
+    assert_int_equal(vm_config_set(&config, "kernel", "a"), 0);
+    assert_int_equal(vm_config_set(&config, "kernel", "b"), 0);
+    assert_string_equal(config.kernel, "b");
+    assert_int_equal(vm_config_set(&config, "disk", "with,,comma.img,format=raw,readonly"), 0);
+    assert_string_equal(config.disks[0].path, "with,comma.img");
+    assert_true(config.disks[0].readonly && config.disks[0].format_given);
+    assert_int_equal(vm_config_set(&config, "module", "m,command=m a=1,,2"), 0);
+    assert_string_equal(config.modules[0].command, "m a=1,2");
+    assert_int_equal(vm_config_set(&config, "debug-exit", "0xf4"), 0);
+    assert_int_equal(config.debug_exit_port, 0xf4);
+    assert_int_equal(vm_config_set(&config, "console", "file=out.txt"), 0);
+    assert_string_equal(config.console_path, "out.txt");
+    assert_int_equal(vm_config_set(&config, "no-reboot", NULL), 0);
+    assert_int_equal(vm_config_check(&config), 0);
+    assert_int_equal(vm_config_set(&config, "initrd", "i"), 0);
+    assert_int_equal(vm_config_check(&config), -EINVAL); /* initrd and modules */
+    vm_config_fini(&config);
+}
+
+static void test_bounds(void **state)
+{
+    struct vm_config config;
+    vm_config_init(&config);
+    for (int i = 0; i < VM_DISKS_MAX; i++) {
+        assert_int_equal(vm_config_set(&config, "disk", "d"), 0);
+    }
+    assert_int_equal(vm_config_set(&config, "disk", "d"), -EINVAL);
+    for (int i = 0; i < VM_MODULES_MAX; i++) {
+        assert_int_equal(vm_config_set(&config, "module", "m"), 0);
+    }
+    assert_int_equal(vm_config_set(&config, "module", "m"), -EINVAL);
+    vm_config_fini(&config);
+}
+
+/* For every memory size: RAM adds up, nothing overlaps, the map given to the guest is sorted. */
+static void test_address_map(void **state)
+{
+    static const uint64_t sizes[] = {MIB(16), MIB(512), GIB(3), GIB(3) + MIB(1), GIB(512)};
+    for (size_t i = 0; i < ARRAY_SIZE(sizes); i++) {
+        struct board_map map;
+        board_map_make(sizes[i], &map);
+        assert_int_equal(map.ram_below_4g + map.ram_above_4g, sizes[i]);
+        uint64_t end = 0;
+        for (size_t j = 0; j < map.e820_count; j++) {
+            assert_true(map.e820[j].base >= end);
+            end = map.e820[j].base + map.e820[j].size;
+        }
+        end = 0;
+        for (size_t j = 0; j < map.ram_count; j++) {
+            assert_true(map.ram[j].base >= end);
+            assert_int_equal(map.ram[j].base % PAGE_SIZE, 0);
+            end = map.ram[j].base + map.ram[j].size;
+        }
+        assert_true(map.window64_base >= end);
+        assert_true(map.window64_base + map.window64_size <= UINT64_C(1) << 40);
+    }
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_sizes),       cmocka_unit_test(test_refusals),
+        cmocka_unit_test(test_accepted),    cmocka_unit_test(test_bounds),
+        cmocka_unit_test(test_address_map),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
