@@ -42,7 +42,10 @@ struct boot_board {
     const struct e820_entry *e820; /* sorted, does not overlap */
     size_t e820_count;
     gpa_t rsdp; /* the ACPI root pointer, already in memory */
-    /* Low memory that the loader may use for tables, GDT, command line: a page-aligned range. */
+    /*
+     * RAM below 4 GiB that the loader may use for tables, GDT, command line: a page-aligned range.
+     * 64 KiB suffice for usual command lines. A kernel that loads there itself goes first.
+     */
     gpa_t scratch_base;
     uint64_t scratch_size;
 };

@@ -15,7 +15,7 @@ enum {
     SECTOR_SIZE = 512,
     SETUP_SECTS_DEFAULT = 4, /* what 0 means */
     ENTRY_64_OFFSET = 0x200,
-    XLOADED_LOW = 0x100000, /* never below: that is where firmware and tables live */
+    LOAD_MINIMUM = 0x100000, /* below it are the loader's tables and ACPI */
 };
 
 bool bzimage_recognize(const struct boot_file *file)
@@ -88,7 +88,7 @@ static int place_kernel(struct layout *layout, const struct boot_file *file, con
     uint64_t alignment = load_le32(params + LINUX_KERNEL_ALIGNMENT);
     uint64_t size = load_le32(params + LINUX_INIT_SIZE);
     size = size > code_size ? size : code_size;
-    if (preferred < XLOADED_LOW || preferred >= GIB(4)) {
+    if (preferred < LOAD_MINIMUM || preferred >= GIB(4)) {
         return fail(-EINVAL,
                     "kernel '%s' prefers load address 0x%" PRIx64
                     ", outside of what can be used (1 MiB to 4 GiB)",

@@ -157,7 +157,7 @@ int layout_scratch(struct layout *layout, const void *data, uint64_t size, uint6
                    gpa_t *ret_gpa)
 {
     const struct boot_board *board = layout->board;
-    ASSERT(board->scratch_base < PHYSICAL_LIMIT && board->scratch_size < PHYSICAL_LIMIT);
+    ASSERT(range_fits(board->scratch_base, board->scratch_size, GIB(4)));
     struct layout_span *used = &layout->taken[SCRATCH_SPAN];
     gpa_t gpa = align_up(used->base + used->size, alignment);
     gpa_t end = board->scratch_base + board->scratch_size;
