@@ -135,7 +135,8 @@ enum frame_result memory_frame(struct memory *memory, uint64_t page, bool write,
  * Mark a page as code: from the return of this call on, each store to it runs code_written(). May
  * wait: mappings for writing, if any were handed out, are dropped and waited for. -EBUSY while a
  * device has borrowed the page for writing: what is translated now may not be kept. -EFAULT if
- * not RAM. The caller sees to it that no memory_clear_code() of the page comes in between.
+ * not RAM. A memory_clear_code() during this call is undone by it; the caller sees to it that none
+ * comes after, between this call and the unit that it is for.
  */
 int memory_set_code(struct memory *memory, uint64_t page) __attribute__((warn_unused_result));
 /* No translation depends on the page any more: stores to it may go the fast way. */

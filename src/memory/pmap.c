@@ -351,10 +351,10 @@ enum frame_result memory_frame(struct memory *memory, uint64_t page, bool write,
 
 /* --- code --- */
 
-int memory_set_code(struct memory *memory, uint64_t page)
+/* Set the bit; `*ret_value` is the entry that it was set in. */
+static int entry_set_code(_Atomic uint64_t *entry, uint64_t *ret_value)
 {
-    _Atomic uint64_t *entry = entry_of(memory, page);
-    uint64_t value = entry ? atomic_load(entry) : ENTRY_NONE;
+    uint64_t value = atomic_load(entry);
     do {
         if ((value & ENTRY_STATE) == ENTRY_NONE) {
             return -EFAULT;
@@ -363,17 +363,33 @@ int memory_set_code(struct memory *memory, uint64_t page)
             return -EBUSY;
         }
     } while (!(value & ENTRY_CODE) && !entry_exchange(entry, &value, value | ENTRY_CODE));
-    if (!(value & ENTRY_MAPPED_WRITE)) {
-        return 0;
-    }
-    /* No new mapping for writing is handed out from here on; outwait the old ones. */
-    listeners_drop(memory, page, 1, true);
-    listeners_quiesce(memory);
-    uint64_t now = atomic_load(entry);
-    while (now & ENTRY_CODE && is_same_generation(now, value) &&
-           !entry_exchange(entry, &now, now & ~ENTRY_MAPPED_WRITE)) {
-    }
+    *ret_value = value;
     return 0;
+}
+
+int memory_set_code(struct memory *memory, uint64_t page)
+{
+    _Atomic uint64_t *entry = entry_of(memory, page);
+    if (!entry) {
+        return -EFAULT;
+    }
+    for (;;) {
+        uint64_t seen;
+        int r = entry_set_code(entry, &seen);
+        if (r < 0 || !(seen & ENTRY_MAPPED_WRITE)) {
+            return r;
+        }
+        /* No new mapping for writing is handed out from here on; outwait the old ones. */
+        listeners_drop(memory, page, 1, true);
+        listeners_quiesce(memory);
+        uint64_t value = atomic_load(entry);
+        while (value & ENTRY_CODE && is_same_generation(value, seen)) {
+            if (entry_exchange(entry, &value, value & ~ENTRY_MAPPED_WRITE)) {
+                return 0;
+            }
+        }
+        /* The page had another fate meanwhile, and the bit may be gone: once more. */
+    }
 }
 
 void memory_clear_code(struct memory *memory, uint64_t page)
