@@ -88,6 +88,14 @@ void cpu_state_init_ipi(struct cpu_state *state, bool is_bsp)
     state->activity = is_bsp ? ACTIVITY_RUNNING : ACTIVITY_WAIT_SIPI;
 }
 
+/* What was read could not be in any CPU. What we write ourselves needs no check. */
+static void refuse_if(struct visitor *v, bool is_impossible, const char *sentence)
+{
+    if (is_impossible && visitor_mode(v) == VISITOR_READ && !visitor_error(v)) {
+        visitor_fail(v, -EINVAL, sentence);
+    }
+}
+
 static void visit_segment(struct visitor *v, const char *name, struct segment *segment)
 {
     visit_begin(v, name, 1);
@@ -95,9 +103,8 @@ static void visit_segment(struct visitor *v, const char *name, struct segment *s
     visit_u32(v, "limit", &segment->limit);
     visit_u16(v, "selector", &segment->selector);
     visit_u16(v, "attributes", &segment->attributes);
-    if (!is_canonical(segment->base) || segment->attributes & SEGMENT_RESERVED) {
-        visitor_fail(v, -EINVAL, "a segment register that no CPU could hold");
-    }
+    refuse_if(v, !is_canonical(segment->base) || segment->attributes & SEGMENT_RESERVED,
+              "a segment register that no CPU could hold");
     visit_end(v);
 }
 
@@ -106,9 +113,7 @@ static void visit_table(struct visitor *v, const char *name, struct descriptor_t
     visit_begin(v, name, 1);
     visit_u64(v, "base", &table->base);
     visit_u16(v, "limit", &table->limit);
-    if (!is_canonical(table->base)) {
-        visitor_fail(v, -EINVAL, "a descriptor table at a non-canonical address");
-    }
+    refuse_if(v, !is_canonical(table->base), "a descriptor table at a non-canonical address");
     visit_end(v);
 }
 
@@ -223,9 +228,7 @@ void cpu_state_visit(struct cpu_state *state, struct visitor *v)
     visit_bool(v, "nmi_pending", &state->nmi_pending);
     visit_u8(v, "sipi_vector", &state->sipi_vector);
     visit_bytes(v, "xsave", state->xsave, sizeof state->xsave);
-    if (visitor_mode(v) == VISITOR_READ && !visitor_error(v) &&
-        !(is_consistent(state) && xsave_is_loadable(state->xsave))) {
-        visitor_fail(v, -EINVAL, "a CPU state that no CPU could be in");
-    }
+    refuse_if(v, !(is_consistent(state) && xsave_is_loadable(state->xsave)),
+              "a CPU state that no CPU could be in");
     visit_end(v);
 }
