@@ -84,6 +84,7 @@ uint32_t site_new(struct compiler *c, enum site_kind kind)
         .offset = c->offsets[c->current],
         .kind = kind,
         .flags_home = c->flags,
+        .uncounted = (int8_t)c->uncounted,
         .resume = emit_offset(&c->e),
     };
     return number;
@@ -146,9 +147,26 @@ void compile_poll(struct compiler *c, uint64_t pc, size_t word)
     outline(c, OUTLINE_POLL, branch, site, 0);
 }
 
+void count_instructions(struct compiler *c, int ahead)
+{
+    if (!c->counts) {
+        return;
+    }
+    struct emitter *e = &c->e;
+    if (c->uncounted + ahead) {
+        emit_load(e, SCRATCH2, offsetof(struct block, vcpu.instructions));
+        emit_lea(e, SCRATCH2, SCRATCH2, c->uncounted + ahead);
+        emit_store(e, SCRATCH2, offsetof(struct block, vcpu.instructions));
+    }
+    c->uncounted = -ahead;
+    c->counted = ahead > 0;
+}
+
 void compile_execute(struct compiler *c)
 {
     struct emitter *e = &c->e;
+    count_instructions(c, 0);
+    c->counted = true; /* by interp */
     flags_to_block(c);
     uint32_t site = site_new(c, SITE_EXECUTE);
     emit_constant(e, SCRATCH2, site);
@@ -507,7 +525,7 @@ static void compile_instruction(struct compiler *c)
         if (!compile_condition(c)) {
             compile_execute(c);
         }
-    } else if (is_repeated_move(insn)) {
+    } else if (is_repeated_move(insn) && !c->counts) {
         compile_string(c);
     } else if (is_end(insn)) {
         compile_execute(c);
@@ -577,9 +595,14 @@ static void emit_unit(struct compiler *c)
     bool poll_after_next = false;
     for (c->current = 0; c->current < c->count && !c->ended; c->current++) {
         /* May move c->current on, over a run of pushes or pops. */
+        unsigned first = c->current;
+        c->counted = false;
         compile_instruction(c);
+        c->uncounted = !c->counts ? 0 : c->counted ? 0
+                                        : c->uncounted + (int)(c->current - first) + 1;
         if (poll_after_next && !c->ended) {
             flags_to_block(c);
+            count_instructions(c, 0);
             compile_poll(c, compiler_next_pc(c), offsetof(struct block, vcpu.kicks));
         }
         poll_after_next = compiler_insn(c)->info.mnemonic == ZYDIS_MNEMONIC_STI;
@@ -589,6 +612,7 @@ static void emit_unit(struct compiler *c)
     }
     if (c->end_result == DECODE_OK) {
         c->current = c->count - 1;
+        count_instructions(c, 0);
         compile_direct(c, 0xe9, compiler_next_pc(c));
     } else {
         /* Across the page's end, or not an instruction: interp fetches and decodes it itself. */
@@ -632,6 +656,7 @@ struct unit *compile(struct block *block, gva_t gva, gpa_t gpa, uint16_t mode)
         .mode = mode,
         .virtual_page = unit->virtual_page,
         .insns = insns,
+        .counts = vm->config.time_mode == TIME_DETERMINISTIC,
     };
     decode_unit(&c, page);
     unit->start = emit_offset(&c.e);

@@ -102,6 +102,7 @@ bool compile_jump(struct compiler *c)
     if (insn->info.meta.branch_type == ZYDIS_BRANCH_TYPE_FAR || insn->info.operand_width != 64) {
         return false;
     }
+    count_instructions(c, 1);
     if (insn->operands[0].type == ZYDIS_OPERAND_TYPE_IMMEDIATE) {
         compile_direct(c, 0xe9, compiler_next_pc(c) + insn->operands[0].imm.value.u);
         return true;
@@ -147,6 +148,7 @@ bool compile_condition(struct compiler *c)
     }
     unsigned condition = insn->info.opcode & 15;
     uint64_t target = compiler_next_pc(c) + insn->operands[0].imm.value.u;
+    count_instructions(c, 1);
     emit_loop_poll(c, target);
     if (c->flags == FLAGS_SAVED) {
         uint8_t mask = saved_mask(condition);

@@ -140,6 +140,7 @@ static bool pop_run(struct compiler *c, unsigned count)
     bool returns = next < c->count && is_plain_return(&c->insns[next]);
     int32_t size = 8 * (int32_t)(count + returns);
     flags_to_block(c);
+    count_instructions(c, (int)(count + returns));
     emit_move(&c->e, SCRATCH, GUEST_RSP);
     compile_check(c, (unsigned)size, false, NULL);
     for (unsigned i = 0; i < count; i++) {
@@ -196,6 +197,7 @@ bool compile_return(struct compiler *c)
     }
     int32_t extra = insn->info.raw.imm[0].size ? (int32_t)insn->info.raw.imm[0].value.u : 0;
     flags_to_block(c);
+    count_instructions(c, 1);
     emit_move(&c->e, SCRATCH, GUEST_RSP);
     compile_check(c, 8, false, NULL);
     emit_memory(&c->e, true, OP_LOAD, SCRATCH, SCRATCH, 0);
@@ -234,6 +236,7 @@ bool compile_call(struct compiler *c)
         return false;
     }
     flags_to_block(c);
+    count_instructions(c, 1);
     if (insn->operands[0].type == ZYDIS_OPERAND_TYPE_IMMEDIATE) {
         emit_call_frame(c);
         compile_direct(c, 0xe8, compiler_next_pc(c) + insn->operands[0].imm.value.u);
@@ -316,7 +319,7 @@ bool compile_pushf(struct compiler *c)
 bool compile_popf(struct compiler *c)
 {
     struct emitter *e = &c->e;
-    if (c->mode & MODE_USER) {
+    if ((c->mode & MODE_USER) || c->counts) {
         return false; /* IOPL and IF rules: interp */
     }
     flags_to_block(c);

@@ -40,6 +40,9 @@ struct compiler {
 
     enum flags_home flags;
     bool ended; /* the straight path does not go on */
+    bool counts;   /* deterministic time: instructions are counted exactly */
+    bool counted;  /* the current instruction is in the count already */
+    int uncounted; /* completed since the count was last brought up to date */
     struct outline outlines[OUTLINES_MAX];
     unsigned outline_count;
 };
@@ -76,6 +79,11 @@ void outline(struct compiler *c, enum outline_kind kind, uint8_t *branch, uint32
 void flags_to_block(struct compiler *c);
 /* From here on the guest's flags are in the CPU. Uses R14. */
 void flags_to_host(struct compiler *c);
+/*
+ * Bring the count of instructions up to date, `ahead` of the current one and those that follow it
+ * in a run: for instructions that may leave the unit. Uses R14.
+ */
+void count_instructions(struct compiler *c, int ahead);
 /* Run the current instruction in interp, inline. */
 void compile_execute(struct compiler *c);
 /* If kicks are waiting, leave with state.rip = `pc` before it runs. Flags are saved. */

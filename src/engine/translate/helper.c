@@ -24,7 +24,8 @@ void block_gather(struct block *block)
 
 void block_scatter(struct block *block)
 {
-    uint64_t flags = block->vcpu.state.rflags;
+    /* RF matters to instruction breakpoints only, and with those in force interp runs. */
+    uint64_t flags = block->vcpu.state.rflags &= ~(uint64_t)FLAG_RF;
     block->saved_flags = (uint16_t)((flags & 0xff) << 8 | (flags & FLAG_OF ? 1 : 0));
     block->interrupt_flag = flags & FLAG_IF ? 1 : 0;
 }
@@ -69,7 +70,7 @@ static uint16_t mode_of(const struct cpu_state *state)
     uint16_t mode = MODE_CODE64;
     bool has_breakpoints = state->dr7 & 0xff;
     bool checks_alignment = cpl == 3 && (state->cr0 & CR0_AM) && (state->rflags & FLAG_AC);
-    if (!is_flat64(state) || cpl == 1 || cpl == 2 || (state->rflags & (FLAG_TF | FLAG_RF)) ||
+    if (!is_flat64(state) || cpl == 1 || cpl == 2 || (state->rflags & FLAG_TF) ||
         has_breakpoints || checks_alignment) {
         return MODE_INTERPRET;
     }
@@ -269,6 +270,7 @@ uint64_t helper_execute(struct block *block, uint32_t number)
 
     block_gather(block);
     vcpu->state.rip = rip;
+    vcpu->instructions += site->uncounted;
     const struct insn *insn = decoded_find(block, unit, site->offset);
     if (insn) {
         if (interp_uses_vector_state(insn)) {
@@ -326,10 +328,12 @@ uint64_t helper_memory(struct block *block, uint32_t number)
             return cache_address(vm, site->resume);
         }
         block->vcpu.state.rip = rip;
+        block->vcpu.instructions += site->uncounted;
         return block_continue(block);
     case TLB_FAULT:
         block_gather(block);
         block->vcpu.state.rip = rip;
+        block->vcpu.instructions += site->uncounted;
         {
             enum step step = interp_deliver_exception(&block->vcpu);
             if (step != STEP_NEXT) {
@@ -351,6 +355,7 @@ uint64_t helper_poll(struct block *block, uint32_t number)
 {
     block_gather(block);
     block->vcpu.state.rip = block->vm->sites[number].target;
+    block->vcpu.instructions += block->vm->sites[number].uncounted;
     return resume(block, 0);
 }
 

@@ -175,6 +175,7 @@ struct site {
     uint8_t kind;    /* enum site_kind */
     uint8_t size;    /* of a memory access, in bytes (255: larger, never filled) */
     uint8_t flags_home;
+    int8_t uncounted; /* instructions completed but not in vcpu.instructions (deterministic time) */
     bool is_masked; /* masked-off elements do not fault: interp decides */
     uint32_t resume;
     union {

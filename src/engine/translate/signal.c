@@ -153,7 +153,12 @@ void signals_attach(struct block *block)
 
 void signals_kick(struct block *block)
 {
-    if (block != current && block->in_units) {
+    if (!block->in_units) {
+        return; /* C code looks at kicks before it enters units */
+    }
+    if (block == current) {
+        poll_page_set(block, PROT_NONE); /* from a signal handler of this thread */
+    } else {
         pthread_kill(block->thread, KICK_SIGNAL);
     }
 }
