@@ -124,6 +124,8 @@ static enum decision feature_decide(const struct feature *feature, const struct 
         return model == CPU_MODEL_HOST && host_has ? OFFER : OFFER_NOT;
     case POLICY_INTEL:
         return table->vendor == CPU_VENDOR_INTEL ? OFFER : OFFER_NOT;
+    case POLICY_INTEL_HOST:
+        return table->vendor == CPU_VENDOR_INTEL && model == CPU_MODEL_HOST ? OFFER : OFFER_NOT;
     case POLICY_AMD:
         return table->vendor == CPU_VENDOR_AMD ? OFFER : OFFER_NOT;
     case POLICY_LEFT_OUT:
@@ -387,7 +389,8 @@ uint64_t cpuid_arch_capabilities(const struct cpuid_table *table)
     if (table->vendor != CPU_VENDOR_INTEL) {
         return 0;
     }
-    return RDCL_NO | IBRS_ALL | SKIP_L1DFL_VMENTRY | SSB_NO | MDS_NO | IF_PSCHANGE_MC_NO | TAA_NO |
+    uint64_t ibrs_all = cpuid_has(table, FEATURE_SPEC_CTRL) ? IBRS_ALL : 0;
+    return ibrs_all | RDCL_NO | SKIP_L1DFL_VMENTRY | SSB_NO | MDS_NO | IF_PSCHANGE_MC_NO | TAA_NO |
            SBDR_SSDP_NO | FBSDP_NO | PSDP_NO | BHI_NO | PBRSB_NO | GDS_NO | RFDS_NO | its_no;
 }
 

@@ -159,8 +159,12 @@ const struct feature cpuid_features[] = {
     STATE(WORD_7_EDX, 23, HOST, "avx512_fp16", XCR0_ALL_AVX512),
     LEFT_OUT(WORD_7_EDX, 24, "amx_tile", "the state of a CPU has no room for tiles"),
     LEFT_OUT(WORD_7_EDX, 25, "amx_int8", "the state of a CPU has no room for tiles"),
-    /* IBRS and IBPB: registers that can be written and do nothing, see cpuid_arch_capabilities. */
-    OFFER(WORD_7_EDX, 26, INTEL, "spec_ctrl"),
+    /*
+     * Registers that can be written and do nothing. An Intel CPU of the host's model number needs
+     * them to say that indirect branches are safe (IBRS_ALL); v2 and v3 are known to be safe, and
+     * without IBPB guests do not even think of it at a switch of address spaces.
+     */
+    OFFER(WORD_7_EDX, 26, INTEL_HOST, "spec_ctrl"),
     LEFT_OUT(WORD_7_EDX, 27, "stibp", "the guest has one thread per core"),
     LEFT_OUT(WORD_7_EDX, 28, "flush_l1d", "the guest is told that it need not flush"),
     OFFER(WORD_7_EDX, 29, INTEL, "arch_capabilities"),

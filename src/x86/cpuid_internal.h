@@ -30,6 +30,7 @@ enum feature_policy {
     POLICY_V3,       /* likewise from v3 on; `host` has it if the host does */
     POLICY_HOST,     /* `host` only, if the host has it */
     POLICY_INTEL,    /* the monitor's own, on models with an Intel vendor only */
+    POLICY_INTEL_HOST, /* likewise, `host` only */
     POLICY_AMD,      /* the monitor's own, on models with an AMD vendor only */
     POLICY_LEFT_OUT, /* no model, whatever the host has */
 };

@@ -171,6 +171,8 @@ static void test_levels(void **state)
     assert_int_equal(cpuid_xcr0_allowed(v3), XCR0_X87 | XCR0_SSE | XCR0_AVX);
     assert_int_equal(cpuid_physical_bits(v2), 40);
     assert_int_equal(cpuid_signature(v2), 0x30661);
+    assert_false(cpuid_has(v2, FEATURE_SPEC_CTRL));
+    assert_int_equal(cpuid_arch_capabilities(v2) & 3, 1); /* RDCL_NO, not IBRS_ALL */
     assert_true(cpuid_cr4_allowed(v3) & CR4_OSXSAVE);
     assert_false(cpuid_cr4_allowed(v2) & (CR4_OSXSAVE | CR4_SMAP | CR4_VME));
     cpuid_table_free(v2);
@@ -206,6 +208,7 @@ static void test_avx512(void **state)
     struct cpuid_table *table;
     assert_int_equal(table_on(&everything, xcr0_everything, CPU_MODEL_HOST, 1, &table), 0);
     assert_true(cpuid_has(table, FEATURE_AVX512F));
+    assert_int_equal(cpuid_arch_capabilities(table) & 3, 3);
     assert_int_equal(cpuid_xcr0_allowed(table), XCR0_KNOWN);
     assert_int_equal(ask(table, 0xd, 0).ecx, 1088 + 64 + 512 + 1024);
     assert_int_equal(ask(table, 0xd, 6).ebx, 1152);
