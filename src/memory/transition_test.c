@@ -16,7 +16,7 @@
 #include "base/bytes.h"
 #include "memory/memory.h"
 
-enum { CPUS = 3, STRESS_PAGES = 16, STRESS_ROUNDS = 15000 };
+enum { CPUS = 3, STRESS_PAGES = 16, STRESS_ROUNDS = 8000 };
 
 /* What a vCPU thread has mapped; it drops entries itself, at safe points. */
 struct cpu {
