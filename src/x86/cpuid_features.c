@@ -282,8 +282,7 @@ const struct isa_need cpuid_isa_needs[] = {
     [ZYDIS_ISA_SET_RDPID] = NEEDS(WORD_7_ECX, 22),
     [ZYDIS_ISA_SET_AVX_VNNI] = NEEDS(WORD_7_1_EAX, 4),
     [ZYDIS_ISA_SET_LAHF] = NEEDS(WORD_EXT1_ECX, 0),
-    /* Without the feature LZCNT is BSR: not #UD, but another instruction (see decode.h). */
-    [ZYDIS_ISA_SET_LZCNT] = BASE,
+    [ZYDIS_ISA_SET_LZCNT] = NEEDS(WORD_EXT1_ECX, 5),
     [ZYDIS_ISA_SET_RDTSCP] = NEEDS(WORD_EXT1_EDX, 27),
 
     [ZYDIS_ISA_SET_AVX512F_128] = NEEDS(WORD_7_EBX, 31),
