@@ -9,6 +9,7 @@
 #include <stdatomic.h>
 #include <stddef.h>
 #include <string.h>
+#include <time.h>
 
 #include <cmocka.h>
 
@@ -16,7 +17,7 @@
 #include "base/bytes.h"
 #include "memory/memory.h"
 
-enum { CPUS = 3, STRESS_PAGES = 16, STRESS_ROUNDS = 8000 };
+enum { CPUS = 3, STRESS_PAGES = 16, STRESS_ROUNDS = 60000 };
 
 /* What a vCPU thread has mapped; it drops entries itself, at safe points. */
 struct cpu {
@@ -32,6 +33,7 @@ struct stress {
     struct memory *memory;
     struct cpu cpus[CPUS];
     pthread_barrier_t start;
+    uint64_t deadline; /* however busy the host is, the test ends soon */
     atomic_uint running;
     /* One byte of each page per CPU, and what that CPU knows it holds. */
     uint64_t expected[CPUS][STRESS_PAGES];
@@ -111,6 +113,18 @@ static void cpu_code_written(void *owner, gpa_t gpa, uint64_t length)
         stress->interest[page]++;
     }
     pthread_mutex_unlock(&stress->units_lock);
+}
+
+static uint64_t milliseconds(void)
+{
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (uint64_t)now.tv_sec * 1000 + (uint64_t)now.tv_nsec / 1000000;
+}
+
+static bool is_over(const struct stress *stress)
+{
+    return milliseconds() >= stress->deadline;
 }
 
 static unsigned next_random(unsigned *seed)
@@ -203,7 +217,7 @@ static void *cpu_main(void *argument)
     uint64_t *expected = stress->expected[cpu - stress->cpus];
     this_cpu = cpu;
     pthread_barrier_wait(&stress->start);
-    for (unsigned i = 1; i <= STRESS_ROUNDS; i++) {
+    for (unsigned i = 1; i <= STRESS_ROUNDS && !is_over(cpu->stress); i++) {
         unsigned page = next_random(&cpu->seed) % STRESS_PAGES;
         uint64_t found;
         switch (next_random(&cpu->seed) % 8) {
@@ -309,7 +323,7 @@ static void *discarded_cpu_main(void *argument)
     uint64_t last[STRESS_PAGES] = {0};
     this_cpu = cpu;
     pthread_barrier_wait(&cpu->stress->start);
-    for (unsigned i = 1; i <= STRESS_ROUNDS; i++) {
+    for (unsigned i = 1; i <= STRESS_ROUNDS && !is_over(cpu->stress); i++) {
         unsigned page = next_random(&cpu->seed) % STRESS_PAGES;
         uint64_t found = cpu_fetch(cpu, page);
         ASSERT(found == 0 || found == last[page]);
@@ -340,6 +354,7 @@ static void run(struct stress *stress, struct memory *memory, void *(*cpu)(void 
 {
     memset(stress, 0, sizeof *stress);
     stress->memory = memory;
+    stress->deadline = milliseconds() + 300;
     struct memory_listener listener = {cpu_drop, cpu_quiesce, cpu_code_written, stress};
     memory_listen(memory, &listener);
     pthread_mutex_init(&stress->units_lock, NULL);
