@@ -1,0 +1,305 @@
+/*
+ * The instruction differential test: see differential.h.
+ *
+ *     differential [--engine interp|translate] [--cpu-model v2|v3|host] [--seed N] [--cases N]
+ *                  [--only MNEMONIC] [--sample PERCENT] [--report N] [--list]
+ *
+ * --cases is the number of cases for each form and operand kind (default 200), --sample runs that
+ * share of the forms. Instructions that cannot run this way stand in not-covered.txt with a
+ * reason; a form that is offered, not listed there and not run is an error, and so is a name in
+ * the list that no instruction has.
+ */
+#include <getopt.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <strings.h>
+#include <time.h>
+
+#include "base/error.h"
+#include "tests/differential/differential.h"
+
+enum { STATES_PER_ENCODING = 10 };
+
+struct run {
+    const struct engine_ops *ops;
+    enum cpu_model model;
+    uint64_t seed;
+    unsigned cases, sample, reports;
+    const char *only, *list_path;
+    bool list;
+
+    struct cpuid_table *cpuid;
+    uint64_t components;
+    struct native *native;
+    struct engine_side *side;
+    bool excluded[ZYDIS_MNEMONIC_MAX_VALUE + 1];
+    uint64_t forms_run, forms_not_offered, forms_excluded, forms_not_generated;
+    uint64_t cases_run, failures, failed_forms;
+};
+
+/* not-covered.txt: lines "MNEMONIC reason"; '#' begins a comment. */
+static int read_exclusions(struct run *run)
+{
+    FILE *file = fopen(run->list_path, "r");
+    if (!file) {
+        return fail(-ENOENT, "open '%s'", run->list_path);
+    }
+    char line[256], name[64], reason[192];
+    int r = 0;
+    while (fgets(line, sizeof line, file)) {
+        if (line[0] == '#' || line[0] == '\n') {
+            continue;
+        }
+        if (sscanf(line, "%63s %191[^\n]", name, reason) != 2) {
+            r = fail(-EINVAL, "no reason given: %s", line);
+            break;
+        }
+        ZydisMnemonic m = 1;
+        while (m <= ZYDIS_MNEMONIC_MAX_VALUE && strcasecmp(ZydisMnemonicGetString(m), name)) {
+            m++;
+        }
+        if (m > ZYDIS_MNEMONIC_MAX_VALUE) {
+            r = fail(-EINVAL, "not-covered.txt names '%s', which no instruction has", name);
+            break;
+        }
+        run->excluded[m] = true;
+    }
+    fclose(file);
+    return r;
+}
+
+static void print_case(const struct run *run, const struct form *form,
+                       const struct test_case *test, const struct insn *insn)
+{
+    char text[128] = "";
+    ZydisFormatter formatter;
+    ZydisFormatterInit(&formatter, ZYDIS_FORMATTER_STYLE_INTEL);
+    ZydisFormatterFormatInstruction(&formatter, &insn->info, insn->operands,
+                                    insn->info.operand_count_visible, text, sizeof text,
+                                    test->before.rip, NULL);
+    printf("%s: ", text);
+    for (unsigned i = 0; i < test->length; i++) {
+        printf("%02x ", test->bytes[i]);
+    }
+    printf(" rflags %llx mxcsr %x", (unsigned long long)test->before.rflags,
+           *(const unsigned *)(test->before.xsave + 24));
+    for (unsigned i = 0; i < 16; i++) {
+        printf(" %llx", (unsigned long long)test->before.gpr[i]);
+    }
+    printf("\n");
+}
+
+/* Addresses between the canonical ranges of 48 and 57 bits mean other things on some hosts. */
+static bool is_wide_address(const struct outcome *native)
+{
+    return native->vector == EXCEPTION_PF && native->cr2 >> 47 != 0 &&
+           native->cr2 >> 47 != 0x1ffff;
+}
+
+static unsigned check_batch(struct run *run, const struct form *form, unsigned count)
+{
+    const struct test_case *cases = native_cases(run->native);
+    unsigned failures = 0;
+    for (unsigned i = 0; i < count; i++) {
+        const struct outcome *native = &native_outcomes(run->native)[i];
+        static struct outcome engine;
+        struct insn insn;
+        memset(&engine, 0, sizeof engine);
+        if (is_wide_address(native)) {
+            continue;
+        }
+        run->cases_run++;
+        int r = engine_side_run(run->side, &cases[i], &engine);
+        decode(DECODE_64, cases[i].bytes, 15, &insn);
+        bool differs = r || compare(&insn, &cases[i], native, &engine, run->components, false);
+        if (!differs) {
+            continue;
+        }
+        if (failures++ == 0 && run->reports) {
+            run->reports--;
+            print_case(run, form, &cases[i], &insn);
+            if (r) {
+                printf("    native vector %llu, engine: %s\n", (unsigned long long)native->vector,
+                       trail_text());
+            } else {
+                compare(&insn, &cases[i], native, &engine, run->components, true);
+            }
+        }
+    }
+    return failures;
+}
+
+static int run_form(struct run *run, const struct form *form)
+{
+    struct random random = {.state = run->seed ^ form->key};
+    struct test_case *cases = native_cases(run->native);
+    unsigned done = 0, failures = 0;
+    while (done < run->cases) {
+        unsigned count = 0;
+        while (count + STATES_PER_ENCODING <= BATCH_MAX && done + count < run->cases) {
+            struct insn insn;
+            struct test_case one;
+            if (!generate_bytes(form, &random, &one, &insn)) {
+                run->forms_not_generated++;
+                printf("no instance found: %s\n", ZydisMnemonicGetString(form->mnemonic));
+                return 0;
+            }
+            for (unsigned i = 0; i < STATES_PER_ENCODING; i++) {
+                cases[count] = one;
+                generate_state(&insn, run->components, &random, &cases[count]);
+                count++;
+            }
+        }
+        unsigned at = 0;
+        if (native_run(run->native, count, &at)) {
+            struct insn insn;
+            decode(DECODE_64, cases[at].bytes, 15, &insn);
+            printf("the native child died or hung: ");
+            print_case(run, form, &cases[at], &insn);
+            run->failures++;
+            return 0;
+        }
+        failures += check_batch(run, form, count);
+        done += count;
+    }
+    if (failures) {
+        run->failed_forms++;
+        run->failures += failures;
+        printf("FAIL %s (map %u opcode %02x): %u of %u cases\n",
+               ZydisMnemonicGetString(form->mnemonic), form->map, form->opcode, failures, done);
+    }
+    run->forms_run++;
+    return 0;
+}
+
+static int run_all(struct run *run)
+{
+    struct form *forms;
+    size_t count = forms_enumerate(&forms);
+    struct random sampler = {.state = run->seed};
+    bool found[ZYDIS_MNEMONIC_MAX_VALUE + 1] = {false};
+    for (size_t i = 0; i < count; i++) {
+        const struct form *form = &forms[i];
+        const char *name = ZydisMnemonicGetString(form->mnemonic);
+        found[form->mnemonic] = true;
+        bool sampled = random_next(&sampler) % 100 < run->sample;
+        if (run->only && strcasecmp(name, run->only)) {
+            continue;
+        }
+        if (run->excluded[form->mnemonic]) {
+            run->forms_excluded++;
+        } else if (!cpuid_offers_isa(run->cpuid, form->isa)) {
+            run->forms_not_offered++;
+        } else if (run->list) {
+            printf("%s map %u opcode %02x prefix %02x w%d l%u %s\n", name, form->map,
+                   form->opcode, form->prefix, form->rex_w, form->vector_length,
+                   form->memory ? "memory" : "register");
+        } else if (sampled || run->only) {
+            run_form(run, form);
+        }
+    }
+    int r = 0;
+    for (unsigned m = 1; m <= ZYDIS_MNEMONIC_MAX_VALUE; m++) {
+        if (run->excluded[m] && !found[m]) {
+            printf("not-covered.txt lists %s, of which there is no form\n",
+                   ZydisMnemonicGetString((ZydisMnemonic)m));
+            r = 1;
+        }
+    }
+    free(forms);
+    printf("seed %llu: %llu forms run, %llu not offered by this model, %llu not covered by "
+           "choice, %llu cases\n",
+           (unsigned long long)run->seed, (unsigned long long)run->forms_run,
+           (unsigned long long)run->forms_not_offered, (unsigned long long)run->forms_excluded,
+           (unsigned long long)run->cases_run);
+    printf("%llu passed, %llu failed\n",
+           (unsigned long long)(run->forms_run - run->failed_forms),
+           (unsigned long long)run->failed_forms);
+    return r || run->failures || run->forms_not_generated;
+}
+
+static int parse(int argc, char **argv, struct run *run)
+{
+    static const struct option known[] = {
+        {"engine", required_argument, NULL, 'e'}, {"cpu-model", required_argument, NULL, 'm'},
+        {"seed", required_argument, NULL, 's'},   {"cases", required_argument, NULL, 'c'},
+        {"only", required_argument, NULL, 'o'},   {"sample", required_argument, NULL, 'p'},
+        {"report", required_argument, NULL, 'r'}, {"list", no_argument, NULL, 'l'},
+        {"not-covered", required_argument, NULL, 'n'}, {NULL, 0, NULL, 0},
+    };
+    int option;
+    while ((option = getopt_long(argc, argv, "", known, NULL)) != -1) {
+        switch (option) {
+        case 'e':
+            run->ops = !strcmp(optarg, "interp") ? &interp_engine : &translate_engine;
+            break;
+        case 'm':
+            if (cpu_model_parse(optarg, &run->model)) {
+                return -1;
+            }
+            break;
+        case 's':
+            run->seed = strtoull(optarg, NULL, 0);
+            break;
+        case 'c':
+            run->cases = (unsigned)atoi(optarg);
+            break;
+        case 'o':
+            run->only = optarg;
+            break;
+        case 'p':
+            run->sample = (unsigned)atoi(optarg);
+            break;
+        case 'r':
+            run->reports = (unsigned)atoi(optarg);
+            break;
+        case 'l':
+            run->list = true;
+            break;
+        case 'n':
+            run->list_path = optarg;
+            break;
+        default:
+            return -1;
+        }
+    }
+    return 0;
+}
+
+int main(int argc, char **argv)
+{
+    struct run run = {
+        .ops = &interp_engine,
+        .model = CPU_MODEL_HOST,
+        .seed = (uint64_t)time(NULL),
+        .cases = 200,
+        .sample = 100,
+        .reports = 40,
+        .list_path = "tests/differential/not-covered.txt",
+    };
+    if (parse(argc, argv, &run)) {
+        fprintf(stderr, "differential: wrong option\n");
+        return 2;
+    }
+    setvbuf(stdout, NULL, _IOLBF, 0);
+    const struct cpuid_config config = {.model = run.model, .cpus = 1, .tsc_hz = 1000000000};
+    int r = read_exclusions(&run);
+    r = r ? r : cpuid_table_new(&config, &run.cpuid);
+    if (!r) {
+        run.components = cpuid_xcr0_allowed(run.cpuid) & (XCR0_X87 | XCR0_SSE | XCR0_AVX | XCR0_AVX512);
+        r = native_open(&run.native);
+        r = r ? r : engine_side_open(run.ops, run.cpuid, run.components, &run.side);
+    }
+    if (r) {
+        fprintf(stderr, "differential: %s\n", trail_text());
+        return 1;
+    }
+    printf("engine %s, seed %llu, state components %llx\n", run.ops->name,
+           (unsigned long long)run.seed, (unsigned long long)run.components);
+    r = run_all(&run);
+    native_close(run.native);
+    engine_side_close(run.side);
+    cpuid_table_free(run.cpuid);
+    return r;
+}
