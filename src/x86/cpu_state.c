@@ -6,6 +6,7 @@
 #include "base/bytes.h"
 #include "base/error.h"
 #include "persist/visitor.h"
+#include "x86/cpuid.h"
 #include "x86/descriptor.h"
 
 enum {
@@ -231,4 +232,27 @@ void cpu_state_visit(struct cpu_state *state, struct visitor *v)
     refuse_if(v, !(is_consistent(state) && xsave_is_loadable(state->xsave)),
               "a CPU state that no CPU could be in");
     visit_end(v);
+}
+
+int cpu_state_check(const struct cpu_state *state, const struct cpuid_table *cpuid)
+{
+    uint64_t xcr0_allowed = cpuid_xcr0_allowed(cpuid) | XCR0_X87;
+    uint64_t components = xcr0_allowed | XCR0_SSE; /* FXSAVE state exists without XSAVE */
+    const struct {
+        bool is_wrong;
+        const char *name;
+    } checks[] = {
+        {state->cr4 & ~cpuid_cr4_allowed(cpuid), "CR4"},
+        {state->efer & ~cpuid_efer_allowed(cpuid), "EFER"},
+        {state->cr3 >> cpuid_physical_bits(cpuid), "CR3"},
+        {!xcr0_is_valid(state->xcr0, xcr0_allowed), "XCR0"},
+        {load_le64(state->xsave + XSAVE_XSTATE_BV) & ~components, "the vector state"},
+    };
+    for (unsigned i = 0; i < ARRAY_SIZE(checks); i++) {
+        if (checks[i].is_wrong) {
+            return fail(-EINVAL, "the saved CPU state does not fit the CPU model: %s",
+                        checks[i].name);
+        }
+    }
+    return 0;
 }

@@ -230,6 +230,14 @@ void cpu_state_init_ipi(struct cpu_state *state, bool is_bsp);
  */
 void cpu_state_visit(struct cpu_state *state, struct visitor *v);
 
+struct cpuid_table;
+/*
+ * Does a state that was loaded fit the CPU model: no bit of a control register, no state component
+ * and no address that the model does not have? 0, or -EINVAL with what is wrong on the trail.
+ */
+int cpu_state_check(const struct cpu_state *state, const struct cpuid_table *cpuid)
+    __attribute__((warn_unused_result));
+
 /* Does a 64-bit address have copies of bit 47 above it? SDM volume 1, 3.3.7.1. */
 static inline bool is_canonical(uint64_t address)
 {

@@ -1,6 +1,7 @@
 /* RESET and INIT; every byte of the state is saved; a state that no CPU could be in is refused. */
 #include "x86/cpu_state.h"
 
+#include <errno.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -11,6 +12,7 @@
 
 #include "base/bytes.h"
 #include "persist/visitor.h"
+#include "x86/cpuid.h"
 
 /* Save `from` and load it into `to`; returns the first error of either. */
 static int transfer(const struct cpu_state *from, struct cpu_state *to)
@@ -238,12 +240,53 @@ static void test_hostile(void **state)
     }
 }
 
+/* What another model could hold. */
+static void query(void *owner, uint32_t leaf, uint32_t subleaf, struct cpuid_result *ret)
+{
+    memset(ret, 0xff, sizeof *ret);
+    if (leaf == 0x80000008) {
+        ret->eax = 40;
+    }
+}
+
+SPOIL(cr3_wide, s->cr3 |= 1ull << 40)
+SPOIL(xcr0_wide, s->xcr0 |= XCR0_AVX512)
+SPOIL(components_wide, s->xsave[512] |= XCR0_OPMASK)
+SPOIL(cr4_smap, s->cr4 |= CR4_SMAP)
+SPOIL(efer_ibrs, s->efer |= EFER_AIBRSE)
+
+static void test_model(void **state)
+{
+    static void (*const spoilers[])(struct cpu_state *) = {
+        spoil_cr3_wide, spoil_xcr0_wide, spoil_components_wide, spoil_cr4_smap, spoil_efer_ibrs,
+    };
+    const struct cpuid_host host = {query, NULL, 7};
+    struct cpuid_config config = {.model = CPU_MODEL_V3, .cpus = 1, .tsc_hz = 1000000000};
+    struct cpuid_table *v3, *v2;
+    assert_int_equal(cpuid_table_new_for_host(&config, &host, &v3), 0);
+    config.model = CPU_MODEL_V2;
+    assert_int_equal(cpuid_table_new_for_host(&config, &host, &v2), 0);
+    struct cpu_state s;
+    fill(&s);
+    assert_int_equal(cpu_state_check(&s, v3), 0);
+    assert_int_equal(cpu_state_check(&s, v2), -EINVAL);
+    for (size_t i = 0; i < ARRAY_SIZE(spoilers); i++) {
+        fill(&s);
+        spoilers[i](&s);
+        assert_int_equal(cpu_state_check(&s, v3), -EINVAL);
+    }
+    cpu_state_reset(&s, true);
+    assert_int_equal(cpu_state_check(&s, v2), 0);
+    cpuid_table_free(v3);
+    cpuid_table_free(v2);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_reset),      cmocka_unit_test(test_init),
         cmocka_unit_test(test_every_byte), cmocka_unit_test(test_reset_state_loads),
-        cmocka_unit_test(test_hostile),
+        cmocka_unit_test(test_hostile),    cmocka_unit_test(test_model),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
