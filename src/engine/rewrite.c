@@ -15,6 +15,7 @@ struct fields {
     uint8_t vvvv; /* not inverted, 4 bits */
     bool vvvv_replaced;
     bool has_memory;
+    bool rm_in_opcode;  /* the register stands in the low bits of the opcode */
     bool needs_rex;     /* SPL, BPL, SIL, DIL, or their substitutes */
     bool has_high_byte; /* AH, CH, DH, BH: cannot stand beside REX */
     bool impossible;
@@ -164,10 +165,11 @@ static struct fields read_fields(const struct insn *insn, const struct rewrite_m
                 fields.reg = substitute(name, fields.reg, map, &fields);
                 break;
             case ZYDIS_OPERAND_ENCODING_MODRM_RM:
+                fields.rm = substitute(name, fields.rm, map, &fields);
+                break;
             case ZYDIS_OPERAND_ENCODING_OPCODE:
-                fields.rm = substitute(name, operand->encoding == ZYDIS_OPERAND_ENCODING_OPCODE
-                                                 ? info->opcode & 7
-                                                 : fields.rm, map, &fields);
+                fields.rm_in_opcode = true;
+                fields.rm = substitute(name, info->opcode & 7, map, &fields);
                 break;
             case ZYDIS_OPERAND_ENCODING_NDSNDD:
                 if (rewrite_gpr(name) >= 0) {
@@ -280,7 +282,7 @@ static size_t rewrite_legacy(const struct insn *insn, const struct fields *field
         static const uint8_t with_modrm[] = {0x8a, 0x8b, 0x88, 0x89};
         reg = map->host[RAX];
         opcode = with_modrm[opcode - 0xa0];
-    } else if (!has_modrm && fields->rm != (opcode & 7)) {
+    } else if (fields->rm_in_opcode) {
         opcode = (uint8_t)((opcode & ~7) | (fields->rm & 7));
     }
 

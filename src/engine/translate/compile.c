@@ -174,6 +174,14 @@ void compile_execute(struct compiler *c)
     c->vm->sites[site].resume = emit_offset(e);
 }
 
+/* The same for an instruction behind which nothing is emitted. */
+static void compile_execute_last(struct compiler *c)
+{
+    compile_execute(c);
+    c->vm->sites[c->vm->site_count - 1].resume = 0;
+    c->ended = true;
+}
+
 /* ---- decode ---- */
 
 /* Does nothing run behind this instruction in straight line? */
@@ -515,11 +523,15 @@ static void compile_instruction(struct compiler *c)
         return;
     }
     if (!cpuid_offers_isa(c->vm->config.cpuid, insn->info.meta.isa_set)) {
-        compile_execute(c);
+        compile_execute_last(c);
     } else if (is_by_mnemonic(insn)) {
-        if (!compile_by_mnemonic(c)) {
+        if (compile_by_mnemonic(c)) {
+            return;
+        }
+        if (is_end(insn) || insn->info.meta.category == ZYDIS_CATEGORY_CALL) {
+            compile_execute_last(c);
+        } else {
             compile_execute(c);
-            c->ended |= is_end(insn) || insn->info.meta.category == ZYDIS_CATEGORY_CALL;
         }
     } else if (insn->info.meta.category == ZYDIS_CATEGORY_COND_BR) {
         if (!compile_condition(c)) {
@@ -528,8 +540,7 @@ static void compile_instruction(struct compiler *c)
     } else if (is_repeated_move(insn) && !c->counts) {
         compile_string(c);
     } else if (is_end(insn)) {
-        compile_execute(c);
-        c->ended = true;
+        compile_execute_last(c);
     } else if (!is_copied(insn) || (!is_general(insn) && !is_vector_allowed(c, insn)) ||
                !compile_copy(c)) {
         compile_execute(c);
@@ -617,7 +628,7 @@ static void emit_unit(struct compiler *c)
     } else {
         /* Across the page's end, or not an instruction: interp fetches and decodes it itself. */
         c->current = c->count;
-        compile_execute(c);
+        compile_execute_last(c);
     }
 }
 
