@@ -24,13 +24,14 @@ struct irqchip {
     struct bus *bus;
     struct irqchip_wire wire;
     struct lapic_board board;
-    struct region ports[PORT_REGIONS], ioapic_region;
+    struct region ioapic_region;
     struct pic pic;
     bool pic_output; /* what LINT0 of the local APICs sees */
     struct ioapic ioapic;
     uint32_t rotation; /* where arbitration of lowest-priority messages starts */
     unsigned cpus;
-    struct lapic lapics[];
+    struct lapic *lapics; /* one for each CPU */
+    struct region ports[PORT_REGIONS];
 };
 
 static struct irqchip *irqchip_of(struct device *device)
@@ -382,6 +383,7 @@ static void irqchip_free(struct device *device)
         lapic_fini(&chip->lapics[i]);
     }
     device_fini(device);
+    free(chip->lapics);
     free(chip);
 }
 
@@ -423,7 +425,7 @@ int irqchip_new(const struct irqchip_config *config, struct irqchip **ret_chip)
     if (config->cpus < 1 || config->cpus > IRQCHIP_CPUS_MAX) {
         return fail(-EINVAL, "%u CPUs: 1 to %d are possible", config->cpus, IRQCHIP_CPUS_MAX);
     }
-    struct irqchip *chip = calloc(1, sizeof *chip + config->cpus * sizeof chip->lapics[0]);
+    struct irqchip *chip = calloc(1, sizeof *chip);
     ASSERT(chip);
     CLEANUP(device_free) struct device *device = &chip->device;
     device_init(device, &irqchip_ops, "irqchip");
@@ -433,6 +435,8 @@ int irqchip_new(const struct irqchip_config *config, struct irqchip **ret_chip)
     chip->ioapic.send = ioapic_send;
     chip->ioapic.owner = chip;
     chip->cpus = config->cpus;
+    chip->lapics = calloc(chip->cpus, sizeof chip->lapics[0]);
+    ASSERT(chip->lapics);
     for (unsigned i = 0; i < chip->cpus; i++) {
         lapic_init(&chip->lapics[i], i, &chip->wire, &chip->board, config->clock);
     }

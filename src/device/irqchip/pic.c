@@ -24,6 +24,7 @@ void pic_reset(struct pic *pic)
     for (unsigned i = 0; i < 2; i++) {
         pic->chips[i].lines = pic->chips[i].level_inputs = 0;
         chip_reset(&pic->chips[i]);
+        pic->chips[i].imr = 0xff; /* as a firmware leaves it; ICW1 unmasks */
     }
 }
 

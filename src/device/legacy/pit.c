@@ -44,9 +44,9 @@ struct pit {
     struct irq_line irq;
     struct clock clock;
     void *alarm;
-    struct channel channels[CHANNELS];
     uint64_t edge_tick; /* the next rising edge of channel 0; UINT64_MAX: none */
     uint8_t speaker;    /* port 61h, bits 0 and 1 */
+    struct channel channels[CHANNELS];
 };
 
 static struct pit *pit_of(struct device *device)
