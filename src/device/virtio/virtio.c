@@ -257,8 +257,14 @@ void virtio_device_resume(struct device *device)
 static void visit_queues(struct virtio_device *virtio, struct visitor *v)
 {
     for (unsigned i = 0; i < virtio->ops->queue_count; i++) {
+        struct virtqueue *queue = &virtio->queues[i];
         visit_begin(v, "queue", 1);
-        virtqueue_visit(&virtio->queues[i], v);
+        virtqueue_visit(queue, v);
+        /* A pause waits for all chains; only a broken driver's are never given back. */
+        if (visitor_mode(v) == VISITOR_READ && !visitor_error(v) && queue->enabled &&
+            queue->next_available != queue->next_used && !(virtio->status & VIRTIO_NEEDS_RESET)) {
+            visitor_fail(v, -EINVAL, "a virtqueue was saved with requests in flight");
+        }
         visit_end(v);
     }
 }
