@@ -100,6 +100,7 @@ static void begin_32bit(struct walker *w)
     w->entry_size = 4;
     w->index_bits = 10;
     w->address_mask = 0xfffff000;
+    w->reserved = 0;
     w->shift = 22;
     w->table = w->mode->cr3 & 0xfffff000;
     w->large_levels = w->mode->cr4 & CR4_PSE ? 1u << 22 : 0;
@@ -263,7 +264,11 @@ bool walk(struct memory *memory, const struct walk_mode *mode, gva_t gva, uint32
         return true;
     }
     for (int tries = 0; tries < TRIES_MAX; tries++) {
-        struct walker w = {.memory = memory, .mode = mode, .gva = gva, .access = access};
+        struct walker w; /* not cleared: begin_*() and descend() set the rest */
+        w.memory = memory;
+        w.mode = mode;
+        w.gva = gva;
+        w.access = access;
         if (!(mode->cr4 & CR4_PAE)) {
             begin_32bit(&w);
         } else if (!begin_64bit(&w)) {
