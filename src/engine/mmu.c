@@ -244,18 +244,18 @@ enum step mmu_check_write(struct vcpu *vcpu, gva_t gva, unsigned size, uint32_t 
     return locate(vcpu, gva, size, access, &host, &gpa);
 }
 
-enum step mmu_lock(struct vcpu *vcpu, gva_t gva, unsigned size, uint32_t access,
-                   uint8_t **ret_host)
+enum step mmu_host(struct vcpu *vcpu, gva_t gva, unsigned size, uint32_t access, uint8_t **ret_host)
 {
     gpa_t gpa;
 
-    access = (access & PF_USER) | PF_WRITE;
+    access &= PF_USER | PF_WRITE;
     *ret_host = tlb_lookup(vcpu, gva, size, access);
     if (*ret_host) {
         return STEP_NEXT;
     }
     if (crosses_page(gva, size)) {
-        return mmu_check_write(vcpu, gva, size, access);
+        struct piece pieces[2];
+        return split(vcpu, gva, size, access, pieces);
     }
     return locate(vcpu, gva, size, access, ret_host, &gpa);
 }
@@ -265,7 +265,7 @@ enum step mmu_translate_fetch(struct vcpu *vcpu, gva_t rip, gpa_t *ret_gpa, bool
     uint32_t user = cpu_state_cpl(&vcpu->state) == 3 ? PF_USER : 0;
     struct walk_result result;
 
-    if (cpu_state_is_long(&vcpu->state) && (gva_t)((int64_t)(rip << 16) >> 16) != rip) {
+    if (cpu_state_is_long(&vcpu->state) && !is_canonical(rip)) {
         vcpu->exception = (struct exception){.vector = EXCEPTION_GP, .has_error_code = true};
         return STEP_EXCEPTION;
     }

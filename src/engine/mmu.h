@@ -14,15 +14,16 @@ enum step mmu_write(struct vcpu *vcpu, gva_t gva, const void *buffer, unsigned s
 /* Would a write of this size succeed? Used before instructions with several effects. */
 enum step mmu_check_write(struct vcpu *vcpu, gva_t gva, unsigned size, uint32_t access);
 /*
- * The host address for a locked read-modify-write inside one page, or NULL with STEP_NEXT if the
- * bytes are not plainly writable RAM (watched, a device, across pages) though the access is
- * allowed. The address may be used until the next call into mmu or memory.
+ * The host address of an access inside one page, or NULL with STEP_NEXT if the bytes are not plain
+ * RAM (watched, a device, across pages) though the access is allowed. `access` may contain
+ * PF_WRITE. The address may be used until the next call into mmu or memory.
  */
-enum step mmu_lock(struct vcpu *vcpu, gva_t gva, unsigned size, uint32_t access,
+enum step mmu_host(struct vcpu *vcpu, gva_t gva, unsigned size, uint32_t access,
                    uint8_t **ret_host);
 /*
- * The bytes at the linear address `rip` for decoding: up to 15 into `buffer`. Fewer are returned only if the page
- * behind faults; `ret_count` says how many, and vcpu->exception then holds that fault.
+ * The bytes at the linear address `rip` for decoding: up to 15 into `buffer`. Fewer are returned
+ * only if the page behind faults; `ret_count` says how many, and vcpu->exception then holds that
+ * fault.
  */
 enum step mmu_fetch(struct vcpu *vcpu, gva_t rip, uint8_t *buffer, unsigned *ret_count);
 /* The guest-physical address of an executable byte, as the fetch unit sees it. */

@@ -75,11 +75,6 @@ static void raise_page_fault(struct vcpu *vcpu, gva_t gva, uint32_t error_code)
     };
 }
 
-static bool is_canonical(gva_t gva)
-{
-    return (gva_t)((int64_t)(gva << 16) >> 16) == gva;
-}
-
 /* The walk for an access; accesses of the CPU itself at CPL 3 have no use of AC (SMAP). */
 static bool walk_for(struct vcpu *vcpu, gva_t gva, uint32_t access, struct walk_result *ret_result)
 {

@@ -24,8 +24,7 @@ void vcpu_mode_changed(struct vcpu *vcpu)
 
 uint64_t vcpu_tsc(const struct vcpu *vcpu)
 {
-    uint64_t base =
-        vcpu->time_mode == TIME_DETERMINISTIC ? vcpu->instructions : engine_host_tsc();
+    uint64_t base = vcpu->time_mode == TIME_DETERMINISTIC ? vcpu->instructions : engine_host_tsc();
 
     return base + vcpu->state.tsc_offset;
 }

@@ -23,6 +23,7 @@ struct exception {
     uint8_t vector;
     bool has_error_code;
     bool is_software; /* INT n, INT3, INTO: rip of the frame is behind the instruction */
+    uint8_t length;   /* of the instruction, if is_software */
     uint32_t error_code;
     uint64_t cr2; /* #PF */
     uint64_t dr6; /* #DB: bits to set */
@@ -38,6 +39,7 @@ struct vcpu {
     unsigned index;
     enum time_mode time_mode;
     uint64_t instructions;
+    uint64_t debug_hits; /* DR6 bits of data and I/O breakpoints that the instruction met */
     _Atomic uint32_t kicks; /* enum kick and engine bits */
     _Atomic uint8_t sipi_vector;
     struct walk_mode walk_mode; /* derived from state; vcpu_mode_changed() renews it */
@@ -46,6 +48,7 @@ struct vcpu {
      * paging mode, address space, or single pages. NULL in plain interp.
      */
     const struct vcpu_hooks *hooks;
+    struct native *native; /* owned: see interp_attach() */
     void *engine; /* borrowed: the engine's own vCPU */
 };
 

@@ -13,6 +13,13 @@
 #include "x86/decode.h"
 
 /*
+ * Give a vCPU what interp needs beside the state: the snippets in which vector instructions run.
+ * Once, on the vCPU's own thread (it also takes that thread's SIGFPE). Detach frees it.
+ */
+int interp_attach(struct vcpu *vcpu) __attribute__((warn_unused_result));
+void interp_detach(struct vcpu *vcpu);
+
+/*
  * Execute one decoded instruction that stands at state.rip. Does not deliver exceptions.
  * `vcpu->state.xsave` must hold the vector state for instructions that need it.
  */

@@ -1,0 +1,271 @@
+/*
+ * Which executor runs which instruction. What is not listed is a vector instruction (native.c) or
+ * is not offered. X(mnemonic, executor)
+ */
+#pragma once
+
+#define INTERP_CONDITIONS(X, prefix, executor)                                                     \
+    X(prefix##O, executor)                                                                         \
+    X(prefix##NO, executor)                                                                        \
+    X(prefix##B, executor)                                                                         \
+    X(prefix##NB, executor)                                                                        \
+    X(prefix##Z, executor)                                                                         \
+    X(prefix##NZ, executor)                                                                        \
+    X(prefix##BE, executor)                                                                        \
+    X(prefix##NBE, executor)                                                                       \
+    X(prefix##S, executor)                                                                         \
+    X(prefix##NS, executor)                                                                        \
+    X(prefix##P, executor)                                                                         \
+    X(prefix##NP, executor)                                                                        \
+    X(prefix##L, executor)                                                                         \
+    X(prefix##NL, executor)                                                                        \
+    X(prefix##LE, executor)                                                                        \
+    X(prefix##NLE, executor)
+
+#define INTERP_EXECUTORS(X)                                                                        \
+    /* arithmetic.c */                                                                             \
+    X(ADD, add)                                                                                    \
+    X(ADC, adc)                                                                                    \
+    X(SUB, sub)                                                                                    \
+    X(SBB, sbb)                                                                                    \
+    X(AND, and)                                                                                    \
+    X(OR, or)                                                                                      \
+    X(XOR, xor)                                                                                    \
+    X(CMP, cmp)                                                                                    \
+    X(TEST, test)                                                                                  \
+    X(INC, inc)                                                                                    \
+    X(DEC, dec)                                                                                    \
+    X(NEG, neg)                                                                                    \
+    X(NOT, not )                                                                                   \
+    X(XADD, xadd)                                                                                  \
+    X(CMPXCHG, cmpxchg)                                                                            \
+    X(CMPXCHG8B, cmpxchg_pair)                                                                     \
+    X(CMPXCHG16B, cmpxchg_pair)                                                                    \
+    X(ADCX, adcx)                                                                                  \
+    X(ADOX, adox)                                                                                  \
+    X(MUL, mul)                                                                                    \
+    X(IMUL, imul)                                                                                  \
+    X(MULX, mulx)                                                                                  \
+    X(DIV, div)                                                                                    \
+    X(IDIV, idiv)                                                                                  \
+    X(CBW, widen)                                                                                  \
+    X(CWDE, widen)                                                                                 \
+    X(CDQE, widen)                                                                                 \
+    X(CWD, sign)                                                                                   \
+    X(CDQ, sign)                                                                                   \
+    X(CQO, sign)                                                                                   \
+    /* shift.c */                                                                                  \
+    X(SHL, shl)                                                                                    \
+    X(SHR, shr)                                                                                    \
+    X(SAR, sar)                                                                                    \
+    X(ROL, rol)                                                                                    \
+    X(ROR, ror)                                                                                    \
+    X(RCL, rcl)                                                                                    \
+    X(RCR, rcr)                                                                                    \
+    X(SHLD, shld)                                                                                  \
+    X(SHRD, shrd)                                                                                  \
+    X(SHLX, shlx)                                                                                  \
+    X(SHRX, shrx)                                                                                  \
+    X(SARX, sarx)                                                                                  \
+    X(RORX, rorx)                                                                                  \
+    /* bits.c, decimal.c */                                                                        \
+    X(BT, bt)                                                                                      \
+    X(BTS, bts)                                                                                    \
+    X(BTR, btr)                                                                                    \
+    X(BTC, btc)                                                                                    \
+    X(BSF, bsf)                                                                                    \
+    X(BSR, bsr)                                                                                    \
+    X(POPCNT, popcnt)                                                                              \
+    X(LZCNT, lzcnt)                                                                                \
+    X(TZCNT, tzcnt)                                                                                \
+    X(BSWAP, bswap)                                                                                \
+    X(MOVBE, movbe)                                                                                \
+    X(CRC32, crc32)                                                                                \
+    X(ANDN, andn)                                                                                  \
+    X(BLSI, bls)                                                                                   \
+    X(BLSR, bls)                                                                                   \
+    X(BLSMSK, bls)                                                                                 \
+    X(BEXTR, bextr)                                                                                \
+    X(BZHI, bzhi)                                                                                  \
+    X(PDEP, pdep)                                                                                  \
+    X(PEXT, pext)                                                                                  \
+    X(AAA, aaa)                                                                                    \
+    X(AAD, aad)                                                                                    \
+    X(AAM, aam)                                                                                    \
+    X(AAS, aas)                                                                                    \
+    X(DAA, daa)                                                                                    \
+    X(DAS, das)                                                                                    \
+    /* move.c */                                                                                   \
+    X(MOV, mov)                                                                                    \
+    X(MOVZX, movzx)                                                                                \
+    X(MOVNTI, movzx)                                                                               \
+    X(MOVDIRI, movzx)                                                                              \
+    X(MOVSX, movsx)                                                                                \
+    X(MOVSXD, movsx)                                                                               \
+    X(LEA, lea)                                                                                    \
+    X(XCHG, xchg)                                                                                  \
+    INTERP_CONDITIONS(X, CMOV, cmov)                                                               \
+    INTERP_CONDITIONS(X, SET, setcc)                                                               \
+    X(SALC, salc)                                                                                  \
+    X(XLAT, xlat)                                                                                  \
+    X(LAHF, lahf)                                                                                  \
+    X(SAHF, sahf)                                                                                  \
+    X(CLC, flag)                                                                                   \
+    X(STC, flag)                                                                                   \
+    X(CMC, flag)                                                                                   \
+    X(CLD, flag)                                                                                   \
+    X(STD, flag)                                                                                   \
+    X(NOP, nop)                                                                                    \
+    X(PAUSE, nop)                                                                                  \
+    X(ENDBR32, nop)                                                                                \
+    X(ENDBR64, nop)                                                                                \
+    X(RDSSPD, nop)                                                                                 \
+    X(RDSSPQ, nop)                                                                                 \
+    X(PREFETCH, nop)                                                                               \
+    X(PREFETCHNTA, nop)                                                                            \
+    X(PREFETCHT0, nop)                                                                             \
+    X(PREFETCHT1, nop)                                                                             \
+    X(PREFETCHT2, nop)                                                                             \
+    X(PREFETCHW, nop)                                                                              \
+    X(PREFETCHWT1, nop)                                                                            \
+    X(CLDEMOTE, nop)                                                                               \
+    X(CLFLUSH, flush_line)                                                                         \
+    X(CLFLUSHOPT, flush_line)                                                                      \
+    X(CLWB, flush_line)                                                                            \
+    /* stack.c */                                                                                  \
+    X(PUSH, push)                                                                                  \
+    X(POP, pop)                                                                                    \
+    X(PUSHA, pusha)                                                                                \
+    X(PUSHAD, pusha)                                                                               \
+    X(POPA, popa)                                                                                  \
+    X(POPAD, popa)                                                                                 \
+    X(PUSHF, pushf)                                                                                \
+    X(PUSHFD, pushf)                                                                               \
+    X(PUSHFQ, pushf)                                                                               \
+    X(POPF, popf)                                                                                  \
+    X(POPFD, popf)                                                                                 \
+    X(POPFQ, popf)                                                                                 \
+    X(ENTER, enter)                                                                                \
+    X(LEAVE, leave)                                                                                \
+    /* control.c, far.c */                                                                         \
+    X(JMP, jmp)                                                                                    \
+    INTERP_CONDITIONS(X, J, jcc)                                                                   \
+    X(JCXZ, jrcxz)                                                                                 \
+    X(JECXZ, jrcxz)                                                                                \
+    X(JRCXZ, jrcxz)                                                                                \
+    X(LOOP, loop)                                                                                  \
+    X(LOOPE, loop)                                                                                 \
+    X(LOOPNE, loop)                                                                                \
+    X(CALL, call)                                                                                  \
+    X(RET, ret)                                                                                    \
+    X(INT, int)                                                                                    \
+    X(INT1, int1)                                                                                  \
+    X(INT3, int3)                                                                                  \
+    X(INTO, into)                                                                                  \
+    X(BOUND, bound)                                                                                \
+    X(UD0, ud)                                                                                     \
+    X(UD1, ud)                                                                                     \
+    X(UD2, ud)                                                                                     \
+    X(IRET, iret)                                                                                  \
+    X(IRETD, iret)                                                                                 \
+    X(IRETQ, iret)                                                                                 \
+    /* syscall.c */                                                                                \
+    X(SYSCALL, syscall)                                                                            \
+    X(SYSRET, sysret)                                                                              \
+    X(SYSENTER, sysenter)                                                                          \
+    X(SYSEXIT, sysexit)                                                                            \
+    /* string.c, io.c */                                                                           \
+    X(MOVSB, movs)                                                                                 \
+    X(MOVSW, movs)                                                                                 \
+    X(MOVSQ, movs)                                                                                 \
+    X(STOSB, stos)                                                                                 \
+    X(STOSW, stos)                                                                                 \
+    X(STOSD, stos)                                                                                 \
+    X(STOSQ, stos)                                                                                 \
+    X(LODSB, lods)                                                                                 \
+    X(LODSW, lods)                                                                                 \
+    X(LODSD, lods)                                                                                 \
+    X(LODSQ, lods)                                                                                 \
+    X(CMPSB, cmps)                                                                                 \
+    X(CMPSW, cmps)                                                                                 \
+    X(CMPSQ, cmps)                                                                                 \
+    X(SCASB, scas)                                                                                 \
+    X(SCASW, scas)                                                                                 \
+    X(SCASD, scas)                                                                                 \
+    X(SCASQ, scas)                                                                                 \
+    X(INSB, ins)                                                                                   \
+    X(INSW, ins)                                                                                   \
+    X(INSD, ins)                                                                                   \
+    X(OUTSB, outs)                                                                                 \
+    X(OUTSW, outs)                                                                                 \
+    X(OUTSD, outs)                                                                                 \
+    X(IN, in)                                                                                      \
+    X(OUT, out)                                                                                    \
+    /* segment.c */                                                                                \
+    X(LDS, load_far)                                                                               \
+    X(LES, load_far)                                                                               \
+    X(LFS, load_far)                                                                               \
+    X(LGS, load_far)                                                                               \
+    X(LSS, load_far)                                                                               \
+    X(LAR, lar)                                                                                    \
+    X(LSL, lsl)                                                                                    \
+    X(VERR, verr)                                                                                  \
+    X(VERW, verw)                                                                                  \
+    X(ARPL, arpl)                                                                                  \
+    /* control_register.c */                                                                       \
+    X(CLTS, clts)                                                                                  \
+    X(LMSW, lmsw)                                                                                  \
+    X(SMSW, smsw)                                                                                  \
+    X(INVLPG, invlpg)                                                                              \
+    X(INVPCID, invpcid)                                                                            \
+    /* system.c */                                                                                 \
+    X(LGDT, lgdt)                                                                                  \
+    X(LIDT, lidt)                                                                                  \
+    X(SGDT, sgdt)                                                                                  \
+    X(SIDT, sidt)                                                                                  \
+    X(LLDT, lldt)                                                                                  \
+    X(LTR, ltr)                                                                                    \
+    X(SLDT, sldt)                                                                                  \
+    X(STR, str)                                                                                    \
+    X(RDMSR, rdmsr)                                                                                \
+    X(WRMSR, wrmsr)                                                                                \
+    X(RDTSC, rdtsc)                                                                                \
+    X(RDTSCP, rdtscp)                                                                              \
+    X(RDPID, rdpid)                                                                                \
+    X(RDPMC, rdpmc)                                                                                \
+    X(CPUID, cpuid)                                                                                \
+    X(HLT, hlt)                                                                                    \
+    X(CLI, cli)                                                                                    \
+    X(STI, sti)                                                                                    \
+    X(CLAC, ac)                                                                                    \
+    X(STAC, ac)                                                                                    \
+    X(INVD, invd)                                                                                  \
+    X(WBINVD, invd)                                                                                \
+    X(LFENCE, fence)                                                                               \
+    X(SFENCE, fence)                                                                               \
+    X(MFENCE, fence)                                                                               \
+    X(SERIALIZE, fence)                                                                            \
+    X(XGETBV, xgetbv)                                                                              \
+    X(XSETBV, xsetbv)                                                                              \
+    X(RDFSBASE, segment_base)                                                                      \
+    X(RDGSBASE, segment_base)                                                                      \
+    X(WRFSBASE, segment_base)                                                                      \
+    X(WRGSBASE, segment_base)                                                                      \
+    X(SWAPGS, swapgs)                                                                              \
+    X(RDRAND, rdrand)                                                                              \
+    X(RDSEED, rdseed)                                                                              \
+    X(VMCALL, hypercall)                                                                           \
+    X(VMMCALL, hypercall)                                                                          \
+    /* xsave.c */                                                                                  \
+    X(FXSAVE, fxsave)                                                                              \
+    X(FXSAVE64, fxsave)                                                                            \
+    X(FXRSTOR, fxrstor)                                                                            \
+    X(FXRSTOR64, fxrstor)                                                                          \
+    X(XSAVE, xsave)                                                                                \
+    X(XSAVE64, xsave)                                                                              \
+    X(XSAVEOPT, xsave)                                                                             \
+    X(XSAVEOPT64, xsave)                                                                           \
+    X(XSAVEC, xsavec)                                                                              \
+    X(XSAVEC64, xsavec)                                                                            \
+    X(XRSTOR, xrstor)                                                                              \
+    X(XRSTOR64, xrstor)

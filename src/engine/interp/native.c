@@ -1,0 +1,501 @@
+/*
+ * Vector instructions (x87, MMX, SSE, AVX, AVX-512) run on the host CPU, one at a time: a snippet
+ * holds the rewritten instruction, its memory operand is a bounce buffer with the guest's
+ * alignment, and the vector state is that of state.xsave. What the host CPU objects to (unmasked
+ * floating-point exceptions, alignment, reserved bits) arrives as a signal and becomes the
+ * guest's exception.
+ *
+ * Promises: the guest sees no host address (x87 instruction pointers are replaced), and no memory
+ *           is written before every check has passed.
+ */
+#include "engine/interp/native.h"
+
+#include <errno.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include "base/error.h"
+#include "engine/interp/flags.h"
+#include "engine/interp/vector_state.h"
+#include "engine/rewrite.h"
+#include "engine/signal.h"
+
+enum {
+    SLOT_SIZE = 32,
+    SLOTS = 512,
+    CODE_SIZE = SLOTS * SLOT_SIZE,
+    BOUNCE_ALIGNMENT = 64,
+    BOUNCE_SIZE = 256,
+    OPCODE_RET = 0xc3,
+};
+
+/* Shared with native_call.S. */
+struct native_frame {
+    uint64_t host[16]; /* by host register */
+    uint64_t flags;    /* as in flags.h */
+    const uint8_t *body;
+    uint8_t *xsave;
+    uint64_t mask;  /* components to load and save */
+    uint64_t fault; /* 0, or the vector of the fault plus 1 */
+    uint32_t mxcsr; /* the host's own */
+    uint16_t fcw;
+};
+_Static_assert(offsetof(struct native_frame, fcw) == 172, "native_call.S knows the layout");
+
+void native_call(struct native_frame *frame);
+void native_fault(void);
+
+/* What a slot of the code page holds: the guest's bytes and mode. */
+struct snippet_key {
+    uint64_t bytes[2];
+};
+
+struct snippet {
+    struct snippet_key key;
+    struct rewrite_map map;
+    uint16_t loads; /* guest registers to load; to store */
+    uint16_t stores;
+};
+
+struct native {
+    struct native_frame frame;
+    alignas(BOUNCE_ALIGNMENT) uint8_t bounce[BOUNCE_SIZE];
+    struct snippet snippets[SLOTS];
+    uint8_t *write;      /* the code page, twice: */
+    const uint8_t *code; /* where it may be written, and where it may run */
+};
+
+/* A fault inside a snippet: go on behind it, with the vector noted. */
+static bool on_fault(siginfo_t *info, ucontext_t *context, void *owner)
+{
+    struct native *native = owner;
+    greg_t *registers = context->uc_mcontext.gregs;
+
+    if ((uint64_t)registers[REG_RIP] - (uintptr_t)native->code >= CODE_SIZE) {
+        return false;
+    }
+    native->frame.fault = (uint64_t)registers[REG_TRAPNO] + 1;
+    registers[REG_RIP] = (greg_t)(uintptr_t)native_fault;
+    return true;
+}
+
+static int code_open(struct native *native)
+{
+    int fd = memfd_create("doppel-interp", MFD_CLOEXEC);
+    int error = 0;
+
+    if (fd < 0) {
+        return fail(-errno, "make the memory file for interp's snippets");
+    }
+    if (ftruncate(fd, CODE_SIZE) != 0) {
+        error = -errno;
+    } else {
+        native->write = mmap(NULL, CODE_SIZE, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+        native->code = mmap(NULL, CODE_SIZE, PROT_READ | PROT_EXEC, MAP_SHARED, fd, 0);
+        if (native->write == MAP_FAILED || native->code == MAP_FAILED) {
+            error = -errno;
+        }
+    }
+    close(fd);
+    return error ? fail(error, "map the page for interp's snippets") : 0;
+}
+
+int interp_attach(struct vcpu *vcpu)
+{
+    struct native *native =
+        mmap(NULL, sizeof *native, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+
+    if (native == MAP_FAILED) {
+        return fail(-errno, "allocate interp's snippets");
+    }
+    native->write = MAP_FAILED;
+    native->code = MAP_FAILED;
+    vcpu->native = native;
+    int error = code_open(native);
+    if (!error) {
+        error = fault_handler_add(on_fault, native);
+    }
+    if (error) {
+        interp_detach(vcpu);
+    }
+    return error;
+}
+
+void interp_detach(struct vcpu *vcpu)
+{
+    struct native *native = vcpu->native;
+
+    if (!native) {
+        return;
+    }
+    fault_handler_remove(on_fault, native);
+    if (native->write != MAP_FAILED) {
+        munmap(native->write, CODE_SIZE);
+    }
+    if (native->code != MAP_FAILED) {
+        munmap((void *)native->code, CODE_SIZE);
+    }
+    munmap(native, sizeof *native);
+    vcpu->native = NULL;
+}
+
+enum vector_family {
+    FAMILY_NONE,
+    FAMILY_X87,
+    FAMILY_FWAIT,
+    FAMILY_MMX,
+    FAMILY_SSE,
+    FAMILY_AVX,
+    FAMILY_AVX512
+};
+
+static bool names_class(const struct insn *insn, ZydisRegister first, ZydisRegister last)
+{
+    for (unsigned n = 0; n < insn->info.operand_count; n++) {
+        const ZydisDecodedOperand *operand = &insn->operands[n];
+        if (operand->type == ZYDIS_OPERAND_TYPE_REGISTER && operand->reg.value >= first &&
+            operand->reg.value <= last) {
+            return true;
+        }
+    }
+    return false;
+}
+
+static enum vector_family family_of(const struct insn *insn)
+{
+    switch (insn->info.encoding) {
+    case ZYDIS_INSTRUCTION_ENCODING_EVEX:
+        return FAMILY_AVX512;
+    case ZYDIS_INSTRUCTION_ENCODING_VEX:
+        return names_class(insn, ZYDIS_REGISTER_K0, ZYDIS_REGISTER_K7) ? FAMILY_AVX512 : FAMILY_AVX;
+    case ZYDIS_INSTRUCTION_ENCODING_LEGACY:
+        break;
+    default:
+        return FAMILY_NONE;
+    }
+    if (insn->info.mnemonic == ZYDIS_MNEMONIC_FWAIT) {
+        return FAMILY_FWAIT;
+    }
+    if (insn->info.meta.isa_ext == ZYDIS_ISA_EXT_X87 ||
+        insn->info.meta.isa_set == ZYDIS_ISA_SET_SSE3X87 ||
+        insn->info.meta.isa_set == ZYDIS_ISA_SET_FCMOV) {
+        return FAMILY_X87;
+    }
+    if (insn->info.mnemonic == ZYDIS_MNEMONIC_EMMS ||
+        (names_class(insn, ZYDIS_REGISTER_MM0, ZYDIS_REGISTER_MM7) &&
+         !names_class(insn, ZYDIS_REGISTER_XMM0, ZYDIS_REGISTER_XMM15))) {
+        return FAMILY_MMX;
+    }
+    return FAMILY_SSE;
+}
+
+/* #UD and #NM by CR0, CR4 and XCR0. SDM volume 2, 2.6 to 2.8; volume 3, 2.5 and 13.1. */
+static enum step check_enabled(struct vcpu *vcpu, enum vector_family family)
+{
+    const struct cpu_state *state = &vcpu->state;
+    bool undefined = family == FAMILY_NONE;
+
+    switch (family) {
+    case FAMILY_NONE:
+        break;
+    case FAMILY_X87:
+        if (state->cr0 & (CR0_EM | CR0_TS)) {
+            return raise_exception(vcpu, EXCEPTION_NM);
+        }
+        return STEP_NEXT;
+    case FAMILY_FWAIT:
+        if ((state->cr0 & (CR0_MP | CR0_TS)) == (CR0_MP | CR0_TS)) {
+            return raise_exception(vcpu, EXCEPTION_NM);
+        }
+        return STEP_NEXT;
+    case FAMILY_MMX:
+        undefined = state->cr0 & CR0_EM;
+        break;
+    case FAMILY_SSE:
+        undefined = (state->cr0 & CR0_EM) || !(state->cr4 & CR4_OSFXSR);
+        break;
+    case FAMILY_AVX:
+        undefined = !(state->cr4 & CR4_OSXSAVE) || !has_selectors(vcpu) ||
+                    ~state->xcr0 & (XCR0_SSE | XCR0_AVX);
+        break;
+    case FAMILY_AVX512:
+        undefined = !(state->cr4 & CR4_OSXSAVE) || !has_selectors(vcpu) ||
+                    ~state->xcr0 & (XCR0_SSE | XCR0_AVX | XCR0_AVX512);
+        break;
+    }
+    if (undefined) {
+        return raise_ud(vcpu);
+    }
+    return state->cr0 & CR0_TS ? raise_exception(vcpu, EXCEPTION_NM) : STEP_NEXT;
+}
+
+static struct snippet_key key_of(const struct insn *insn)
+{
+    struct snippet_key key = {{load_le64(insn->bytes), load_le64(insn->bytes + 8)}};
+
+    /* The 16th byte is never part of an instruction: it tells the modes apart, and from empty. */
+    key.bytes[1] |= (0x80ull | insn->info.machine_mode) << 56;
+    return key;
+}
+
+static unsigned slot_of(struct snippet_key key)
+{
+    uint64_t hash = (key.bytes[0] ^ key.bytes[1] * 31) * 0x9e3779b97f4a7c15;
+
+    return (unsigned)(hash >> 32) % SLOTS;
+}
+
+static uint8_t take_register(uint16_t *free)
+{
+    uint8_t reg = (uint8_t)__builtin_ctz(*free);
+
+    *free &= (uint16_t) ~(1u << reg);
+    return reg;
+}
+
+/* Registers stay where they are, but RSP and R15 (the frame) move, and memory needs a base. */
+static void choose_registers(const struct insn *insn, struct snippet *snippet)
+{
+    const uint16_t reserved = 1u << RSP | 1u << R15;
+    struct rewrite_registers registers;
+
+    rewrite_registers(insn, &registers);
+    snippet->loads = registers.read | registers.implicit_read;
+    snippet->stores = registers.written | registers.implicit_written;
+    snippet->loads |= snippet->stores; /* partial writes keep the rest */
+    uint16_t free = (uint16_t) ~(snippet->loads | reserved);
+    for (uint8_t n = 0; n < GPR_COUNT; n++) {
+        bool moves = (reserved & snippet->loads) >> n & 1;
+        snippet->map.host[n] = moves ? take_register(&free) : n;
+    }
+    snippet->map.memory_base = take_register(&free);
+    snippet->map.memory_offset = 0;
+}
+
+/* Code that was written through the other mapping is seen after a serializing instruction. */
+static void serialize(void)
+{
+    uint32_t eax = 0, ebx, ecx = 0, edx;
+
+    __asm__ volatile("cpuid" : "+a"(eax), "=b"(ebx), "+c"(ecx), "=d"(edx) : : "memory");
+}
+
+/* Find or make the snippet; NULL if the instruction cannot be rewritten. */
+static const struct snippet *snippet_for(struct native *native, const struct insn *insn,
+                                         const uint8_t **ret_body)
+{
+    struct snippet_key key = key_of(insn);
+    unsigned slot = slot_of(key);
+    struct snippet *snippet = &native->snippets[slot];
+
+    *ret_body = native->code + (size_t)slot * SLOT_SIZE;
+    if (snippet->key.bytes[0] == key.bytes[0] && snippet->key.bytes[1] == key.bytes[1]) {
+        return snippet;
+    }
+    uint8_t *out = native->write + (size_t)slot * SLOT_SIZE;
+    snippet->key = (struct snippet_key){{0, 0}};
+    choose_registers(insn, snippet);
+    size_t length = rewrite(insn, &snippet->map, out);
+    if (length == 0) {
+        return NULL;
+    }
+    out[length] = OPCODE_RET;
+    serialize();
+    snippet->key = key;
+    return snippet;
+}
+
+/* Chunk by chunk: where it is; the segment check is part of it. */
+static enum step chunk_address(struct vcpu *vcpu, const struct native_plan *plan, unsigned n,
+                               unsigned size, bool write, gva_t *ret_gva)
+{
+    return linear_address(vcpu, plan->segment, plan->offset + n * plan->chunk, size, write,
+                          ret_gva);
+}
+
+static bool is_whole(const struct native_plan *plan)
+{
+    return plan->count == 1 ||
+           plan->active == (plan->count == 64 ? ~0ull : (1ull << plan->count) - 1);
+}
+
+/* One pass over the active chunks: read them, check that they can be written, or write them. */
+enum pass { PASS_READ, PASS_CHECK, PASS_WRITE };
+
+static enum step transfer(struct vcpu *vcpu, const struct native_plan *plan, uint8_t *buffer,
+                          enum pass pass)
+{
+    unsigned count = is_whole(plan) ? 1 : plan->count;
+    unsigned size = plan->chunk * plan->count / count;
+    uint32_t access = user_access(vcpu);
+    gva_t gva;
+
+    if (!plan->active) {
+        return STEP_NEXT;
+    }
+    for (unsigned n = 0; n < count; n++) {
+        uint8_t *bytes = buffer + (size_t)n * plan->chunk;
+        if (count > 1 && !(plan->active >> n & 1)) {
+            continue;
+        }
+        TRY(chunk_address(vcpu, plan, n, size, pass != PASS_READ, &gva));
+        switch (pass) {
+        case PASS_READ:
+            TRY(mmu_read(vcpu, gva, bytes, size, access));
+            note_data_access(vcpu, gva, size, false);
+            break;
+        case PASS_CHECK:
+            TRY(mmu_check_write(vcpu, gva, size, access));
+            break;
+        case PASS_WRITE:
+            TRY(mmu_write(vcpu, gva, bytes, size, access));
+            note_data_access(vcpu, gva, size, true);
+            break;
+        }
+    }
+    return STEP_NEXT;
+}
+
+/* The memory operand, if there is one that is really accessed. */
+static const ZydisDecodedOperand *memory_operand(const struct insn *insn)
+{
+    for (unsigned n = 0; n < insn->info.operand_count; n++) {
+        if (operand_is_memory(insn, n) && insn->operands[n].size > 0) {
+            return &insn->operands[n];
+        }
+    }
+    return NULL;
+}
+
+static void plan_make(const struct vcpu *vcpu, const struct insn *insn, struct native_plan *plan)
+{
+    const ZydisDecodedOperand *memory = memory_operand(insn);
+
+    *plan = (struct native_plan){.count = 1, .active = 1};
+    if (!memory) {
+        plan->active = 0;
+        return;
+    }
+    plan->segment = segment_of(memory->mem.segment);
+    plan->offset = operand_offset(vcpu, insn, memory);
+    plan->chunk = memory->size / 8;
+    plan->reads = memory->actions & ZYDIS_OPERAND_ACTION_MASK_READ;
+    plan->writes = memory->actions & ZYDIS_OPERAND_ACTION_MASK_WRITE;
+    native_plan_mask(vcpu, insn, memory, plan);
+}
+
+/*
+ * The x87 instruction and data pointers name the snippet and the bounce buffer now: give them
+ * what they would be in the guest. Where they are older, they are right already.
+ */
+static void replace_pointers(struct vcpu *vcpu, const struct insn *insn,
+                             const struct native_plan *plan, const uint8_t *body,
+                             const uint8_t *operand)
+{
+    uint8_t *xsave = vcpu->state.xsave;
+    unsigned opcode = insn->info.raw.modrm.offset;
+
+    if (load_le64(xsave + XSAVE_FIP) == (uintptr_t)body) {
+        store_le64(xsave + XSAVE_FIP, vcpu->state.rip - insn->info.length);
+        if (load_le16(xsave + XSAVE_FOP) && opcode > 0) {
+            store_le16(xsave + XSAVE_FOP,
+                       (uint16_t)((insn->bytes[opcode - 1] & 7) << 8 | insn->bytes[opcode]));
+        }
+    }
+    if (load_le64(xsave + XSAVE_FDP) == (uintptr_t)operand) {
+        store_le64(xsave + XSAVE_FDP, plan->offset);
+    }
+}
+
+/* The guest's exception for a fault of the host CPU in a snippet. */
+static enum step raise_fault(struct vcpu *vcpu, uint64_t vector)
+{
+    switch (vector) {
+    case EXCEPTION_MF:
+        return raise_exception(vcpu, EXCEPTION_MF);
+    case EXCEPTION_XM:
+        return raise_exception(vcpu,
+                               vcpu->state.cr4 & CR4_OSXMMEXCPT ? EXCEPTION_XM : EXCEPTION_UD);
+    case EXCEPTION_UD:
+        return raise_ud(vcpu);
+    case EXCEPTION_GP:
+        return raise_gp(vcpu);
+    default:
+        fail(-EIO, "the host raised exception %u in a vector instruction", (unsigned)vector);
+        return STEP_ERROR;
+    }
+}
+
+static void load_registers(struct vcpu *vcpu, const struct snippet *snippet, uint8_t *operand,
+                           const struct native_plan *plan)
+{
+    struct native_frame *frame = &vcpu->native->frame;
+
+    for (unsigned n = 0; n < GPR_COUNT; n++) {
+        if (snippet->loads >> n & 1) {
+            frame->host[snippet->map.host[n]] = vcpu->state.gpr[n];
+        }
+    }
+    frame->host[snippet->map.memory_base] = (uintptr_t)operand;
+    if (plan->at_rdi) {
+        frame->host[RDI] = (uintptr_t)operand;
+    }
+    frame->flags = flags_pack(vcpu->state.rflags);
+    frame->xsave = vcpu->state.xsave;
+    frame->mask = XCR0_X87 | XCR0_SSE;
+    if (vcpu->state.cr4 & CR4_OSXSAVE) {
+        frame->mask |= vcpu->state.xcr0;
+    }
+}
+
+static void store_registers(struct vcpu *vcpu, const struct snippet *snippet)
+{
+    const struct native_frame *frame = &vcpu->native->frame;
+
+    for (unsigned n = 0; n < GPR_COUNT; n++) {
+        if (snippet->stores >> n & 1) {
+            vcpu->state.gpr[n] = frame->host[snippet->map.host[n]];
+        }
+    }
+    vcpu->state.rflags = flags_unpack(vcpu->state.rflags, frame->flags);
+}
+
+enum step native_execute(struct vcpu *vcpu, const struct insn *insn)
+{
+    struct native *native = vcpu->native;
+    struct native_plan plan;
+    const uint8_t *body;
+
+    TRY(check_enabled(vcpu, family_of(insn)));
+    if (native_is_gather(insn)) {
+        return native_gather(vcpu, insn);
+    }
+    plan_make(vcpu, insn, &plan);
+    const struct snippet *snippet = snippet_for(native, insn, &body);
+    if (!snippet || plan.chunk * plan.count > BOUNCE_SIZE - BOUNCE_ALIGNMENT) {
+        fail(-ENOTSUP, "the vector instruction %02x %02x %02x %02x cannot be rewritten",
+             insn->bytes[0], insn->bytes[1], insn->bytes[2], insn->bytes[3]);
+        return STEP_ERROR;
+    }
+    uint64_t base = plan.active ? plan.offset + vcpu->state.segment[plan.segment].base : 0;
+    uint8_t *operand = native->bounce + (base & (BOUNCE_ALIGNMENT - 1));
+    if (plan.writes) {
+        TRY(transfer(vcpu, &plan, operand, PASS_CHECK));
+    }
+    if (plan.reads) {
+        bytes_fill(operand, 0, plan.chunk * plan.count);
+        TRY(transfer(vcpu, &plan, operand, PASS_READ));
+    }
+    load_registers(vcpu, snippet, operand, &plan);
+    native->frame.body = body;
+    native_call(&native->frame);
+    replace_pointers(vcpu, insn, &plan, body, operand);
+    if (native->frame.fault) {
+        return raise_fault(vcpu, native->frame.fault - 1);
+    }
+    if (plan.writes) {
+        TRY(transfer(vcpu, &plan, operand, PASS_WRITE));
+    }
+    store_registers(vcpu, snippet);
+    return STEP_NEXT;
+}

@@ -1,0 +1,90 @@
+/*
+ * Fast system calls: SYSCALL, SYSRET, SYSENTER, SYSEXIT (SDM volume 2), and hypercalls.
+ */
+#include "engine/interp/interp_internal.h"
+
+static void load_flat(struct vcpu *vcpu, uint16_t cs, uint16_t ss, bool is_64, unsigned cpl)
+{
+    vcpu->state.segment[CS] = segment_flat(cs, true, is_64, cpl);
+    vcpu->state.segment[SS] = segment_flat(ss, false, is_64, cpl);
+}
+
+enum step execute_syscall(struct vcpu *vcpu, const struct insn *insn)
+{
+    struct cpu_state *state = &vcpu->state;
+    uint16_t selector = (uint16_t)(state->star >> 32 & 0xfffc);
+
+    if (!is_64bit(vcpu) || !(state->efer & EFER_SCE)) {
+        return raise_ud(vcpu);
+    }
+    state->gpr[RCX] = state->rip;
+    state->gpr[R11] = state->rflags;
+    state->rip = state->lstar;
+    rflags_write(vcpu, 0, state->sfmask | FLAG_RF);
+    load_flat(vcpu, selector, (uint16_t)(selector + 8), true, 0);
+    return STEP_NEXT;
+}
+
+enum step execute_sysret(struct vcpu *vcpu, const struct insn *insn)
+{
+    struct cpu_state *state = &vcpu->state;
+    uint16_t base = (uint16_t)(state->star >> 48);
+    bool to_64bit = operand_width(insn) == 8;
+
+    if (!is_64bit(vcpu) || !(state->efer & EFER_SCE)) {
+        return raise_ud(vcpu);
+    }
+    if (cpl_of(vcpu) != 0 || (to_64bit && !is_canonical(state->gpr[RCX]))) {
+        return raise_gp(vcpu);
+    }
+    state->rip = to_64bit ? state->gpr[RCX] : (uint32_t)state->gpr[RCX];
+    rflags_write(vcpu, state->gpr[R11] & 0x3c7fd7, ~0ull);
+    load_flat(vcpu, (uint16_t)((base + (to_64bit ? 16 : 0)) | 3), (uint16_t)((base + 8) | 3),
+              to_64bit, 3);
+    return STEP_NEXT;
+}
+
+enum step execute_sysenter(struct vcpu *vcpu, const struct insn *insn)
+{
+    struct cpu_state *state = &vcpu->state;
+    uint16_t selector = (uint16_t)(state->sysenter_cs & 0xfffc);
+    bool to_64bit = is_long(vcpu);
+
+    if (!is_protected(vcpu) || selector == 0) {
+        return raise_gp(vcpu);
+    }
+    rflags_write(vcpu, 0, FLAG_VM | FLAG_IF | FLAG_RF);
+    state->gpr[RSP] = to_64bit ? state->sysenter_esp : (uint32_t)state->sysenter_esp;
+    state->rip = to_64bit ? state->sysenter_eip : (uint32_t)state->sysenter_eip;
+    load_flat(vcpu, selector, (uint16_t)(selector + 8), to_64bit, 0);
+    return STEP_NEXT;
+}
+
+enum step execute_sysexit(struct vcpu *vcpu, const struct insn *insn)
+{
+    struct cpu_state *state = &vcpu->state;
+    uint16_t base = (uint16_t)(state->sysenter_cs & 0xfffc);
+    bool to_64bit = is_64bit(vcpu) && operand_width(insn) == 8;
+
+    if (!is_protected(vcpu) || base == 0 || cpl_of(vcpu) != 0 || is_v86(vcpu)) {
+        return raise_gp(vcpu);
+    }
+    if (to_64bit && (!is_canonical(state->gpr[RCX]) || !is_canonical(state->gpr[RDX]))) {
+        return raise_gp(vcpu);
+    }
+    state->gpr[RSP] = to_64bit ? state->gpr[RCX] : (uint32_t)state->gpr[RCX];
+    state->rip = to_64bit ? state->gpr[RDX] : (uint32_t)state->gpr[RDX];
+    load_flat(vcpu, (uint16_t)((base + (to_64bit ? 32 : 16)) | 3),
+              (uint16_t)((base + (to_64bit ? 40 : 24)) | 3), to_64bit, 3);
+    return STEP_NEXT;
+}
+
+/* The hypercalls of the KVM interface: none is offered, so each one answers "no such call". */
+enum step execute_hypercall(struct vcpu *vcpu, const struct insn *insn)
+{
+    enum { NO_SUCH_CALL = 1000, NOT_PERMITTED = 1 };
+    uint64_t answer = cpl_of(vcpu) == 0 ? -(uint64_t)NO_SUCH_CALL : -(uint64_t)NOT_PERMITTED;
+
+    gpr_store(vcpu, RAX, is_64bit(vcpu) ? 8 : 4, answer);
+    return STEP_NEXT;
+}
