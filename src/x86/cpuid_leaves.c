@@ -18,6 +18,8 @@ enum {
     /*
      * The crystal of leaf 15H. Guests compute crystal kHz * numerator / denominator in 32 bits, so
      * with a denominator of 500 the product stays in range up to a TSC of 8.5 GHz, exact to 1 kHz.
+     * It is not the clock of the APIC timer (leaf 40000010H has that one): guests that know the
+     * TSC's rate use the TSC deadline instead.
      */
     CRYSTAL_HZ = 500000,
     APIC_HZ = 1000000000,

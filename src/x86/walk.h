@@ -66,10 +66,11 @@ bool walk_load_pdpte(struct memory *memory, uint64_t cr3, unsigned physical_bits
                      uint64_t ret_pdpte[4]);
 
 /*
- * Walk for `access` (PF_WRITE, PF_USER, PF_FETCH, WALK_IMPLICIT). Sets A bits, and D bits for a write, with a
- * locked compare-exchange as the CPU does. Returns true and fills the result, or false with
- * error_code set for #PF. `gva` must be canonical. A table outside RAM reads as all ones, like
- * a bus without a device. A walk that has to set a bit may wait, as memory_compare_exchange() does.
+ * Walk for `access` (PF_WRITE, PF_USER, PF_FETCH, WALK_IMPLICIT). Sets A bits, and D bits for a
+ * write, with a locked compare-exchange as the CPU does, once the access is known to be allowed.
+ * Returns true and fills the result, or false with error_code set for #PF. `gva` must be
+ * canonical. A table outside RAM reads as all ones, like a bus without a device. A walk that has
+ * to set a bit may wait, as memory_compare_exchange() does.
  */
 bool walk(struct memory *memory, const struct walk_mode *mode, gva_t gva, uint32_t access,
           struct walk_result *ret_result);
