@@ -18,11 +18,11 @@ struct pci_host {
     struct bus *bus;
     struct pci_bus *pci;
     struct region ports, mmconfig;
-    struct pci_function function;
     void (*request_reset)(void *owner);
     void *owner;
     uint32_t address;      /* CF8h */
     uint8_t reset_control; /* CF9h */
+    struct pci_function function;
 };
 
 static struct pci_host *pci_host_of(struct device *device)
