@@ -25,7 +25,8 @@ int own_descriptor(int fd, int access_mode, bool *ret_is_nonblocking)
 {
     struct stat status;
     *ret_is_nonblocking = false;
-    if (fstat(fd, &status)) {
+    /* Where the number was closed it may by now be an event descriptor of this program. */
+    if (fstat(fd, &status) || !(status.st_mode & S_IFMT)) {
         return -1;
     }
     if (S_ISFIFO(status.st_mode) || isatty(fd)) {
