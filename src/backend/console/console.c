@@ -1,4 +1,5 @@
-/* What all console backends share: a missing console is a silent one, a missing call does nothing. */
+/* What all console backends share: a missing console is a silent one, a missing call does nothing.
+ */
 #include "backend/console/console.h"
 
 void console_write(struct console *console, const uint8_t *bytes, size_t count)

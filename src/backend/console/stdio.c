@@ -39,10 +39,10 @@ struct stdio_console {
     void (*command)(void *owner, enum console_command command);
     void *command_owner;
 
-    int input; /* ours; -1: ended */
-    bool is_terminal;  /* input is a terminal in raw mode */
-    bool is_file;      /* input is always readable and cannot be watched */
-    bool is_escaped;   /* the escape character was the last one */
+    int input;                    /* ours; -1: ended */
+    bool is_terminal;             /* input is a terminal in raw mode */
+    bool is_file;                 /* input is always readable and cannot be watched */
+    bool is_escaped;              /* the escape character was the last one */
     uint8_t pending[PENDING_MAX]; /* read, and not yet taken by the device */
     size_t pending_count;
     struct watch *input_watch; /* NULL while we do not want more */
@@ -190,9 +190,8 @@ static void settle_input(struct stdio_console *stdio)
     bool is_wanted = !stdio->is_file && (stdio->is_terminal || !stdio->pending_count);
     if (!is_wanted) {
         watch_free(TAKE(stdio->input_watch));
-    } else if (!stdio->input_watch &&
-               watch_new(stdio->loop, stdio->input, LOOP_READABLE, input_ready, stdio,
-                         &stdio->input_watch)) {
+    } else if (!stdio->input_watch && watch_new(stdio->loop, stdio->input, LOOP_READABLE,
+                                                input_ready, stdio, &stdio->input_watch)) {
         /* Regular files and some devices cannot be watched, and never make one wait. */
         trail_clear();
         stdio->is_file = true;

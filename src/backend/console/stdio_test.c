@@ -110,9 +110,11 @@ static void connect_device(struct device *device)
 {
     const struct console_stdio_config config = {
         .loop = device->loop, .command = got_command, .owner = device};
-    const struct console_receiver receiver = {
-        .receive = receive, .send_break = got_break, .resized = got_size, .drained = got_room,
-        .owner = device};
+    const struct console_receiver receiver = {.receive = receive,
+                                              .send_break = got_break,
+                                              .resized = got_size,
+                                              .drained = got_room,
+                                              .owner = device};
     if (console_stdio_open(&config, &device->console)) {
         _exit(90);
     }
@@ -451,8 +453,10 @@ static void terminal_is_restored(void **state)
     static const struct {
         int (*body)(void);
         int signal, status;
-    } table[] = {{sit_still, 0, 4}, {sit_still, SIGTERM, 1000 + SIGTERM},
-                 {sit_still, SIGHUP, 1000 + SIGHUP}, {die, 0, 1000 + SIGABRT}};
+    } table[] = {{sit_still, 0, 4},
+                 {sit_still, SIGTERM, 1000 + SIGTERM},
+                 {sit_still, SIGHUP, 1000 + SIGHUP},
+                 {die, 0, 1000 + SIGABRT}};
     for (size_t i = 0; i < ARRAY_SIZE(table); i++) {
         int master;
         pid_t child = spawn_on_terminal(table[i].body, &master);
@@ -522,16 +526,11 @@ static void no_console(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(pipes),
-        cmocka_unit_test(file_in_file_out),
-        cmocka_unit_test(no_input),
-        cmocka_unit_test(slow_device),
-        cmocka_unit_test(slow_reader),
-        cmocka_unit_test(stuck_reader),
-        cmocka_unit_test(terminal_keys),
-        cmocka_unit_test(terminal_is_restored),
-        cmocka_unit_test(window_size),
-        cmocka_unit_test(console_in_file),
+        cmocka_unit_test(pipes),         cmocka_unit_test(file_in_file_out),
+        cmocka_unit_test(no_input),      cmocka_unit_test(slow_device),
+        cmocka_unit_test(slow_reader),   cmocka_unit_test(stuck_reader),
+        cmocka_unit_test(terminal_keys), cmocka_unit_test(terminal_is_restored),
+        cmocka_unit_test(window_size),   cmocka_unit_test(console_in_file),
         cmocka_unit_test(no_console),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

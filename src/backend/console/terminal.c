@@ -21,8 +21,8 @@ static struct {
     struct termios before;
 } terminal = {.fd = -1};
 
-static const int fatal_signals[] = {SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGABRT,
-                                    SIGSEGV, SIGBUS, SIGILL, SIGFPE, SIGSYS};
+static const int fatal_signals[] = {SIGHUP,  SIGINT, SIGQUIT, SIGTERM, SIGABRT,
+                                    SIGSEGV, SIGBUS, SIGILL,  SIGFPE,  SIGSYS};
 
 bool terminal_is_ours(int fd)
 {

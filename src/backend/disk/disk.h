@@ -19,8 +19,8 @@ enum disk_operation { DISK_READ, DISK_WRITE, DISK_FLUSH, DISK_DISCARD, DISK_WRIT
  */
 struct disk_request {
     enum disk_operation operation;
-    uint64_t offset;      /* bytes */
-    uint64_t length;      /* bytes: of all vectors, or of the range for discard and zeroes */
+    uint64_t offset;       /* bytes */
+    uint64_t length;       /* bytes: of all vectors, or of the range for discard and zeroes */
     struct iovec *vectors; /* borrowed until done() */
     unsigned vector_count;
     /* `result` is 0 or a negative errno; all of `length` was transferred if 0. */

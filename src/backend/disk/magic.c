@@ -27,7 +27,9 @@ static const struct magic magics[] = {
     {"parallels", 0, 16, "WithouFreSpacExt"},
     {"bochs", 0, 22, "Bochs Virtual HD Image"},
     {"gzip", 0, 3, "\x1f\x8b\x08"},
-    {"xz", 0, 6, "\xfd" "7zXZ\0"},
+    {"xz", 0, 6,
+     "\xfd"
+     "7zXZ\0"},
     {"bzip2", 0, 3, "BZh"},
     {"zstd", 0, 4, "\x28\xb5\x2f\xfd"},
     {"zip", 0, 4, "PK\x03\x04"},

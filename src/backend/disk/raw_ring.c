@@ -81,12 +81,10 @@ static void prepare(const struct raw_disk *raw, struct io_uring_sqe *entry,
     const int file = 0; /* the index of the registered file */
     switch (request->operation) {
     case DISK_READ:
-        io_uring_prep_readv(entry, file, request->vectors, request->vector_count,
-                            request->offset);
+        io_uring_prep_readv(entry, file, request->vectors, request->vector_count, request->offset);
         break;
     case DISK_WRITE:
-        io_uring_prep_writev(entry, file, request->vectors, request->vector_count,
-                             request->offset);
+        io_uring_prep_writev(entry, file, request->vectors, request->vector_count, request->offset);
         break;
     case DISK_FLUSH:
         io_uring_prep_fsync(entry, file, IORING_FSYNC_DATASYNC);
@@ -135,8 +133,7 @@ void raw_ring_submit(struct raw_disk *raw, struct disk_request *request)
 static int ring_register(struct raw_disk *raw, unsigned operation, const void *argument,
                          unsigned count)
 {
-    long result =
-        syscall(__NR_io_uring_register, raw->ring.ring_fd, operation, argument, count);
+    long result = syscall(__NR_io_uring_register, raw->ring.ring_fd, operation, argument, count);
     return result < 0 ? -errno : 0;
 }
 

@@ -1,4 +1,5 @@
-/* Raw images: opening, locking, foreign formats, and requests on both ways of being asynchronous. */
+/* Raw images: opening, locking, foreign formats, and requests on both ways of being asynchronous.
+ */
 #include <errno.h>
 #include <fcntl.h>
 #include <setjmp.h>
@@ -61,8 +62,12 @@ static int run(struct disk *disk, enum disk_operation operation, uint64_t offset
                struct iovec *vectors, unsigned count)
 {
     struct wait wait = {
-        .request = {.operation = operation, .offset = offset, .length = length,
-                    .vectors = vectors, .vector_count = count, .done = note_done},
+        .request = {.operation = operation,
+                    .offset = offset,
+                    .length = length,
+                    .vectors = vectors,
+                    .vector_count = count,
+                    .done = note_done},
         .lock = PTHREAD_MUTEX_INITIALIZER,
         .changed = PTHREAD_COND_INITIALIZER,
     };
@@ -139,8 +144,12 @@ static void many_requests(void **state)
             memset(bytes[i], (int)(i + e), sizeof bytes[i]);
             vectors[i] = (struct iovec){bytes[i], sizeof bytes[i]};
             waits[i] = (struct wait){
-                .request = {.operation = DISK_WRITE, .offset = 512 * i, .length = 512,
-                            .vectors = &vectors[i], .vector_count = 1, .done = note_done},
+                .request = {.operation = DISK_WRITE,
+                            .offset = 512 * i,
+                            .length = 512,
+                            .vectors = &vectors[i],
+                            .vector_count = 1,
+                            .done = note_done},
                 .lock = PTHREAD_MUTEX_INITIALIZER,
                 .changed = PTHREAD_COND_INITIALIZER,
                 .result = -1,
@@ -231,10 +240,8 @@ static void foreign_formats_are_refused(void **state)
         unsigned offset, length;
         const char *bytes;
     } table[] = {
-        {"qcow", 0, 8, "QFI\xfb\0\0\0\3"},
-        {"vmdk", 0, 4, "KDMV"},
-        {"vdi", 64, 4, "\x7f\x10\xda\xbe"},
-        {"vhdx", 0, 8, "vhdxfile"},
+        {"qcow", 0, 8, "QFI\xfb\0\0\0\3"},  {"vmdk", 0, 4, "KDMV"},
+        {"vdi", 64, 4, "\x7f\x10\xda\xbe"}, {"vhdx", 0, 8, "vhdxfile"},
         {"gzip", 0, 3, "\x1f\x8b\x08"},
     };
     struct disk *disk;

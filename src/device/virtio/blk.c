@@ -319,8 +319,8 @@ static void request_read_write(struct blk_request *request, uint64_t sector)
 {
     struct virtio_blk *blk = request->blk;
     bool is_read = request->type == TYPE_IN;
-    request->length = is_read ? request->chain.write_length - 1
-                              : request->chain.read_length - HEADER_SIZE;
+    request->length =
+        is_read ? request->chain.write_length - 1 : request->chain.read_length - HEADER_SIZE;
     request->position = 0;
     if (request->length % SECTOR || !sectors_fit(blk, sector, request->length / SECTOR) ||
         (!is_read && blk->disk->readonly)) {

@@ -180,7 +180,7 @@ static void odd_framing(void **state)
     test_write(&s->board, HEADER + 16, bytes, 200);
     test_write(&s->board, DATA + 7, bytes, 312);
     const struct test_buffer buffers[] = {
-        {HEADER, 5, false}, {HEADER + 5, 100, false}, {HEADER + 105, 111, false},
+        {HEADER, 5, false},     {HEADER + 5, 100, false}, {HEADER + 105, 111, false},
         {DATA + 7, 312, false}, {STATUS, 1, true},
     };
     test_add(&s->board, 0, buffers, ARRAY_SIZE(buffers));

@@ -83,7 +83,8 @@ static void long_output(void **state)
     assert_true(output_is(s, text));
 }
 
-/* A backend without room stops the ring in the middle of a chain, and nothing is lost or doubled. */
+/* A backend without room stops the ring in the middle of a chain, and nothing is lost or doubled.
+ */
 static void slow_backend(void **state)
 {
     struct setup *s = *state;
@@ -210,20 +211,19 @@ static void everything_is_saved(void **state)
     struct virtio_device *virtio = s->board.virtio;
     test_start(&s->board, 0);
     transmit(s, DATA, "something to count");
-    assert_int_equal(
-        VISIT_CHECK(struct virtio_device, virtio, visit_device, &virtio->device,
-                    VISIT_DERIVED(struct virtio_device, device),
-                    VISIT_DERIVED(struct virtio_device, ops),
-                    VISIT_DERIVED(struct virtio_device, memory),
-                    VISIT_DERIVED(struct virtio_device, transport_ops),
-                    VISIT_DERIVED(struct virtio_device, transport),
-                    VISIT_DERIVED(struct virtio_device, features_offered),
-                    VISIT_DERIVED(struct virtio_device, paused),
-                    VISIT_DERIVED(struct virtio_device, resetting),
-                    VISIT_DERIVED(struct virtio_device, budget), QUEUE_DERIVED(0),
-                    QUEUE_DERIVED(1), VISIT_DERIVED(struct virtio_device, queues[2]),
-                    VISIT_DERIVED(struct virtio_device, queues[3])),
-        0);
+    assert_int_equal(VISIT_CHECK(struct virtio_device, virtio, visit_device, &virtio->device,
+                                 VISIT_DERIVED(struct virtio_device, device),
+                                 VISIT_DERIVED(struct virtio_device, ops),
+                                 VISIT_DERIVED(struct virtio_device, memory),
+                                 VISIT_DERIVED(struct virtio_device, transport_ops),
+                                 VISIT_DERIVED(struct virtio_device, transport),
+                                 VISIT_DERIVED(struct virtio_device, features_offered),
+                                 VISIT_DERIVED(struct virtio_device, paused),
+                                 VISIT_DERIVED(struct virtio_device, resetting),
+                                 VISIT_DERIVED(struct virtio_device, budget), QUEUE_DERIVED(0),
+                                 QUEUE_DERIVED(1), VISIT_DERIVED(struct virtio_device, queues[2]),
+                                 VISIT_DERIVED(struct virtio_device, queues[3])),
+                     0);
     transmit(s, DATA, ", and more");
     assert_true(output_is(s, "something to count, and more"));
 }

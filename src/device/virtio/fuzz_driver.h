@@ -55,8 +55,7 @@ static inline void fuzz_configuration(struct test_board *board, struct fuzz_inpu
     if (offset >= PCI_COMMAND && offset < 0x40) {
         test_config(board, offset, size); /* the BARs stay, or nothing more is reached */
     } else {
-        pci_config_write(board->pci, 0, TEST_DEVFN, offset, size,
-                         (uint32_t)fuzz_take(input, size));
+        pci_config_write(board->pci, 0, TEST_DEVFN, offset, size, (uint32_t)fuzz_take(input, size));
         test_config(board, offset, size);
     }
 }

@@ -14,7 +14,7 @@ enum {
     DESCRIPTOR_NEXT = 1,
     DESCRIPTOR_WRITE = 2,
     DESCRIPTOR_INDIRECT = 4,
-    RING_INDEX = 2,   /* both rings: le16 flags, le16 index, entries */
+    RING_INDEX = 2, /* both rings: le16 flags, le16 index, entries */
     RING_ENTRIES = 4,
     AVAILABLE_ENTRY_SIZE = 2,
     AVAILABLE_NO_INTERRUPT = 1,

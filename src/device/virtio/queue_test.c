@@ -324,20 +324,13 @@ static void places_are_checked(void **state)
         uint64_t descriptors, driver, device;
         bool sane;
     } table[] = {
-        {8, 0x1000, 0x2000, 0x3000, true},
-        {256, 0x1000, 0x2000, 0x3000, true},
-        {0, 0x1000, 0x2000, 0x3000, false},
-        {7, 0x1000, 0x2000, 0x3000, false},
-        {512, 0x1000, 0x2000, 0x3000, false},
-        {8, 0x1008, 0x2000, 0x3000, false},
-        {8, 0x1000, 0x2001, 0x3000, false},
-        {8, 0x1000, 0x2000, 0x3002, false},
-        {8, MEMORY - 127, 0x2000, 0x3000, false},
-        {8, MEMORY - 112, 0x2000, 0x3000, false},
-        {8, MEMORY - 128, 0x2000, 0x3000, true},
-        {8, 0x1000, MEMORY - 20, 0x3000, false},
-        {8, 0x1000, 0x2000, MEMORY - 68, false},
-        {8, 0x1000, 0x2000, UINT64_MAX - 3, false},
+        {8, 0x1000, 0x2000, 0x3000, true},        {256, 0x1000, 0x2000, 0x3000, true},
+        {0, 0x1000, 0x2000, 0x3000, false},       {7, 0x1000, 0x2000, 0x3000, false},
+        {512, 0x1000, 0x2000, 0x3000, false},     {8, 0x1008, 0x2000, 0x3000, false},
+        {8, 0x1000, 0x2001, 0x3000, false},       {8, 0x1000, 0x2000, 0x3002, false},
+        {8, MEMORY - 127, 0x2000, 0x3000, false}, {8, MEMORY - 112, 0x2000, 0x3000, false},
+        {8, MEMORY - 128, 0x2000, 0x3000, true},  {8, 0x1000, MEMORY - 20, 0x3000, false},
+        {8, 0x1000, 0x2000, MEMORY - 68, false},  {8, 0x1000, 0x2000, UINT64_MAX - 3, false},
     };
     struct setup *s = *state;
     for (size_t i = 0; i < ARRAY_SIZE(table); i++) {
@@ -355,7 +348,10 @@ static void chains_are_copied(void **state)
     struct setup *s = *state;
     char copy[16];
     s->chain = (struct virtio_chain){
-        .read_count = 3, .write_count = 2, .read_length = 10, .write_length = 9,
+        .read_count = 3,
+        .write_count = 2,
+        .read_length = 10,
+        .write_length = 9,
         .segments = {{DATA, 3}, {DATA + 16, 0}, {DATA + 32, 7}, {DATA + 64, 4}, {DATA + 80, 5}},
     };
     assert_int_equal(memory_write(s->memory, DATA, text, 3), 0);

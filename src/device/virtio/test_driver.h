@@ -113,8 +113,10 @@ static inline void test_plug(struct test_board *board, struct virtio_device *vir
     board->virtio = virtio;
     ASSERT(!virtio_pci_attach(virtio, board->pci, TEST_SLOT));
     const struct pci_windows windows = {
-        .memory_base = 0xe0000000, .memory_size = MIB(16),
-        .memory64_base = GIB(64), .memory64_size = GIB(1),
+        .memory_base = 0xe0000000,
+        .memory_size = MIB(16),
+        .memory64_base = GIB(64),
+        .memory64_size = GIB(1),
     };
     ASSERT(!pci_assign(board->pci, &windows));
     uint32_t command = test_config(board, PCI_COMMAND, 2);

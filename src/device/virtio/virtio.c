@@ -189,8 +189,8 @@ void virtio_set_features(struct virtio_device *virtio, unsigned word, uint32_t f
         return;
     }
     uint64_t mask = UINT64_C(0xffffffff) << (32 * word);
-    virtio->features_accepted =
-        (virtio->features_accepted & ~mask) | (uint64_t)features << (32 * word);
+    virtio->features_accepted = (virtio->features_accepted & ~mask) | (uint64_t)features
+                                                                          << (32 * word);
 }
 
 void virtio_enable_queue(struct virtio_device *virtio, unsigned queue)

@@ -79,8 +79,8 @@ struct virtio_device {
     uint64_t features_offered, features_accepted;
     uint8_t status;
     uint8_t config_generation;
-    bool paused;    /* no new work is begun */
-    bool resetting; /* a reset waits for host requests */
+    bool paused;     /* no new work is begun */
+    bool resetting;  /* a reset waits for host requests */
     uint32_t budget; /* chains that may still be taken in this call */
     struct virtqueue queues[VIRTIO_QUEUES_MAX];
 };

@@ -95,11 +95,9 @@ static void common_fill(const struct virtio_pci *pci, struct common_registers *r
     const struct virtio_device *virtio = pci->virtio;
     *ret_registers = (struct common_registers){
         .device_feature_select = pci->device_feature_select,
-        .device_feature =
-            features_word(pci, virtio->features_offered, pci->device_feature_select),
+        .device_feature = features_word(pci, virtio->features_offered, pci->device_feature_select),
         .driver_feature_select = pci->driver_feature_select,
-        .driver_feature =
-            features_word(pci, virtio->features_accepted, pci->driver_feature_select),
+        .driver_feature = features_word(pci, virtio->features_accepted, pci->driver_feature_select),
         .config_msix_vector = pci->config_vector,
         .num_queues = virtio->ops->queue_count,
         .device_status = virtio->status,
@@ -158,8 +156,7 @@ static void queue_write(struct virtio_pci *pci, uint64_t offset, unsigned size,
         return; /* a running queue does not move */
     } else if (IS_FIELD(queue_size)) {
         /* What is no power of two is found when the queue is enabled. */
-        queue->size =
-            registers.queue_size <= queue->size_max ? registers.queue_size : queue->size;
+        queue->size = registers.queue_size <= queue->size_max ? registers.queue_size : queue->size;
     } else if (IS_FIELD(queue_enable) && registers.queue_enable == 1) {
         virtio_enable_queue(pci->virtio, pci->queue_select);
     } else if (IS_FIELD(queue_desc)) {
