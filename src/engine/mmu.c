@@ -40,8 +40,9 @@ static inline void copy_small(void *to, const void *from, unsigned size)
 static inline uint8_t *tlb_lookup(struct vcpu *vcpu, gva_t gva, unsigned size, uint32_t access)
 {
     enum tlb_privilege privilege = access & PF_USER ? TLB_USER : TLB_KERNEL;
-    const struct tlb_entry *entry = &vcpu->tlb->entries[privilege][tlb_index(gva)];
-    uint64_t distance = gva - (access & PF_WRITE ? entry->write_tag : entry->read_tag);
+    enum tlb_access kind = access & PF_WRITE ? TLB_WRITE : TLB_READ;
+    const struct tlb_entry *entry = &vcpu->tlb->entries[privilege][kind][tlb_index(gva)];
+    uint64_t distance = gva - entry->tag;
 
     return distance <= PAGE_SIZE - size ? (uint8_t *)(entry->host + distance) : NULL;
 }

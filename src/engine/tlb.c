@@ -10,19 +10,19 @@
 #include "base/bytes.h"
 #include "engine/vcpu.h"
 
-static void entry_clear(struct tlb_entry *entry, unsigned index)
+static void entry_clear(struct tlb *tlb, unsigned privilege, unsigned access, unsigned index)
 {
-    entry->read_tag = tlb_invalid_tag(index);
-    entry->write_tag = tlb_invalid_tag(index);
-    entry->host = 0;
-    entry->page = 0;
+    tlb->entries[privilege][access][index].tag = tlb_invalid_tag(index);
+    tlb->entries[privilege][access][index].host = 0;
+    tlb->pages[privilege][access][index] = 0;
 }
 
 void tlb_flush_all(struct tlb *tlb)
 {
     for (unsigned privilege = 0; privilege < TLB_PRIVILEGES; privilege++) {
         for (unsigned i = 0; i < TLB_ENTRIES; i++) {
-            entry_clear(&tlb->entries[privilege][i], i);
+            entry_clear(tlb, privilege, TLB_READ, i);
+            entry_clear(tlb, privilege, TLB_WRITE, i);
         }
     }
 }
@@ -30,9 +30,11 @@ void tlb_flush_all(struct tlb *tlb)
 void tlb_flush_non_global(struct tlb *tlb)
 {
     for (unsigned privilege = 0; privilege < TLB_PRIVILEGES; privilege++) {
-        for (unsigned i = 0; i < TLB_ENTRIES; i++) {
-            if (!(tlb->entries[privilege][i].page & TLB_GLOBAL)) {
-                entry_clear(&tlb->entries[privilege][i], i);
+        for (unsigned access = 0; access < TLB_ACCESSES; access++) {
+            for (unsigned i = 0; i < TLB_ENTRIES; i++) {
+                if (!(tlb->pages[privilege][access][i] & TLB_GLOBAL)) {
+                    entry_clear(tlb, privilege, access, i);
+                }
             }
         }
     }
@@ -40,28 +42,28 @@ void tlb_flush_non_global(struct tlb *tlb)
 
 void tlb_flush_page(struct tlb *tlb, gva_t gva)
 {
-    unsigned index = tlb_index(gva);
-
     for (unsigned privilege = 0; privilege < TLB_PRIVILEGES; privilege++) {
-        entry_clear(&tlb->entries[privilege][index], index);
+        entry_clear(tlb, privilege, TLB_READ, tlb_index(gva));
+        entry_clear(tlb, privilege, TLB_WRITE, tlb_index(gva));
+    }
+}
+
+static void drop_physical(struct tlb *tlb, unsigned access, uint64_t first_page, uint64_t count)
+{
+    for (unsigned privilege = 0; privilege < TLB_PRIVILEGES; privilege++) {
+        for (unsigned i = 0; i < TLB_ENTRIES; i++) {
+            if ((tlb->pages[privilege][access][i] & ~TLB_GLOBAL) - first_page < count) {
+                entry_clear(tlb, privilege, access, i);
+            }
+        }
     }
 }
 
 void tlb_drop_physical(struct tlb *tlb, uint64_t first_page, uint64_t count, bool write_only)
 {
-    for (unsigned privilege = 0; privilege < TLB_PRIVILEGES; privilege++) {
-        for (unsigned i = 0; i < TLB_ENTRIES; i++) {
-            struct tlb_entry *entry = &tlb->entries[privilege][i];
-
-            if ((entry->page & ~TLB_GLOBAL) - first_page >= count) {
-                continue;
-            }
-            if (write_only) {
-                entry->write_tag = tlb_invalid_tag(i);
-            } else {
-                entry_clear(entry, i);
-            }
-        }
+    drop_physical(tlb, TLB_WRITE, first_page, count);
+    if (!write_only) {
+        drop_physical(tlb, TLB_READ, first_page, count);
     }
 }
 
@@ -87,6 +89,16 @@ static bool walk_for(struct vcpu *vcpu, gva_t gva, uint32_t access, struct walk_
     return walk(vcpu->memory, &vcpu->walk_mode, gva, access, ret_result);
 }
 
+static void entry_set(struct tlb *tlb, enum tlb_privilege privilege, enum tlb_access access,
+                      gva_t gva, const uint8_t *frame, const struct walk_result *result)
+{
+    unsigned index = tlb_index(gva);
+    tlb->entries[privilege][access][index].tag = align_down(gva, PAGE_SIZE);
+    tlb->entries[privilege][access][index].host = (uintptr_t)frame;
+    tlb->pages[privilege][access][index] =
+        (result->gpa >> PAGE_SHIFT) | (result->global ? TLB_GLOBAL : 0);
+}
+
 enum tlb_fill tlb_translate(struct vcpu *vcpu, gva_t gva, uint32_t access, gpa_t *ret_gpa)
 {
     enum tlb_privilege privilege = access & PF_USER ? TLB_USER : TLB_KERNEL;
@@ -110,12 +122,10 @@ enum tlb_fill tlb_translate(struct vcpu *vcpu, gva_t gva, uint32_t access, gpa_t
     if (memory_frame(vcpu->memory, result.gpa >> PAGE_SHIFT, write, &frame) != FRAME_OK) {
         return TLB_SLOW;
     }
-    unsigned index = tlb_index(gva);
-    struct tlb_entry *entry = &vcpu->tlb->entries[privilege][index];
-    entry->read_tag = align_down(gva, PAGE_SIZE);
-    entry->write_tag = write && result.dirty ? entry->read_tag : tlb_invalid_tag(index);
-    entry->host = (uintptr_t)frame;
-    entry->page = (result.gpa >> PAGE_SHIFT) | (result.global ? TLB_GLOBAL : 0);
+    entry_set(vcpu->tlb, privilege, TLB_READ, gva, frame, &result);
+    if (write && result.dirty) {
+        entry_set(vcpu->tlb, privilege, TLB_WRITE, gva, frame, &result);
+    }
     return write && !result.dirty ? TLB_SLOW : TLB_FILLED;
 }
 

@@ -1,15 +1,16 @@
 /*
  * The soft TLB: from a page of guest-virtual addresses to the host address of its frame.
  *
- * One entry serves reads and writes of one privilege. A lookup computes
+ * Reads and writes have tables of their own, for each privilege. A lookup computes
  *
- *     distance = address - entry.read_tag (or write_tag)
+ *     distance = address - entry.tag
  *     hit      = distance <= PAGE_SIZE - access size
  *     host     = entry.host + distance
  *
  * so that one unsigned comparison answers "same page?", "allowed?" and "does it stay inside the
  * page?" at once. An entry that must not hit carries a tag whose index bits differ from its own
- * index: no address that is looked up there can be within a page of it.
+ * index: no address that is looked up there can be within a page of it. Two tables also keep the
+ * source and the destination of a copy from evicting each other.
  *
  * Threads: a TLB belongs to its vCPU's thread. Other threads ask for drops by kicks.
  */
@@ -22,18 +23,19 @@
 enum { TLB_BITS = 10, TLB_ENTRIES = 1 << TLB_BITS };
 
 struct tlb_entry {
-    uint64_t read_tag;
-    uint64_t write_tag;
-    uint64_t host;  /* host address of the frame */
-    uint64_t page;  /* guest-physical page number; bit 63: global */
+    uint64_t tag;
+    uint64_t host; /* host address of the frame */
 };
 
 enum tlb_privilege { TLB_KERNEL, TLB_USER, TLB_PRIVILEGES };
+enum tlb_access { TLB_READ, TLB_WRITE, TLB_ACCESSES };
 
 #define TLB_GLOBAL (1ull << 63)
 
 struct tlb {
-    struct tlb_entry entries[TLB_PRIVILEGES][TLB_ENTRIES];
+    struct tlb_entry entries[TLB_PRIVILEGES][TLB_ACCESSES][TLB_ENTRIES];
+    /* The guest-physical page of each entry, and TLB_GLOBAL: looked at only to drop entries. */
+    uint64_t pages[TLB_PRIVILEGES][TLB_ACCESSES][TLB_ENTRIES];
 };
 
 static inline unsigned tlb_index(gva_t gva)

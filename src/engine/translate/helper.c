@@ -453,9 +453,10 @@ static void repeat_store(uint64_t to, uint64_t value, uint64_t count, unsigned s
 /* Host address of a guest-virtual one if the soft TLB has it, else 0. */
 static uint64_t tlb_host(const struct block *block, gva_t gva, bool write)
 {
-    const struct tlb_entry *entry =
-        &block->vcpu.tlb->entries[block->mode & MODE_USER ? TLB_USER : TLB_KERNEL][tlb_index(gva)];
-    uint64_t distance = gva - (write ? entry->write_tag : entry->read_tag);
+    enum tlb_privilege privilege = block->mode & MODE_USER ? TLB_USER : TLB_KERNEL;
+    enum tlb_access access = write ? TLB_WRITE : TLB_READ;
+    const struct tlb_entry *entry = &block->vcpu.tlb->entries[privilege][access][tlb_index(gva)];
+    uint64_t distance = gva - entry->tag;
     return distance < PAGE_SIZE ? entry->host + distance : 0;
 }
 
