@@ -48,7 +48,7 @@ struct kvmclock {
     uint64_t wall_clock_msr;
     uint32_t wall_version;
     uint64_t reference_tsc, reference_ns;
-    struct kvmclock_vcpu vcpus[];
+    struct kvmclock_vcpu *vcpus; /* one for each CPU */
 };
 
 static struct kvmclock *kvmclock_of(struct device *device)
@@ -211,8 +211,10 @@ static void kvmclock_visit(struct device *device, struct visitor *v)
 
 static void kvmclock_free(struct device *device)
 {
+    struct kvmclock *k = kvmclock_of(device);
     device_fini(device);
-    free(kvmclock_of(device));
+    free(k->vcpus);
+    free(k);
 }
 
 static const struct device_ops kvmclock_ops = {
@@ -228,8 +230,10 @@ int kvmclock_new(const struct kvmclock_config *config, struct device **ret_devic
         return fail(-EINVAL, "a KVM clock needs a CPU and a TSC of at least 1 MHz (it has %llu Hz)",
                     (unsigned long long)config->tsc_hz);
     }
-    struct kvmclock *k = calloc(1, sizeof *k + config->cpus * sizeof k->vcpus[0]);
+    struct kvmclock *k = calloc(1, sizeof *k);
     ASSERT(k);
+    k->vcpus = calloc(config->cpus, sizeof k->vcpus[0]);
+    ASSERT(k->vcpus);
     device_init(&k->device, &kvmclock_ops, "kvmclock");
     k->config = *config;
     scale_set(k, config->tsc_hz);
