@@ -212,6 +212,14 @@ static void quiet_cr8_write(void *owner, unsigned vcpu, uint64_t value)
     become_busy(current);
 }
 
+static void quiet_tsc_changed(void *owner, unsigned vcpu, uint64_t tsc_offset)
+{
+    const struct engine_host *machine = owner;
+    become_quiet(current);
+    machine->tsc_changed(machine->owner, vcpu, tsc_offset);
+    become_busy(current);
+}
+
 /* hooks */
 
 static void hook_flush(struct vcpu *vcpu, enum flush_kind kind, gva_t gva, uint16_t pcid)
@@ -292,6 +300,7 @@ static int vm_new(const struct engine_config *config, struct engine_vm **ret_vm)
         .interrupt_acknowledge = quiet_interrupt_acknowledge,
         .cr8_read = quiet_cr8_read,
         .cr8_write = quiet_cr8_write,
+        .tsc_changed = quiet_tsc_changed,
         .owner = &vm->machine,
     };
     pthread_mutex_init(&vm->lock, NULL);
@@ -503,14 +512,25 @@ static void wait_for_work(struct engine_vcpu *v, uint64_t deadline_ns)
     v->waiting = 0;
 }
 
+/*
+ * In deterministic time the saved offset counts from the state's own moment, so that the guest's
+ * TSC goes on where it was on an engine that has counted other instructions.
+ */
+static uint64_t counted(const struct engine_vcpu *v)
+{
+    return v->vcpu.time_mode == TIME_DETERMINISTIC ? v->vcpu.instructions : 0;
+}
+
 static void get_state(struct engine_vcpu *v, struct cpu_state *ret_state)
 {
     bytes_copy(ret_state, &v->vcpu.state, sizeof *ret_state);
+    ret_state->tsc_offset += counted(v);
 }
 
 static void set_state(struct engine_vcpu *v, const struct cpu_state *state)
 {
     bytes_copy(&v->vcpu.state, state, sizeof *state);
+    v->vcpu.state.tsc_offset -= counted(v);
     vcpu_mode_changed(&v->vcpu);
     flush_own(v);
 }

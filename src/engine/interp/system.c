@@ -215,6 +215,13 @@ enum step execute_rdmsr(struct vcpu *vcpu, const struct insn *insn)
     return STEP_NEXT;
 }
 
+/* The machine's timers count guest time too. */
+static enum step tsc_changed(struct vcpu *vcpu)
+{
+    vcpu->host->tsc_changed(vcpu->host->owner, vcpu->index, vcpu->state.tsc_offset);
+    return STEP_NEXT;
+}
+
 enum step execute_wrmsr(struct vcpu *vcpu, const struct insn *insn)
 {
     uint32_t index = (uint32_t)vcpu->state.gpr[RCX];
@@ -226,13 +233,16 @@ enum step execute_wrmsr(struct vcpu *vcpu, const struct insn *insn)
     }
     if (index == MSR_TSC) {
         msr_write_tsc(&vcpu->state, vcpu_tsc(vcpu), value);
-        return STEP_NEXT;
+        return tsc_changed(vcpu);
     }
     result = msr_write(&vcpu->state, vcpu->cpuid, index, value);
     if (result == MSR_FAULT ||
         (result == MSR_OTHER &&
          !vcpu->host->msr_write(vcpu->host->owner, vcpu->index, index, value))) {
         return raise_gp(vcpu);
+    }
+    if (index == MSR_TSC_ADJUST) {
+        return tsc_changed(vcpu);
     }
     if (index == MSR_EFER && vcpu->state.efer != efer) {
         vcpu_mode_changed(vcpu);

@@ -173,9 +173,10 @@ static enum step load_segments(struct vcpu *vcpu, const uint16_t *selectors, uin
     if (is_v86(vcpu)) {
         return STEP_NEXT;
     }
-    TRY(load_code(vcpu, selectors[CS], external));
+    /* The stack before the code (table 7-1): a fault of the code segment needs one. */
     TRY(stack_segment_prepare(vcpu, selectors[SS], cpl, EXCEPTION_TS, external, &segment));
     vcpu->state.segment[SS] = segment;
+    TRY(load_code(vcpu, selectors[CS], external));
     for (unsigned n = 0; n < ARRAY_SIZE(data); n++) {
         enum step step = segment_prepare(vcpu, data[n], selectors[data[n]], cpl, &segment);
         if (step == STEP_EXCEPTION && vcpu->exception.vector == EXCEPTION_GP) {
