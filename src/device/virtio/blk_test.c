@@ -6,7 +6,9 @@
 #include <stddef.h>
 #include <stdint.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include <cmocka.h>
 
@@ -563,6 +565,50 @@ static void board_reset(void **state)
     assert_int_equal(test_config(&s->board, PCI_COMMAND, 2) & PCI_COMMAND_MEMORY, 0);
 }
 
+static bool wait_for_used(struct setup *s)
+{
+    uint32_t head, written;
+    for (unsigned i = 0; i < 5000; i++) {
+        if (test_take_used(&s->board, 0, &head, &written)) {
+            return true;
+        }
+        usleep(1000);
+    }
+    return false;
+}
+
+/* With a file and the threads of its backend; a reset comes while requests are in flight. */
+static void real_disk(void **state)
+{
+    struct setup s = {0};
+    char path[] = "/tmp/blk_test.XXXXXX";
+    int fd = mkstemp(path);
+    assert_int_equal(ftruncate(fd, DISK_SIZE), 0);
+    struct virtio_blk_config config = {0};
+    assert_int_equal(disk_raw_open(path, false, false, &config.disk), 0);
+    test_board_init(&s.board);
+    config.memory = s.board.memory;
+    assert_int_equal(virtio_blk_new(&config, "virtio-blk0", &s.board.virtio), 0);
+    test_plug(&s.board, s.board.virtio);
+    test_enable_msix(&s.board);
+    for (unsigned round = 0; round < 20; round++) {
+        test_start(&s.board, 0);
+        for (unsigned i = 0; i < 5; i++) {
+            start(&s, round & 1 ? OUT : IN, i, 4096, !(round & 1));
+        }
+        test_common_write(&s.board, 0x14, 1, 0);
+        assert_int_equal(test_status(&s.board), 0);
+        test_start(&s.board, 0);
+        start(&s, IN, round, 4096, true);
+        assert_true(wait_for_used(&s));
+        assert_int_equal(get_status(&s), OK);
+    }
+    start(&s, IN, 0, 4096, true);
+    test_board_fini(&s.board);
+    close(fd);
+    unlink(path);
+}
+
 int main(void)
 {
 #define TEST(function) cmocka_unit_test_setup_teardown(function, set_up, tear_down)
@@ -586,6 +632,7 @@ int main(void)
         TEST(pause_save_restore),
         TEST(another_disk_is_refused),
         TEST(board_reset),
+        cmocka_unit_test(real_disk),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
