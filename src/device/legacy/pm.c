@@ -61,6 +61,16 @@ static uint64_t timer_ticks(const struct pm *pm)
     return scale(clock_now(pm->clock), PM_TIMER_HZ, 1000000000);
 }
 
+/* Be called when the timer's highest bit changes, if the guest wants to know. */
+static void alarm_arm(struct pm *pm)
+{
+    uint64_t due = UINT64_MAX;
+    if ((pm->enable & PM1_TIMER) && !(pm->status & PM1_TIMER)) {
+        due = scale((pm->timer_seen / TIMER_HALF + 1) * TIMER_HALF, 1000000000, PM_TIMER_HZ) + 1;
+    }
+    clock_alarm_set(pm->clock, pm->alarm, due);
+}
+
 /* Bring the timer's status up to date, the SCI and the alarm. With the lock held. */
 static void pm_update(struct pm *pm)
 {
@@ -70,11 +80,7 @@ static void pm_update(struct pm *pm)
     }
     pm->timer_seen = now;
     irq_line_set(&pm->sci, (pm->status & pm->enable) != 0);
-    uint64_t due = UINT64_MAX;
-    if ((pm->enable & PM1_TIMER) && !(pm->status & PM1_TIMER)) {
-        due = scale((now / TIMER_HALF + 1) * TIMER_HALF, 1000000000, PM_TIMER_HZ) + 1;
-    }
-    clock_alarm_set(pm->clock, pm->alarm, due);
+    alarm_arm(pm);
 }
 
 static void alarm_expired(void *argument)
@@ -177,7 +183,7 @@ static void pm_visit(struct device *device, struct visitor *v)
         pm->status &= STATUS_CLEARABLE;
         pm->enable &= ENABLE_WRITABLE;
         pm->control &= CONTROL_WRITABLE;
-        pm_update(pm);
+        alarm_arm(pm);
     }
     pthread_mutex_unlock(&device->lock);
 }
