@@ -4,6 +4,7 @@
  */
 #include "control/jail.h"
 
+#include <asm/prctl.h>
 #include <asm/termbits.h>
 #include <errno.h>
 #include <fcntl.h>
@@ -15,6 +16,7 @@
 #include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/syscall.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "base/bytes.h"
@@ -138,6 +140,8 @@ static int deny_paths(bool *ret_landlock)
 
 int jail_drop_rights(bool *ret_landlock)
 {
+    /* gmtime() and its kind read the host's time zone file at their first use: let that be now */
+    tzset();
     if (prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)) {
         return fail(-errno, "jail: set no_new_privs");
     }
@@ -169,6 +173,7 @@ static int allow_with_arguments(scmp_filter_ctx filter)
         scmp_datum_t value;
     } rules[] = {
         {SCMP_SYS(tgkill), 0, (scmp_datum_t)getpid()},
+        {SCMP_SYS(arch_prctl), 0, ARCH_SET_GS}, /* translate, where WRGSBASE is not enabled */
         {SCMP_SYS(fcntl), 1, F_GETFL},
         {SCMP_SYS(fcntl), 1, F_SETFL},
         {SCMP_SYS(ioctl), 1, TCGETS},
