@@ -37,6 +37,46 @@ static bool is_x87(const struct insn *insn)
     return insn->info.meta.isa_ext == ZYDIS_ISA_EXT_X87;
 }
 
+/*
+ * Operands that the CPU handles in pieces: which byte beyond the page it names in CR2 is its own
+ * choice (SDM volume 3, 4.7 promises an address of the access only).
+ */
+static bool is_in_pieces(const struct insn *insn)
+{
+    switch (insn->info.mnemonic) {
+    case ZYDIS_MNEMONIC_FLDENV:
+    case ZYDIS_MNEMONIC_FNSTENV:
+    case ZYDIS_MNEMONIC_FRSTOR:
+    case ZYDIS_MNEMONIC_FNSAVE:
+    case ZYDIS_MNEMONIC_FXSAVE:
+    case ZYDIS_MNEMONIC_FXSAVE64:
+    case ZYDIS_MNEMONIC_FXRSTOR:
+    case ZYDIS_MNEMONIC_FXRSTOR64:
+    case ZYDIS_MNEMONIC_MASKMOVQ:
+    case ZYDIS_MNEMONIC_MASKMOVDQU:
+    case ZYDIS_MNEMONIC_ENTER:
+        return true;
+    default:
+        return insn->info.encoding == ZYDIS_INSTRUCTION_ENCODING_EVEX ||
+               insn->info.encoding == ZYDIS_INSTRUCTION_ENCODING_VEX;
+    }
+}
+
+/*
+ * Real CPUs let two things of an instruction that faults on memory be seen: the switch of the x87
+ * stack to MMX, and the flags of a conversion whose store faults (SDM volume 2, VCVTPS2PH).
+ */
+static bool is_mmx(const struct insn *insn)
+{
+    for (unsigned i = 0; i < insn->info.operand_count; i++) {
+        if (insn->operands[i].type == ZYDIS_OPERAND_TYPE_REGISTER &&
+            ZydisRegisterGetClass(insn->operands[i].reg.value) == ZYDIS_REGCLASS_MMX) {
+            return true;
+        }
+    }
+    return false;
+}
+
 struct report {
     bool differs, print;
 };
@@ -85,6 +125,13 @@ static void compare_vectors(struct report *report, const struct insn *insn,
     memcpy(b, engine->after.xsave, sizeof b);
     normalize(a);
     normalize(b);
+    if (native->vector == EXCEPTION_PF && is_mmx(insn)) {
+        memcpy(b, a, 24);
+        memcpy(b + 32, a + 32, 128);
+    }
+    if (native->vector == EXCEPTION_PF && insn->info.mnemonic == ZYDIS_MNEMONIC_VCVTPS2PH) {
+        memcpy(b + 24, a + 24, 4);
+    }
     compare_bytes(report, "x87", a, b, 0, 5);
     if (!is_x87(insn)) { /* the last-instruction fields are compared by a guest test */
         compare_bytes(report, "x87", a + 6, b + 6, 6, 18);
@@ -116,7 +163,8 @@ bool compare(const struct insn *insn, const struct test_case *test, const struct
         if ((native->error ^ engine->error) & ~hidden) {
             differ(&report, "error", native->error, engine->error);
         }
-        if (native->cr2 != engine->cr2) {
+        uint64_t precision = is_in_pieces(insn) ? ~0xfffull : ~0ull;
+        if ((native->cr2 ^ engine->cr2) & precision) {
             differ(&report, "cr2", native->cr2, engine->cr2);
         }
     } else if (native->vector == EXCEPTION_GP || native->vector == EXCEPTION_SS) {

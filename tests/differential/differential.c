@@ -33,12 +33,18 @@ struct run {
     uint64_t components;
     struct native *native;
     struct engine_side *side;
+    /* by mnemonic: all forms, only those that load a segment register, only far ones */
     bool excluded[ZYDIS_MNEMONIC_MAX_VALUE + 1];
+    bool excluded_segment[ZYDIS_MNEMONIC_MAX_VALUE + 1];
+    bool excluded_far[ZYDIS_MNEMONIC_MAX_VALUE + 1];
     uint64_t forms_run, forms_not_offered, forms_excluded, forms_not_generated;
     uint64_t cases_run, failures, failed_forms;
 };
 
-/* not-covered.txt: lines "MNEMONIC reason"; '#' begins a comment. */
+/*
+ * not-covered.txt: lines "MNEMONIC reason", "MNEMONIC:segment reason" (its forms that load a
+ * segment register) or "MNEMONIC:far reason"; '#' begins a comment.
+ */
 static int read_exclusions(struct run *run)
 {
     FILE *file = fopen(run->list_path, "r");
@@ -55,6 +61,10 @@ static int read_exclusions(struct run *run)
             r = fail(-EINVAL, "no reason given: %s", line);
             break;
         }
+        char *part = strchr(name, ':');
+        if (part) {
+            *part++ = 0;
+        }
         ZydisMnemonic m = 1;
         while (m <= ZYDIS_MNEMONIC_MAX_VALUE && strcasecmp(ZydisMnemonicGetString(m), name)) {
             m++;
@@ -63,7 +73,10 @@ static int read_exclusions(struct run *run)
             r = fail(-EINVAL, "not-covered.txt names '%s', which no instruction has", name);
             break;
         }
-        run->excluded[m] = true;
+        bool *set = !part                      ? run->excluded
+                    : !strcmp(part, "segment") ? run->excluded_segment
+                                               : run->excluded_far;
+        set[m] = true;
     }
     fclose(file);
     return r;
@@ -187,7 +200,9 @@ static int run_all(struct run *run)
         if (run->only && strcasecmp(name, run->only)) {
             continue;
         }
-        if (run->excluded[form->mnemonic]) {
+        if (run->excluded[form->mnemonic] ||
+            (form->loads_segment && run->excluded_segment[form->mnemonic]) ||
+            (form->is_far && run->excluded_far[form->mnemonic])) {
             run->forms_excluded++;
         } else if (!cpuid_offers_isa(run->cpuid, form->isa)) {
             run->forms_not_offered++;
@@ -201,7 +216,7 @@ static int run_all(struct run *run)
     }
     int r = 0;
     for (unsigned m = 1; m <= ZYDIS_MNEMONIC_MAX_VALUE; m++) {
-        if (run->excluded[m] && !found[m]) {
+        if ((run->excluded[m] || run->excluded_segment[m] || run->excluded_far[m]) && !found[m]) {
             printf("not-covered.txt lists %s, of which there is no form\n",
                    ZydisMnemonicGetString((ZydisMnemonic)m));
             r = 1;

@@ -38,6 +38,7 @@ struct form {
     bool broadcast, zeroing, masked; /* EVEX */
     bool has_modrm, fixed_reg, fixed_rm, memory;
     uint8_t reg, rm; /* where fixed */
+    bool loads_segment, is_far;
     ZydisMnemonic mnemonic;
     ZydisISASet isa;
     uint64_t key;

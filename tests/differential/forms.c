@@ -118,6 +118,11 @@ static void consider(struct collection *c, struct form form, uint8_t modrm)
     form.mnemonic = insn.info.mnemonic;
     form.isa = insn.info.meta.isa_set;
     form.key = form_key(&insn);
+    form.is_far = insn.info.meta.branch_type == ZYDIS_BRANCH_TYPE_FAR;
+    form.loads_segment = insn.operands[0].type == ZYDIS_OPERAND_TYPE_REGISTER &&
+                         ZydisRegisterGetClass(insn.operands[0].reg.value) ==
+                             ZYDIS_REGCLASS_SEGMENT &&
+                         insn.operands[0].actions & ZYDIS_OPERAND_ACTION_WRITE;
     if (c->count == c->capacity) {
         c->capacity = c->capacity ? 2 * c->capacity : 4096;
         c->forms = realloc(c->forms, c->capacity * sizeof *c->forms);

@@ -161,7 +161,7 @@ static void tame(struct insn *insn, struct random *random, struct test_case *tes
 bool generate_bytes(const struct form *form, struct random *random, struct test_case *test,
                     struct insn *insn)
 {
-    for (unsigned attempt = 0; attempt < 200; attempt++) {
+    for (unsigned attempt = 0; attempt < 20000; attempt++) {
         struct writer w = {.bytes = test->bytes};
         uint8_t room[40];
         w.bytes = room;

@@ -124,6 +124,8 @@ static int build_kernel(struct engine_side *side)
     uint64_t stack = KERNEL + STACK_TOP;
     r = r ? r : put_u64(side, TASK + 36, stack);
     r = r ? r : put_u64(side, TASK + 4, stack);
+    uint16_t no_map = 104; /* no I/O permission map: behind the limit */
+    r = r ? r : put(side, TASK + 102, &no_map, 2);
     static const uint64_t gdt[] = {
         0, 0x00af9b000000ffff, 0x00cf93000000ffff, 0, 0, 0x00cff3000000ffff, 0x00affb000000ffff,
     };

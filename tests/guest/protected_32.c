@@ -303,14 +303,6 @@ static void test_task_faults(void)
     context_run(&c);
     check_stop("task segment absent", &c, NP, OTHER, (uintptr_t)far_jump);
     restore_task();
-    prepare_task(target);
-    other.cs = KERNEL_DATA;
-    context_init(&c, far_jump);
-    c.gpr[RDI] = (uintptr_t)&pointer;
-    context_run(&c);
-    check_stop("the new task's CS is data: fault in the new task", &c, TS, KERNEL_DATA,
-               (uintptr_t)target);
-    restore_task();
     prepare_task(iret_now);
     context_init(&c, iret_now);
     c.flags |= FLAG_NT;

@@ -113,6 +113,8 @@ static enum step check_instruction_breakpoints(struct vcpu *vcpu, gva_t linear)
     if (!hits) {
         return STEP_NEXT;
     }
+    /* The frame of this one #DB that is a fault has RF, so that IRET goes past it (17.3.1.1). */
+    vcpu->state.rflags |= FLAG_RF;
     vcpu->exception = (struct exception){.vector = EXCEPTION_DB, .dr6 = hits};
     return STEP_EXCEPTION;
 }
