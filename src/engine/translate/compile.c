@@ -118,6 +118,10 @@ static void emit_outline(struct compiler *c, const struct outline *o)
         emit_constant(e, SCRATCH2, o->site);
         emit_jump(e, c->vm->stubs.execute);
         break;
+    case OUTLINE_RETURN:
+        emit_indirect_note(c, o->site);
+        emit_jump(e, c->vm->stubs.indirect[mode_privilege(c->mode)]);
+        break;
     case OUTLINE_EXIT:
         site->resume = emit_offset(e);
         c->flags = o->flags;
@@ -516,13 +520,20 @@ static bool is_by_mnemonic(const struct insn *insn)
     }
 }
 
+static bool is_offered(const struct compiler *c, const struct insn *insn)
+{
+    return insn->info.mnemonic == ZYDIS_MNEMONIC_TZCNT ||
+           insn->info.mnemonic == ZYDIS_MNEMONIC_LZCNT || /* else they are BSF and BSR */
+           cpuid_offers_isa(c->vm->config.cpuid, insn->info.meta.isa_set);
+}
+
 static void compile_instruction(struct compiler *c)
 {
     const struct insn *insn = compiler_insn(c);
     if (is_nothing(insn)) {
         return;
     }
-    if (!cpuid_offers_isa(c->vm->config.cpuid, insn->info.meta.isa_set)) {
+    if (!is_offered(c, insn)) {
         compile_execute_last(c);
     } else if (is_by_mnemonic(insn)) {
         if (compile_by_mnemonic(c)) {

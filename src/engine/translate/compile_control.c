@@ -72,6 +72,12 @@ void compile_direct(struct compiler *c, uint8_t opcode, uint64_t target)
     c->ended = true;
 }
 
+void emit_indirect_note(struct compiler *c, uint32_t site)
+{
+    emit_gs(&c->e, false, 0xc7, 0, offsetof(struct block, indirect_site)); /* mov dword, imm32 */
+    emit32(&c->e, site);
+}
+
 bool compile_indirect_target(struct compiler *c)
 {
     const ZydisDecodedOperand *operand = &compiler_insn(c)->operands[0];
@@ -111,6 +117,9 @@ bool compile_jump(struct compiler *c)
     if (!compile_indirect_target(c)) {
         return false;
     }
+    uint32_t site = site_new(c, SITE_EXECUTE);
+    c->vm->sites[site].resume = 0;
+    emit_indirect_note(c, site);
     emit_jump(&c->e, c->vm->stubs.indirect[mode_privilege(c->mode)]);
     c->ended = true;
     return true;

@@ -3,6 +3,7 @@
  * works on the host address. docs/translate.md shows the sequence and what it costs.
  */
 #include "engine/translate/compiler.h"
+#include "x86/cpuid.h"
 
 /* The host register that holds a guest register of an address; displaced ones are loaded. */
 static int address_register(struct compiler *c, ZydisRegister name, unsigned scratch)
@@ -165,6 +166,27 @@ static void compile_line_check(struct compiler *c, unsigned size)
     outline(c, OUTLINE_EXECUTE, branch, site, 0);
 }
 
+/*
+ * TZCNT and LZCNT are BSF and BSR with a prefix that CPUs without them ignore. Where the model
+ * lacks them (Linux uses `rep bsf` everywhere) the prefix goes.
+ */
+static bool is_plain_bit_scan(const struct compiler *c, const struct insn *insn)
+{
+    return (insn->info.mnemonic == ZYDIS_MNEMONIC_TZCNT ||
+            insn->info.mnemonic == ZYDIS_MNEMONIC_LZCNT) &&
+           !cpuid_offers_isa(c->vm->config.cpuid, insn->info.meta.isa_set);
+}
+
+static size_t drop_repeat_prefix(uint8_t *copy, size_t length)
+{
+    size_t at = copy[0] == 0x66 ? 1 : 0;
+    ASSERT(copy[at] == 0xf3);
+    for (size_t i = at; i + 1 < length; i++) {
+        copy[i] = copy[i + 1];
+    }
+    return length - 1;
+}
+
 /* BT, BTS, BTR, BTC of memory with the bit number in a register: it reaches beyond the operand. */
 static bool is_bit_string(const struct insn *insn)
 {
@@ -308,6 +330,10 @@ bool compile_copy(struct compiler *c)
     size_t length = rewrite(insn, &map, copy);
     if (length == 0) {
         return false;
+    }
+    if (is_plain_bit_scan(c, insn)) {
+        length = drop_repeat_prefix(copy, length);
+        registers.read |= registers.written; /* BSF of zero leaves the destination */
     }
     if (memory) {
         bool writes = memory->actions & ZYDIS_OPERAND_ACTION_MASK_WRITE;

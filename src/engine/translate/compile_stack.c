@@ -119,17 +119,18 @@ static bool is_plain_return(const struct insn *insn)
 }
 
 /* R13 = guest return address, R15 behind it: return by the private stack if the top matches. */
-static void emit_return(struct compiler *c)
+static void emit_return(struct compiler *c, uint32_t size)
 {
     struct emitter *e = &c->e;
+    uint32_t site = site_new(c, SITE_EXECUTE);
+    c->vm->sites[site].resume = 0;
+    c->vm->sites[site].undo = size;
     emit8(e, 0x4c); /* cmp [rsp + 8], r13 */
     emit8(e, 0x39);
     emit8(e, 0x6c);
     emit8(e, 0x24);
     emit8(e, 8);
-    emit8(e, 0x0f); /* jne indirect */
-    emit8(e, 0x85);
-    emit_relative(e, c->vm->stubs.indirect[mode_privilege(c->mode)]);
+    outline(c, OUTLINE_RETURN, emit_branch_forward(e, CONDITION_NZ), site, 0);
     emit8(e, 0xc3); /* ret */
     c->ended = true;
 }
@@ -154,7 +155,7 @@ static bool pop_run(struct compiler *c, unsigned count)
     c->current += count - 1;
     if (returns) {
         c->current++;
-        emit_return(c);
+        emit_return(c, 8);
     }
     return true;
 }
@@ -202,7 +203,7 @@ bool compile_return(struct compiler *c)
     compile_check(c, 8, false, NULL);
     emit_memory(&c->e, true, OP_LOAD, SCRATCH, SCRATCH, 0);
     emit_lea(&c->e, GUEST_RSP, GUEST_RSP, 8 + extra);
-    emit_return(c);
+    emit_return(c, (uint32_t)(8 + extra));
     return true;
 }
 
@@ -228,6 +229,24 @@ static void emit_call_frame(struct compiler *c)
     emit8(e, 0x50 | (SCRATCH2 & 7));
 }
 
+/* A call to an address that is not canonical faults before it pushes: interp does it. */
+static void compile_canonical_check(struct compiler *c)
+{
+    static const uint8_t extend[] = {
+        0x4d, 0x89, 0xee,       /* mov r14, r13 */
+        0x49, 0xc1, 0xe6, 0x10, /* shl r14, 16 */
+        0x49, 0xc1, 0xfe, 0x10, /* sar r14, 16 */
+        0x4d, 0x39, 0xee,       /* cmp r14, r13 */
+    };
+    for (unsigned i = 0; i < sizeof extend; i++) {
+        emit8(&c->e, extend[i]);
+    }
+    uint8_t *branch = emit_branch_forward(&c->e, CONDITION_NZ);
+    uint32_t site = site_new(c, SITE_EXECUTE);
+    c->vm->sites[site].resume = 0;
+    outline(c, OUTLINE_EXECUTE, branch, site, 0);
+}
+
 bool compile_call(struct compiler *c)
 {
     const struct insn *insn = compiler_insn(c);
@@ -245,6 +264,7 @@ bool compile_call(struct compiler *c)
         if (!compile_indirect_target(c)) {
             return false;
         }
+        compile_canonical_check(c);
         emit_store(e, SCRATCH, offsetof(struct block, spill[0]));
         emit_call_frame(c);
         emit_load(e, SCRATCH, offsetof(struct block, spill[0]));

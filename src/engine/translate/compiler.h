@@ -10,6 +10,7 @@ enum outline_kind {
     OUTLINE_MEMORY,  /* a failed soft TLB check: R13 less the tag in the entry at R14 */
     OUTLINE_ADDRESS, /* the same for a constant address */
     OUTLINE_EXECUTE, /* run the instruction in interp */
+    OUTLINE_RETURN,  /* a return that the private stack does not know */
     OUTLINE_EXIT,    /* a direct exit: chain or link */
     OUTLINE_POLL,    /* an interrupt may be deliverable */
 };
@@ -115,5 +116,7 @@ bool compile_jump(struct compiler *c);
 bool compile_condition(struct compiler *c);
 /* A direct exit to `target`: jmp (0xe9) or call (0xe8) at this place. */
 void compile_direct(struct compiler *c, uint8_t opcode, uint64_t target);
+/* Go to the guest-virtual address in R13; `site` is the branch, for the case that it faults. */
+void emit_indirect_note(struct compiler *c, uint32_t site);
 /* Load the target of an indirect branch into R13; false if it is left to interp. */
 bool compile_indirect_target(struct compiler *c);

@@ -25,7 +25,10 @@ void block_gather(struct block *block)
 void block_scatter(struct block *block)
 {
     /* RF matters to instruction breakpoints only, and with those in force interp runs. */
-    uint64_t flags = block->vcpu.state.rflags &= ~(uint64_t)FLAG_RF;
+    if (!(block->mode & MODE_INTERPRET)) {
+        block->vcpu.state.rflags &= ~(uint64_t)FLAG_RF;
+    }
+    uint64_t flags = block->vcpu.state.rflags;
     block->saved_flags = (uint16_t)((flags & 0xff) << 8 | (flags & FLAG_OF ? 1 : 0));
     block->interrupt_flag = flags & FLAG_IF ? 1 : 0;
 }
@@ -314,9 +317,8 @@ uint64_t helper_memory(struct block *block, uint32_t number)
     const struct site *site = &vm->sites[number];
     uint32_t generation = vm->generation;
     gva_t gva = block->address;
-    bool is_canonical = (int64_t)(gva << 16) >> 16 == (int64_t)gva;
     bool crosses = (gva & (PAGE_SIZE - 1)) + site->size > PAGE_SIZE || site->size == 255;
-    if (crosses || !is_canonical || site->is_masked) {
+    if (crosses || !is_canonical(gva) || site->is_masked) {
         return helper_execute(block, number);
     }
     uint32_t access = (site->kind == SITE_WRITE ? PF_WRITE : 0) |
@@ -397,6 +399,10 @@ uint64_t helper_link(struct block *block, uint32_t number)
 uint64_t helper_indirect(struct block *block, uint32_t unused)
 {
     (void)unused;
+    if (!is_canonical(block->address)) {
+        block->vcpu.state.gpr[RSP] -= block->vm->sites[block->indirect_site].undo;
+        return helper_execute(block, block->indirect_site);
+    }
     block->vcpu.state.rip = block->address;
     if (block->poll_now) {
         block_gather(block);
@@ -478,9 +484,7 @@ static bool string_piece(struct block *block, unsigned size, bool is_store)
     if (!is_store) {
         count = minimum(count, (PAGE_SIZE - (from & (PAGE_SIZE - 1))) / size);
     }
-    bool is_canonical = (int64_t)(to << 16) >> 16 == (int64_t)to &&
-                        (is_store || (int64_t)(from << 16) >> 16 == (int64_t)from);
-    if (count == 0 || !is_canonical) {
+    if (count == 0 || !is_canonical(to) || (!is_store && !is_canonical(from))) {
         return false;
     }
     /* A fill may drop the other entry again, so ask until both are there. */

@@ -95,6 +95,7 @@ struct block {
     uint64_t stacks[PRIVILEGES]; /* of the other privilege */
     uint64_t spill[2];  /* values that a unit keeps across a check */
     uint32_t fault_site; /* from the signal handler to the stub */
+    uint32_t indirect_site; /* the last indirect branch: it faults if its target is not canonical */
     uint64_t address; /* the guest-virtual address of a miss */
     uint16_t saved_flags; /* LAHF in the high byte, OF in the low */
     uint8_t interrupt_flag; /* RFLAGS.IF while units run */
@@ -181,6 +182,7 @@ struct site {
     union {
         uint32_t patch;
         uint32_t link;
+        uint32_t undo; /* SITE_EXECUTE: bytes by which RSP is too high (a return) */
     };
     uint32_t next_incoming;
     uint32_t target_unit; /* SITE_CHAIN: linked to, or 0 */
