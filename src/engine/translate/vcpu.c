@@ -288,15 +288,23 @@ static int translate_vcpu_new(struct engine_vm *engine, unsigned index,
     return 0;
 }
 
+/* In deterministic time the saved offset counts from the state's own moment (as in interp). */
+static uint64_t counted(const struct block *block)
+{
+    return block->vcpu.time_mode == TIME_DETERMINISTIC ? block->vcpu.instructions : 0;
+}
+
 static void translate_get_state(struct engine_vcpu *vcpu, struct cpu_state *ret_state)
 {
     bytes_copy(ret_state, &block_of(vcpu)->vcpu.state, sizeof *ret_state);
+    ret_state->tsc_offset += counted(block_of(vcpu));
 }
 
 static void translate_set_state(struct engine_vcpu *engine, const struct cpu_state *state)
 {
     struct block *block = block_of(engine);
     bytes_copy(&block->vcpu.state, state, sizeof *state);
+    block->vcpu.state.tsc_offset -= counted(block);
     block->vectors_live = false;
     vcpu_mode_changed(&block->vcpu);
     translate_hooks.flush(&block->vcpu, FLUSH_ALL, 0, 0);
