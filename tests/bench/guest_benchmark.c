@@ -423,15 +423,27 @@ static void row_chase_small(uint64_t n)
     sink = (uintptr_t)chase(p, n);
 }
 
+enum { LARGE = 64 << 20, COPY = 8 << 20 };
+static void *large_ring;
+static uint8_t *copy_from, *copy_to;
+
 static void row_chase_large(uint64_t n)
 {
-    static void *p;
-    p = p ? p : ring(64 << 20);
-    sink = (uintptr_t)chase(p, n);
+    large_ring = large_ring ? large_ring : ring(LARGE);
+    sink = (uintptr_t)chase(large_ring, n);
 }
 
-enum { COPY = 8 << 20 };
-static uint8_t *copy_from, *copy_to;
+/* Between groups: a fork would copy the page tables of all this. */
+static void drop_buffers(void)
+{
+    if (large_ring) {
+        munmap(large_ring, LARGE);
+        large_ring = NULL;
+    }
+    free(copy_from);
+    free(copy_to);
+    copy_from = copy_to = NULL;
+}
 
 static void copy_buffers(void)
 {
@@ -1155,6 +1167,9 @@ int main(int argc, char **argv)
     for (size_t i = 0; i < sizeof rows / sizeof rows[0]; i++) {
         if (cpus >= rows[i].cpus && (!groups || in_list(groups, rows[i].group))) {
             measure(&rows[i]);
+        }
+        if (i + 1 < sizeof rows / sizeof rows[0] && strcmp(rows[i].group, rows[i + 1].group)) {
+            drop_buffers();
         }
     }
     printf("clock %llu\n", (unsigned long long)now_ns());

@@ -1,0 +1,328 @@
+/*
+ * Runs the guest benchmark natively, in Doppel and in QEMU's TCG, interleaved, and prints what each
+ * row costs against native, group means, times and memory. Fails if a guest's clock disagrees with
+ * the host's by more than 0.1%, or a result of a row differs.
+ *
+ *     bench --rounds N --native COMMAND --doppel COMMAND --tcg COMMAND    (run by sh -c)
+ */
+#include <errno.h>
+#include <getopt.h>
+#include <math.h>
+#include <poll.h>
+#include <signal.h>
+#include <stdbool.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/wait.h>
+#include <time.h>
+#include <unistd.h>
+
+enum { ENGINES = 3, ROWS_MAX = 80, LIMIT_SECONDS = 900 };
+static const char *const engine_names[ENGINES] = {"native", "doppel", "tcg"};
+
+struct row {
+    char group[16], name[24];
+    double best[ENGINES];  /* nanoseconds; 0: not measured */
+    char check[ENGINES][24];
+};
+
+/* What one engine did over all rounds; the best of times, the most of memory. */
+struct engine {
+    const char *command;
+    double init_seconds, whole_seconds;
+    double clock_error; /* the largest, as a share */
+    double clock_span;
+    long peak_kib;
+    unsigned runs, failures;
+};
+
+struct bench {
+    struct row rows[ROWS_MAX];
+    size_t row_count;
+    struct engine engines[ENGINES];
+};
+
+static double now(void)
+{
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (double)t.tv_sec + (double)t.tv_nsec / 1e9;
+}
+
+static struct row *row_of(struct bench *bench, const char *group, const char *name)
+{
+    for (size_t i = 0; i < bench->row_count; i++) {
+        if (!strcmp(bench->rows[i].name, name)) {
+            return &bench->rows[i];
+        }
+    }
+    if (bench->row_count == ROWS_MAX) {
+        return NULL;
+    }
+    struct row *row = &bench->rows[bench->row_count++];
+    snprintf(row->group, sizeof row->group, "%s", group);
+    snprintf(row->name, sizeof row->name, "%s", name);
+    return row;
+}
+
+/* One run in progress. */
+struct run {
+    unsigned engine;
+    double start, init, last_line;
+    double host_first, guest_first, host_last, guest_last;
+    bool done;
+};
+
+static void take_line(struct bench *bench, struct run *run, char *line)
+{
+    char group[16], name[24], value[24];
+    double number;
+    char *at;
+    if (sscanf(line, "row %15s %23s %lf", group, name, &number) == 3) {
+        struct row *row = row_of(bench, group, name);
+        if (row && (!row->best[run->engine] || number < row->best[run->engine])) {
+            row->best[run->engine] = number;
+        }
+    } else if (sscanf(line, "check %23s %23s", name, value) == 2) {
+        for (size_t i = 0; i < bench->row_count; i++) {
+            if (!strcmp(bench->rows[i].name, name)) {
+                snprintf(bench->rows[i].check[run->engine], 24, "%s", value);
+            }
+        }
+    } else if (sscanf(line, "clock %lf", &number) == 1) {
+        double host = now();
+        if (!run->host_first) {
+            run->host_first = host;
+            run->guest_first = number / 1e9;
+        }
+        run->host_last = host;
+        run->guest_last = number / 1e9;
+    } else if ((at = strstr(line, "BENCH-INIT"))) {
+        run->init = now() - run->start;
+    } else if (strstr(line, "BENCH-DONE")) {
+        run->done = true;
+    }
+}
+
+/* The peak of the process's own memory so far. */
+static long peak_kib(pid_t pid)
+{
+    char path[64], line[128];
+    long peak = 0;
+    snprintf(path, sizeof path, "/proc/%d/status", (int)pid);
+    FILE *file = fopen(path, "r");
+    while (file && fgets(line, sizeof line, file)) {
+        sscanf(line, "VmHWM: %ld", &peak);
+    }
+    if (file) {
+        fclose(file);
+    }
+    return peak;
+}
+
+static void finish_run(struct engine *engine, const struct run *run, bool good)
+{
+    double whole = now() - run->start;
+    engine->runs++;
+    if (!good || !run->done) {
+        engine->failures++;
+        return;
+    }
+    if (!engine->init_seconds || run->init < engine->init_seconds) {
+        engine->init_seconds = run->init;
+    }
+    if (!engine->whole_seconds || whole < engine->whole_seconds) {
+        engine->whole_seconds = whole;
+    }
+    double host = run->host_last - run->host_first, guest = run->guest_last - run->guest_first;
+    double error = host > 0 ? fabs(guest / host - 1) : 1;
+    if (error > engine->clock_error) {
+        engine->clock_error = error;
+    }
+    engine->clock_span = host;
+}
+
+static void run_engine(struct bench *bench, unsigned index, bool verbose)
+{
+    struct engine *engine = &bench->engines[index];
+    struct run run = {.engine = index, .start = now()};
+    int ends[2];
+    if (pipe(ends)) {
+        return;
+    }
+    pid_t child = fork();
+    if (child == 0) {
+        dup2(ends[1], 1);
+        close(ends[0]);
+        close(ends[1]);
+        char command[4096];
+        snprintf(command, sizeof command, "exec %s </dev/null", engine->command);
+        execl("/bin/sh", "sh", "-c", command, (char *)NULL);
+        _exit(127);
+    }
+    close(ends[1]);
+    char buffer[8192];
+    size_t used = 0;
+    for (;;) {
+        struct pollfd wait = {.fd = ends[0], .events = POLLIN};
+        poll(&wait, 1, 20);
+        long peak = peak_kib(child);
+        engine->peak_kib = peak > engine->peak_kib ? peak : engine->peak_kib;
+        if (now() - run.start > LIMIT_SECONDS) {
+            kill(child, SIGKILL);
+        }
+        if (!wait.revents) {
+            continue;
+        }
+        ssize_t got = read(ends[0], buffer + used, sizeof buffer - 1 - used);
+        if (got <= 0) {
+            break;
+        }
+        used += (size_t)got;
+        buffer[used] = 0;
+        char *end;
+        while ((end = memchr(buffer, '\n', used))) {
+            *end = 0;
+            if (verbose) {
+                fprintf(stderr, "%s: %s\n", engine_names[index], buffer);
+            }
+            take_line(bench, &run, buffer);
+            used -= (size_t)(end + 1 - buffer);
+            memmove(buffer, end + 1, used);
+        }
+        used = used == sizeof buffer - 1 ? 0 : used;
+    }
+    close(ends[0]);
+    int status = 0;
+    waitpid(child, &status, 0);
+    finish_run(engine, &run, WIFEXITED(status) && WEXITSTATUS(status) == 0);
+}
+
+static double ratio(const struct row *row, unsigned engine)
+{
+    return row->best[0] && row->best[engine] ? row->best[engine] / row->best[0] : 0;
+}
+
+static void print_ratio(double value)
+{
+    if (value) {
+        printf(" %9.2fx", value);
+    } else {
+        printf(" %10s", "-");
+    }
+}
+
+/* The geometric mean of a group's ratios; `all` leaves out the groups that only report. */
+static double group_mean(const struct bench *bench, const char *group, unsigned engine)
+{
+    double sum = 0;
+    unsigned count = 0;
+    for (size_t i = 0; i < bench->row_count; i++) {
+        const struct row *row = &bench->rows[i];
+        bool wanted = group ? !strcmp(row->group, group)
+                            : strcmp(row->group, "report") && strcmp(row->group, "smp") &&
+                                  strcmp(row->group, "code");
+        if (wanted && ratio(row, engine)) {
+            sum += log(ratio(row, engine));
+            count++;
+        }
+    }
+    return count ? exp(sum / count) : 0;
+}
+
+static void print_rows(const struct bench *bench)
+{
+    printf("\n%-9s %-14s %14s %10s %10s\n", "group", "row", "native ns", "doppel", "tcg");
+    for (size_t i = 0; i < bench->row_count; i++) {
+        const struct row *row = &bench->rows[i];
+        printf("%-9s %-14s %14.2f", row->group, row->name, row->best[0]);
+        print_ratio(ratio(row, 1));
+        print_ratio(ratio(row, 2));
+        printf("%s\n", ratio(row, 1) > ratio(row, 2) && ratio(row, 2) ? "  slower than tcg" : "");
+    }
+    printf("\n%-9s %40s %10s   (geometric means)\n", "group", "doppel", "tcg");
+    for (size_t i = 0; i < bench->row_count; i++) {
+        const char *group = bench->rows[i].group;
+        if (i && !strcmp(group, bench->rows[i - 1].group)) {
+            continue;
+        }
+        printf("%-9s %29s", group, "");
+        print_ratio(group_mean(bench, group, 1));
+        print_ratio(group_mean(bench, group, 2));
+        printf("\n");
+    }
+    printf("%-9s %29s", "all", "");
+    print_ratio(group_mean(bench, NULL, 1));
+    print_ratio(group_mean(bench, NULL, 2));
+    printf("   (without code, smp, report)\n");
+}
+
+static int judge(const struct bench *bench)
+{
+    int failures = 0;
+    printf("\n%-8s %12s %12s %12s %14s\n", "engine", "to init s", "whole run s", "peak MiB",
+           "clock error");
+    for (unsigned e = 0; e < ENGINES; e++) {
+        const struct engine *engine = &bench->engines[e];
+        if (!engine->command) {
+            continue;
+        }
+        printf("%-8s %12.2f %12.2f %12.1f %13.4f%%\n", engine_names[e], engine->init_seconds,
+               engine->whole_seconds, (double)engine->peak_kib / 1024, 100 * engine->clock_error);
+        if (engine->failures) {
+            printf("FAILED: %u of %u runs of %s did not end well\n", engine->failures,
+                   engine->runs, engine_names[e]);
+            failures += e != 2;
+        }
+        /* a line may reach us some milliseconds late, so a short run cannot be judged */
+        if (e == 1 && engine->clock_error > 0.001 && engine->clock_span > 10) {
+            printf("FAILED: the clock of the guest is off by %.3f%% over %.1f s\n",
+                   100 * engine->clock_error, engine->clock_span);
+            failures++;
+        }
+    }
+    for (size_t i = 0; i < bench->row_count; i++) {
+        const struct row *row = &bench->rows[i];
+        if (row->check[0][0] && row->check[1][0] && strcmp(row->check[0], row->check[1])) {
+            printf("FAILED: %s computes %s in doppel and %s natively\n", row->name, row->check[1],
+                   row->check[0]);
+            failures++;
+        }
+    }
+    return failures ? 1 : 0;
+}
+
+int main(int argc, char **argv)
+{
+    static const struct option known[] = {
+        {"rounds", required_argument, NULL, 'r'}, {"native", required_argument, NULL, '0'},
+        {"doppel", required_argument, NULL, '1'}, {"tcg", required_argument, NULL, '2'},
+        {"verbose", no_argument, NULL, 'v'},      {NULL, 0, NULL, 0},
+    };
+    static struct bench bench;
+    int option, rounds = 1;
+    bool verbose = false;
+    while ((option = getopt_long(argc, argv, "", known, NULL)) != -1) {
+        if (option == 'r') {
+            rounds = atoi(optarg);
+        } else if (option == 'v') {
+            verbose = true;
+        } else if (option >= '0' && option <= '2') {
+            bench.engines[option - '0'].command = optarg;
+        } else {
+            return 2;
+        }
+    }
+    for (int round = 0; round < rounds; round++) {
+        for (unsigned e = 0; e < ENGINES; e++) {
+            if (bench.engines[e].command) {
+                fprintf(stderr, "round %d of %d: %s\n", round + 1, rounds, engine_names[e]);
+                run_engine(&bench, e, verbose);
+            }
+        }
+    }
+    print_rows(&bench);
+    return judge(&bench);
+}

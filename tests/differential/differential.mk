@@ -1,0 +1,20 @@
+# The instruction differential test (tests/differential): a sample in check, everything in soak.
+
+DIFFERENTIAL := $(OUT)/tests/differential/differential
+
+$(DIFFERENTIAL): $(wildcard tests/differential/*.c) tests/differential/differential.h $(ARCHIVE)
+	@mkdir -p $(@D)
+	$(CC) $(FLAGS) -I. -MF $@.d -o $@ $(filter %.c,$^) $(ARCHIVE) $(LINK)
+
+differential-test: $(DIFFERENTIAL)
+	$(DIFFERENTIAL) --engine interp --cases 40 --sample 20
+	$(DIFFERENTIAL) --engine translate --cases 40 --sample 10
+
+differential-soak: $(DIFFERENTIAL)
+	for model in v2 v3 host; do \
+	    for engine in interp translate; do \
+	        $(DIFFERENTIAL) --engine $$engine --cpu-model $$model --cases 200 || exit 1; \
+	    done; \
+	done
+
+.PHONY: differential-test differential-soak
