@@ -2,6 +2,7 @@
 #   src/**/x.c        code              src/**/x_test.c   a unit test (a program, cmocka)
 #   cmd/*.c           the program       src/**/x_fuzz.c   a fuzzer (clang, libFuzzer)
 # Variants: CC=clang, SAN=address,undefined or SAN=thread; each has its own folder below build/.
+# (SAN=fuzz and SAN=coverage, with clang, are those of tests/fuzz.mk.)
 
 CC      := gcc
 SAN     :=
@@ -16,11 +17,19 @@ FLAGS := -std=gnu17 -O2 -g -pthread -Isrc -MMD -MP -D_GNU_SOURCE -fno-strict-ali
          -Wstrict-prototypes -Wmissing-prototypes -Wold-style-definition -Wpointer-arith \
          -Wimplicit-fallthrough -Wno-unused-parameter $(shell pkg-config --cflags $(LIBRARIES))
 ifeq ($(SAN),)
-FLAGS += -fstack-protector-strong -U_FORTIFY_SOURCE -D_FORTIFY_SOURCE=2
+FLAGS += -fPIE -fstack-protector-strong -fstack-clash-protection -U_FORTIFY_SOURCE -D_FORTIFY_SOURCE=2
+LINK  := -pie -Wl,-z,relro,-z,now,-z,noexecstack
+else ifeq ($(SAN),fuzz)
+FLAGS += -fsanitize=fuzzer-no-link,address,undefined -fno-sanitize-recover=all
+LINK  := -fsanitize=fuzzer-no-link,address,undefined
+else ifeq ($(SAN),coverage)
+FLAGS += -fprofile-instr-generate -fcoverage-mapping
+LINK  := -fprofile-instr-generate
 else
 FLAGS += -fsanitize=$(SAN) -fno-sanitize-recover=all
+LINK  := -fsanitize=$(SAN)
 endif
-LINK := $(shell pkg-config --libs $(LIBRARIES)) -lZydis -pthread
+LINK += -Wl,--as-needed $(shell pkg-config --libs $(LIBRARIES)) -lZydis -pthread
 
 # Rooms that run while guest vector state is in the CPU: no vector registers, no calls to
 # functions that might use them behind our back (docs/translate.md).
@@ -45,26 +54,33 @@ all: $(OUT)/doppel
 	@mkdir -p build && ln -sf $(VARIANT)/doppel build/doppel
 
 $(OUT)/doppel: $(COMMAND_OBJECTS) $(ARCHIVE)
-	$(CC) $(FLAGS) -o $@ $(COMMAND_OBJECTS) $(ARCHIVE) $(LINK)
+	$(CC) -o $@ $(COMMAND_OBJECTS) $(ARCHIVE) $(LINK)
 
-$(ARCHIVE): $(OBJECTS)
+$(ARCHIVE): $(OBJECTS) $(OUT)/objects
 	@rm -f $@
-	ar rcs $@ $^
+	ar rcs $@ $(OBJECTS)
 
-room-flags = $(if $(filter $(addsuffix %,$(GENERAL_ROOMS)),$(1)),$(GENERAL_FLAGS)) \
-             $(if $(filter $(addsuffix %,$(CAREFUL_ROOMS)),$(1)),$(CAREFUL_FLAGS))
+# The rooms' rules are for the code, not for the tests beside it.
+room-flags = $(if $(filter-out %_test.c %_fuzz.c,$(filter $(addsuffix %,$(GENERAL_ROOMS)),$(1))),$(GENERAL_FLAGS)) \
+             $(if $(filter-out %_test.c %_fuzz.c,$(filter $(addsuffix %,$(CAREFUL_ROOMS)),$(1))),$(CAREFUL_FLAGS))
 
-$(OUT)/%.o: %.c
+$(OUT)/%.o: %.c $(OUT)/flags
 	@mkdir -p $(@D)
 	$(CC) $(FLAGS) $(call room-flags,$<) -c -o $@ $<
 
-$(OUT)/%.o: %.S
+$(OUT)/%.o: %.S $(OUT)/flags
 	@mkdir -p $(@D)
 	$(CC) $(FLAGS) -c -o $@ $<
 
-$(OUT)/%_test: %_test.c $(ARCHIVE)
+$(OUT)/%_test: $(OUT)/%_test.o $(ARCHIVE)
+	$(CC) -o $@ $< $(ARCHIVE) $(LINK) -lcmocka
+
+# Files that change when a list does: other flags rebuild all, a source that went leaves the archive.
+$(OUT)/flags: list := $(CC) $(FLAGS) $(GENERAL_ROOMS) $(GENERAL_FLAGS) $(CAREFUL_ROOMS) $(CAREFUL_FLAGS)
+$(OUT)/objects: list := $(OBJECTS)
+$(OUT)/flags $(OUT)/objects: always
 	@mkdir -p $(@D)
-	$(CC) $(FLAGS) -MF $@.d -o $@ $< $(ARCHIVE) $(LINK) -lcmocka
+	@echo '$(list)' | cmp -s - $@ || echo '$(list)' >$@
 
 include tests/tests.mk
 
@@ -77,6 +93,7 @@ fmt:
 clean:
 	rm -rf build
 
-.PHONY: all fmt clean
+.PHONY: all always fmt clean
+.SECONDARY: # objects of tests and fuzzers are kept
 .DEFAULT_GOAL := all
 -include $(shell find build/$(VARIANT) -name '*.d' 2>/dev/null)

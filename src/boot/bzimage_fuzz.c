@@ -1,4 +1,7 @@
-/* Fuzzer of the bzImage loader. The input is a kernel file. Seeds: tests/corpus/bzimage. */
+/*
+ * Fuzzer of the bzImage loader. The input is a kernel file. Seeds: tests/corpus/bzimage.
+ * Guards: src/boot/bzimage.c
+ */
 #include "boot/fuzz_board.h"
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);

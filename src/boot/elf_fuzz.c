@@ -1,4 +1,7 @@
-/* Fuzzer of the ELF loaders. The input is a kernel file. Seeds: tests/corpus/elf. */
+/*
+ * Fuzzer of the ELF loaders. The input is a kernel file. Seeds: tests/corpus/elf.
+ * Guards: src/boot/elf.c src/boot/elf_kernel.c
+ */
 #include "boot/fuzz_board.h"
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);

@@ -1,4 +1,7 @@
-/* Fuzzer of the Multiboot loader. The input is a kernel file. Seeds: tests/corpus/multiboot. */
+/*
+ * Fuzzer of the Multiboot loader. The input is a kernel file. Seeds: tests/corpus/multiboot.
+ * Guards: src/boot/multiboot.c
+ */
 #include "boot/fuzz_board.h"
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);

@@ -1,6 +1,7 @@
 /*
  * Random sequences of door calls against a model: an array of bytes, the mappings that a vCPU
  * would hold, and what has to be told about code and dirty pages.
+ * Guards: src/memory/memory.c src/memory/pmap.c src/memory/dma.c src/memory/discard.c
  */
 #include <errno.h>
 #include <string.h>

@@ -2,6 +2,7 @@
  * Streams against visit functions that do not fit them. The input is two scripts and a stream: the
  * first script writes a stream, whose sums are right; the second one reads and compares it, and
  * reads the raw rest of the input as well.
+ * Guards: src/persist/visitor.c
  */
 #include <stdlib.h>
 #include <string.h>

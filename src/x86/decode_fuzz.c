@@ -1,9 +1,9 @@
 /*
  * Fuzzer of the decoder: the results must be consistent with each other, nothing beyond the given
  * bytes may be read, and lengths must agree with a second decoder, Capstone, where both accept.
- * Build with clang -fsanitize=fuzzer,address,undefined and -lZydis -lcapstone.
  *
  * Input: a byte that chooses the code size, then the instruction.
+ * Guards: src/x86/decode.c
  */
 #include <capstone/capstone.h>
 #include <stdlib.h>

@@ -1,9 +1,9 @@
 /*
  * Fuzzer of the page walk: random tables, modes and accesses, compared with a second walk that is
  * written straight from the tables of SDM volume 3, 4.3 to 4.6, level by level.
- * Build with clang -fsanitize=fuzzer,address,undefined.
  *
  * Input: struct input, then pairs of a slot (which entry of which table) and an entry.
+ * Guards: src/x86/walk.c
  */
 #include <stdlib.h>
 

@@ -1,4 +1,8 @@
-/* Any accesses to the interrupt controllers by four vCPUs, with lines, messages and time. */
+/*
+ * Any accesses to the interrupt controllers by four vCPUs, with lines, messages and time.
+ * Guards: src/device/irqchip/irqchip.c src/device/irqchip/ioapic.c src/device/irqchip/lapic.c
+ * src/device/irqchip/lapic_registers.c src/device/irqchip/lapic_timer.c src/device/irqchip/pic.c
+ */
 #include "base/bytes.h"
 #include "base/test_clock.h"
 #include "bus/bus.h"

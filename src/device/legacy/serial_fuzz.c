@@ -1,4 +1,8 @@
-/* Any accesses to the serial port and the other legacy ports, with time passing and input. */
+/*
+ * Any accesses to the serial port and the other legacy ports, with time passing and input.
+ * Guards: src/device/legacy/serial.c src/device/legacy/i8042.c src/device/legacy/pit.c
+ * src/device/legacy/pm.c src/device/legacy/rtc.c
+ */
 #include "backend/console/array_console.h"
 #include "base/bytes.h"
 #include "base/test_clock.h"

@@ -1,4 +1,7 @@
-/* Any accesses to configuration space, BARs and MSI-X tables of three functions. */
+/*
+ * Any accesses to configuration space, BARs and MSI-X tables of three functions.
+ * Guards: src/bus/pci.c src/bus/pci_bus.c src/bus/pci_msix.c src/device/pci/host.c
+ */
 #include <stdlib.h>
 
 #include "base/bytes.h"

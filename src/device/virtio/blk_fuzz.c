@@ -1,4 +1,8 @@
-/* virtio-blk under a driver made of bytes, with a disk that is slow and sometimes fails. */
+/*
+ * virtio-blk under a driver made of bytes, with a disk that is slow and sometimes fails.
+ * Guards: src/device/virtio/blk.c src/device/virtio/blk_request.c src/device/virtio/virtio.c
+ * src/device/virtio/virtio_pci.c
+ */
 #include <errno.h>
 
 #include "backend/disk/memory_disk.h"

@@ -1,4 +1,7 @@
-/* virtio-console under a driver made of bytes, with input, resizes and a backend that fills up. */
+/*
+ * virtio-console under a driver made of bytes, with input, resizes and a backend that fills up.
+ * Guards: src/device/virtio/console.c
+ */
 #include "backend/console/array_console.h"
 #include "device/virtio/console.h"
 #include "device/virtio/fuzz_driver.h"

@@ -1,6 +1,7 @@
 /*
  * Virtqueues in memory that is nothing but input: whatever is popped must be whole and inside RAM,
  * and everything must end.
+ * Guards: src/device/virtio/queue.c
  */
 #include <string.h>
 

@@ -1,4 +1,7 @@
-/* virtio-rng under a driver made of bytes. */
+/*
+ * virtio-rng under a driver made of bytes.
+ * Guards: src/device/virtio/rng.c
+ */
 #include "device/virtio/fuzz_driver.h"
 #include "device/virtio/rng.h"
 
