@@ -30,7 +30,9 @@ enum {
 };
 
 enum { REGISTER_BYTES = 8 };
-#define TIMER_HALF (1ull << 31) /* the timer's status bit is set when its highest bit changes */
+/* The timer has 24 bits; its status bit is set when the highest of them changes. */
+#define TIMER_HALF (1ull << 23)
+#define TIMER_MASK (2 * TIMER_HALF - 1)
 
 struct pm {
     struct device device;
@@ -98,7 +100,7 @@ static uint64_t pm_read(void *owner, uint64_t offset, unsigned size)
     uint64_t value = 0;
     pthread_mutex_lock(&pm->device.lock);
     if (offset >= PM_PORT_TIMER) {
-        value = (uint32_t)timer_ticks(pm) >> (8 * (offset - PM_PORT_TIMER));
+        value = (timer_ticks(pm) & TIMER_MASK) >> (8 * (offset - PM_PORT_TIMER));
     } else {
         pm_update(pm);
         uint64_t image =

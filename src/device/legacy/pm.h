@@ -2,7 +2,7 @@
  * ACPI power management (ACPI 6.3, 4.8): PM1a event and control blocks, the PM timer, the power
  * button and soft-off.
  *
- * Ports from `port` on: +0 PM1 status, +2 PM1 enable, +4 PM1 control, +8 PM timer (32 bit).
+ * Ports from `port` on: +0 PM1 status, +2 PM1 enable, +4 PM1 control, +8 PM timer (24 bits).
  */
 #pragma once
 
