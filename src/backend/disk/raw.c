@@ -138,6 +138,14 @@ void raw_complete(struct raw_disk *raw, struct disk_request *request, int result
     pthread_mutex_unlock(&raw->lock);
 }
 
+void raw_thread_started(struct raw_disk *raw)
+{
+    pthread_mutex_lock(&raw->lock);
+    raw->started_count++;
+    pthread_cond_broadcast(&raw->idle);
+    pthread_mutex_unlock(&raw->lock);
+}
+
 int raw_start_thread(struct raw_disk *raw, void *(*run)(void *raw))
 {
     ASSERT(raw->thread_count < RAW_WORKERS);
@@ -150,6 +158,11 @@ int raw_start_thread(struct raw_disk *raw, void *(*run)(void *raw))
         return fail(-error, "start a thread for disk requests");
     }
     pthread_setname_np(raw->threads[raw->thread_count++], "disk");
+    pthread_mutex_lock(&raw->lock);
+    while (raw->started_count < raw->thread_count) {
+        pthread_cond_wait(&raw->idle, &raw->lock);
+    }
+    pthread_mutex_unlock(&raw->lock);
     return 0;
 }
 

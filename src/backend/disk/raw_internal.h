@@ -20,10 +20,10 @@ struct raw_disk {
     int fd;
     enum raw_engine engine;
     pthread_mutex_t lock; /* guards everything below, and the ring's submission side */
-    pthread_cond_t idle;  /* in_flight became 0 */
+    pthread_cond_t idle;  /* in_flight became 0, or a thread started */
     unsigned in_flight;
     pthread_t threads[RAW_WORKERS];
-    unsigned thread_count;
+    unsigned thread_count, started_count;
     struct io_uring ring;
     pthread_cond_t work; /* the workers': `first` or `stopping` changed */
     struct disk_request *first, **last;
@@ -39,7 +39,11 @@ int raw_open(const char *path, bool readonly, bool format_given, enum raw_engine
 int raw_perform(struct raw_disk *raw, const struct disk_request *request, uint64_t done);
 /* Tell the submitter; afterwards the request no longer counts as in flight. */
 void raw_complete(struct raw_disk *raw, struct disk_request *request, int result);
-/* Start a thread that no signal is delivered to. */
+/*
+ * Start a thread that no signal is delivered to, and wait until it runs: what a thread's beginning
+ * asks of the host may be forbidden soon. `run` calls raw_thread_started() first.
+ */
+void raw_thread_started(struct raw_disk *raw);
 int raw_start_thread(struct raw_disk *raw, void *(*run)(void *raw));
 
 /* io_uring: -errno if the host does not allow it (nothing on the trail). */

@@ -60,6 +60,7 @@ static int settle(struct raw_disk *raw, struct disk_request *request, int result
 static void *complete(void *argument)
 {
     struct raw_disk *raw = argument;
+    raw_thread_started(raw);
     for (bool stop = false; !stop;) {
         struct disk_request *requests[BATCH];
         int results[BATCH];

@@ -24,6 +24,7 @@ static void *work(void *argument)
 {
     struct raw_disk *raw = argument;
     struct disk_request *request;
+    raw_thread_started(raw);
     while ((request = next_request(raw))) {
         raw_complete(raw, request, raw_perform(raw, request, 0));
     }
