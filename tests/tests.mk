@@ -27,7 +27,3 @@ include tests/fuzz.mk
 -include $(sort $(wildcard tests/guest/guest.mk tests/differential/*.mk tests/bench/*.mk))
 
 .PHONY: test test-device check soak check-general tidy
-
-include tests/guest/guest.mk
-include tests/differential/differential.mk
-include tests/bench/bench.mk

@@ -51,9 +51,9 @@ $(GUEST_OUT)/runtime/kludge.o: tests/guest/runtime/start_32.S
 
 $(GUEST_OUT)/multiboot_kludge.bin: tests/guest/multiboot_32.c $(GUEST_OUT)/runtime/kludge.o \
                                    $(GUEST_OUT)/runtime/runtime_32.o
-	$(GUEST_CC) $(GUEST_FLAGS_32) $(GUEST_LINK) -MF $(@:.bin=.d) -MT $@ -o $@.elf $< \
+	$(GUEST_CC) $(GUEST_FLAGS_32) $(GUEST_LINK) -MF $(@:.bin=.d) -MT $@ -o $@.linked $< \
 	    $(GUEST_OUT)/runtime/kludge.o $(GUEST_OUT)/runtime/runtime_32.o
-	objcopy -O binary $@.elf $@
+	objcopy -O binary $@.linked $@
 
 .PHONY: guest-tests
 .SECONDARY: $(GUEST_RUNTIME_64) $(GUEST_RUNTIME_32)
