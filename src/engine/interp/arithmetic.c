@@ -178,6 +178,7 @@ enum step execute_cmpxchg_pair(struct vcpu *vcpu, const struct insn *insn)
     if (half == 8 && (place.gva & 15)) {
         return raise_gp(vcpu);
     }
+    TRY(check_alignment(vcpu, place.gva, place.size));
     TRY(mmu_check_write(vcpu, place.gva, place.size, user_access(vcpu)));
     TRY(linear_read(vcpu, place.gva, &old[0], half));
     TRY(linear_read(vcpu, place.gva + half, &old[1], half));

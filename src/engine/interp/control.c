@@ -66,8 +66,9 @@ enum step execute_call(struct vcpu *vcpu, const struct insn *insn)
     }
     TRY(branch_target(vcpu, insn, &rip));
     rip &= size_mask(width);
-    TRY(check_rip(vcpu, rip));
+    /* CPUs store the return address before they find the target unfit; RSP stays, though. */
     TRY(stack_push(vcpu, &stack, vcpu->state.rip, width));
+    TRY(check_rip(vcpu, rip));
     stack_commit(vcpu, &stack);
     vcpu->state.rip = rip;
     return STEP_NEXT;

@@ -134,9 +134,6 @@ static enum step locked_cmpxchg_pair(struct vcpu *vcpu, const struct insn *insn,
     bool equal;
 
     if (size == 16) {
-        if ((uintptr_t)host & 15) {
-            return raise_gp(vcpu);
-        }
         __asm__ volatile("lock cmpxchg16b %[memory]"
                          : "+a"(rax), "+d"(rdx), [memory] "+m"(*(unsigned __int128 *)host),
                            "=@ccz"(equal)
@@ -277,9 +274,10 @@ enum step execute_locked(struct vcpu *vcpu, const struct insn *insn, execute_fn 
     }
     TRY(is_bit ? bit_place(vcpu, insn, true, &place, &bit)
                : operand_locate(vcpu, insn, n, true, &place));
-    if (locked != locked_cmpxchg_pair) {
-        TRY(check_alignment(vcpu, place.gva, place.size));
+    if (locked == locked_cmpxchg_pair && place.size == 16 && (place.gva & 15)) {
+        return raise_gp(vcpu);
     }
+    TRY(check_alignment(vcpu, place.gva, place.size));
     TRY(mmu_host(vcpu, place.gva, place.size, user_access(vcpu) | PF_WRITE, &host));
     if (host && (place.gva & (CACHE_LINE - 1)) + place.size <= CACHE_LINE) {
         note_data_access(vcpu, place.gva, place.size, true);

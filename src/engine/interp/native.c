@@ -384,6 +384,85 @@ static void plan_make(const struct vcpu *vcpu, const struct insn *insn, struct n
     native_plan_mask(vcpu, insn, memory, plan);
 }
 
+/* What of legacy SSE may be unaligned in 16 bytes of memory. SDM volume 1, 4.1.1. */
+static bool is_unaligned_move(ZydisMnemonic mnemonic)
+{
+    switch (mnemonic) {
+    case ZYDIS_MNEMONIC_MOVUPS:
+    case ZYDIS_MNEMONIC_MOVUPD:
+    case ZYDIS_MNEMONIC_MOVDQU:
+    case ZYDIS_MNEMONIC_LDDQU:
+    case ZYDIS_MNEMONIC_PCMPESTRI:
+    case ZYDIS_MNEMONIC_PCMPESTRM:
+    case ZYDIS_MNEMONIC_PCMPISTRI:
+    case ZYDIS_MNEMONIC_PCMPISTRM:
+    case ZYDIS_MNEMONIC_MASKMOVDQU:
+        return true;
+    default:
+        return false;
+    }
+}
+
+/* What of AVX and AVX-512 must be aligned. */
+static bool is_aligned_move(ZydisMnemonic mnemonic)
+{
+    switch (mnemonic) {
+    case ZYDIS_MNEMONIC_VMOVAPS:
+    case ZYDIS_MNEMONIC_VMOVAPD:
+    case ZYDIS_MNEMONIC_VMOVDQA:
+    case ZYDIS_MNEMONIC_VMOVDQA32:
+    case ZYDIS_MNEMONIC_VMOVDQA64:
+    case ZYDIS_MNEMONIC_VMOVNTPS:
+    case ZYDIS_MNEMONIC_VMOVNTPD:
+    case ZYDIS_MNEMONIC_VMOVNTDQ:
+    case ZYDIS_MNEMONIC_VMOVNTDQA:
+        return true;
+    default:
+        return false;
+    }
+}
+
+/* What alignment checking (#AC) asks of an operand. SDM volume 3, table 6-7. */
+static unsigned natural_alignment(unsigned size)
+{
+    switch (size) {
+    case 2:
+    case 4:
+    case 8:
+    case 16:
+        return size;
+    case 10: /* 80-bit numbers */
+        return 8;
+    case 14: /* x87 environment and state, 16-bit formats */
+    case 94:
+        return 2;
+    case 28:
+    case 108:
+        return 4;
+    default:
+        return 1;
+    }
+}
+
+/* The #GP or #AC of a misaligned vector operand comes before any #PF. */
+static enum step check_vector_alignment(struct vcpu *vcpu, const struct insn *insn,
+                                        enum vector_family family, const struct native_plan *plan)
+{
+    unsigned size = plan->chunk * plan->count;
+    bool aligned = family == FAMILY_SSE ? size == 16 && !is_unaligned_move(insn->info.mnemonic)
+                                        : is_aligned_move(insn->info.mnemonic);
+    gva_t gva;
+
+    if (!plan->active || size == 0 || (!aligned && !(vcpu->state.rflags & FLAG_AC))) {
+        return STEP_NEXT;
+    }
+    TRY(linear_address(vcpu, plan->segment, plan->offset, size, plan->writes, &gva));
+    if (aligned) {
+        return gva & (size - 1) ? raise_gp(vcpu) : STEP_NEXT;
+    }
+    return plan->count == 1 ? check_alignment(vcpu, gva, natural_alignment(size)) : STEP_NEXT;
+}
+
 /*
  * The x87 instruction and data pointers name the snippet and the bounce buffer now: give them
  * what they would be in the guest. Where they are older, they are right already.
@@ -464,13 +543,15 @@ enum step native_execute(struct vcpu *vcpu, const struct insn *insn)
 {
     struct native *native = vcpu->native;
     struct native_plan plan;
+    enum vector_family family = family_of(insn);
     const uint8_t *body;
 
-    TRY(check_enabled(vcpu, family_of(insn)));
+    TRY(check_enabled(vcpu, family));
     if (native_is_gather(insn)) {
         return native_gather(vcpu, insn);
     }
     plan_make(vcpu, insn, &plan);
+    TRY(check_vector_alignment(vcpu, insn, family, &plan));
     const struct snippet *snippet = snippet_for(native, insn, &body);
     if (!snippet || plan.chunk * plan.count > BOUNCE_SIZE - BOUNCE_ALIGNMENT) {
         fail(-ENOTSUP, "the vector instruction %02x %02x %02x %02x cannot be rewritten",

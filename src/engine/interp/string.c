@@ -120,8 +120,8 @@ static enum step iterate_cmps(struct vcpu *vcpu, const struct string *string)
 
     TRY(string_address(vcpu, string, RSI, string->size, false, &first));
     TRY(string_address(vcpu, string, RDI, string->size, false, &second));
+    TRY(linear_read(vcpu, second, &b, string->size)); /* CPUs look there first */
     TRY(linear_read(vcpu, first, &a, string->size));
-    TRY(linear_read(vcpu, second, &b, string->size));
     compare_flags(vcpu, a, b, string->size);
     advance(vcpu, string, RSI, string->step);
     advance(vcpu, string, RDI, string->step);
@@ -197,17 +197,26 @@ static enum step again(struct vcpu *vcpu, const struct insn *insn)
 
 enum repeat { REPEAT_ALWAYS, REPEAT_WHILE_ZF, REPEAT_WHILE_NOT_ZF };
 
-/* A batch of iterations; an exception in a later one leaves the earlier ones done. */
+/*
+ * A batch of iterations; an exception in a later one leaves the earlier ones done, but the flags
+ * are those from before the instruction until it ends. SDM volume 2, REP.
+ */
 static enum step repeat(struct vcpu *vcpu, const struct insn *insn, const struct string *string,
                         iterate_fn *iterate, enum repeat condition)
 {
     unsigned batch = steps_singly(vcpu) ? 1 : BATCH;
+    uint64_t rflags = vcpu->state.rflags;
 
     while (count_of(vcpu, string) > 0) {
         if (batch-- == 0) {
+            vcpu->state.rflags = rflags;
             return again(vcpu, insn);
         }
-        TRY(iterate(vcpu, string));
+        enum step step = iterate(vcpu, string);
+        if (step != STEP_NEXT) {
+            vcpu->state.rflags = rflags;
+            return step;
+        }
         count_down(vcpu, string, 1);
         bool zero = vcpu->state.rflags & FLAG_ZF;
         if ((condition == REPEAT_WHILE_ZF && !zero) || (condition == REPEAT_WHILE_NOT_ZF && zero)) {
@@ -359,12 +368,22 @@ enum step execute_scas(struct vcpu *vcpu, const struct insn *insn)
     return execute_string(vcpu, insn, iterate_scas);
 }
 
+/* The permission counts even if the count is zero. */
+static enum step execute_port_string(struct vcpu *vcpu, const struct insn *insn,
+                                     iterate_fn *iterate)
+{
+    struct string string = string_of(vcpu, insn);
+
+    TRY(port_check(vcpu, (uint16_t)vcpu->state.gpr[RDX], string.size));
+    return execute_string(vcpu, insn, iterate);
+}
+
 enum step execute_ins(struct vcpu *vcpu, const struct insn *insn)
 {
-    return execute_string(vcpu, insn, iterate_ins);
+    return execute_port_string(vcpu, insn, iterate_ins);
 }
 
 enum step execute_outs(struct vcpu *vcpu, const struct insn *insn)
 {
-    return execute_string(vcpu, insn, iterate_outs);
+    return execute_port_string(vcpu, insn, iterate_outs);
 }
