@@ -421,8 +421,11 @@ enum step interp_poll(struct vcpu *vcpu)
     if (state->activity == ACTIVITY_WAIT_SIPI) {
         return STEP_HALT;
     }
-    if (state->nmi_pending && !state->nmi_blocked && !state->interrupt_shadow) {
-        return interp_deliver_interrupt(vcpu, EXCEPTION_NMI);
+    if (state->nmi_pending && !state->nmi_blocked) {
+        if (!state->interrupt_shadow) {
+            return interp_deliver_interrupt(vcpu, EXCEPTION_NMI);
+        }
+        __atomic_fetch_or((uint32_t *)&vcpu->kicks, KICK_NMI, __ATOMIC_RELEASE);
     }
     if ((state->rflags & FLAG_IF) && !state->interrupt_shadow && take_kick(vcpu, KICK_INTERRUPT)) {
         int vector = vcpu->host->interrupt_acknowledge(vcpu->host->owner, vcpu->index);

@@ -539,6 +539,9 @@ enum step execute_iret(struct vcpu *vcpu, const struct insn *insn)
     uint64_t selector = 0;
 
     vcpu->state.nmi_blocked = false;
+    if (vcpu->state.nmi_pending) { /* its kick was taken while it was blocked: look again */
+        __atomic_fetch_or((uint32_t *)&vcpu->kicks, KICK_NMI, __ATOMIC_RELEASE);
+    }
     if (!has_selectors(vcpu)) {
         return iret_real(vcpu, &stack, size);
     }
