@@ -215,14 +215,14 @@ static bool is_end(const struct insn *insn)
     }
 }
 
-static void decode_unit(struct compiler *c, const uint8_t *page)
+static void decode_unit(struct compiler *c)
 {
     unsigned offset = c->unit->offset;
     c->end_result = DECODE_OK;
     while (c->count < UNIT_MAX_INSTRUCTIONS && offset < PAGE_SIZE) {
         struct insn *insn = &c->insns[c->count];
         c->offsets[c->count] = (uint16_t)offset;
-        c->end_result = decode(DECODE_64, page + offset, PAGE_SIZE - offset, insn);
+        c->end_result = decode(DECODE_64, c->page + offset, PAGE_SIZE - offset, insn);
         if (c->end_result != DECODE_OK) {
             break;
         }
@@ -233,6 +233,26 @@ static void decode_unit(struct compiler *c, const uint8_t *page)
         }
     }
     c->offsets[c->count] = (uint16_t)offset;
+}
+
+/* An instruction that begins in one page and ends in the next makes a unit of its own. */
+static void decode_across(struct compiler *c)
+{
+    unsigned offset = c->unit->offset;
+    c->offsets[0] = (uint16_t)offset;
+    c->end_result = decode(DECODE_64, c->page + offset, INSN_MAX_LENGTH, &c->insns[0]);
+    if (c->end_result == DECODE_OK) {
+        c->count = 1;
+    }
+    c->offsets[1] = (uint16_t)(offset + (c->count ? c->insns[0].info.length : 1));
+}
+
+bool crosses_page(const struct compiler *c, uint64_t pc)
+{
+    unsigned offset = pc & (PAGE_SIZE - 1);
+    struct insn insn;
+    return offset + INSN_MAX_LENGTH > PAGE_SIZE &&
+           decode(DECODE_64, c->page + offset, PAGE_SIZE - offset, &insn) == DECODE_TRUNCATED;
 }
 
 /* ---- what an instruction is for us ---- */
@@ -636,8 +656,12 @@ static void emit_unit(struct compiler *c)
         c->current = c->count - 1;
         count_instructions(c, 0);
         compile_direct(c, 0xe9, compiler_next_pc(c));
+    } else if (c->end_result == DECODE_TRUNCATED && c->count > 0) {
+        c->current = c->count - 1;
+        count_instructions(c, 0);
+        compile_direct(c, 0xe9, compiler_next_pc(c)); /* to the unit across the pages */
     } else {
-        /* Across the page's end, or not an instruction: interp fetches and decodes it itself. */
+        /* Not an instruction, or its second page is not there: interp meets the exception. */
         c->current = c->count;
         compile_execute_last(c);
     }
@@ -652,21 +676,45 @@ static uint64_t lines_between(unsigned first, unsigned end)
     return lines;
 }
 
-struct unit *compile(struct block *block, gva_t gva, gpa_t gpa, uint16_t mode)
+/* Copy the bytes to decode, once. False if they are not in RAM. */
+static bool read_pages(struct compiler *c, gpa_t gpa, uint64_t second_page)
+{
+    struct memory *memory = c->vm->config.memory;
+    unsigned offset = gpa & (PAGE_SIZE - 1);
+    /* From the start: exits to lower addresses look at their targets. */
+    return memory_read(memory, gpa - offset, c->page, PAGE_SIZE) == 0 &&
+           (second_page == NO_PAGE ||
+            memory_read(memory, second_page << PAGE_SHIFT, c->page + PAGE_SIZE,
+                        INSN_MAX_LENGTH) == 0);
+}
+
+/* Emit everything; the unit's extent is known afterwards. */
+static void emit_all(struct compiler *c)
+{
+    struct unit *unit = c->unit;
+    unit->start = emit_offset(&c->e);
+    emit_entries(c);
+    emit_unit(c);
+    for (unsigned i = 0; i < c->outline_count; i++) {
+        emit_outline(c, &c->outlines[i]);
+    }
+    unit->end = emit_offset(&c->e);
+    ASSERT(unit->end - unit->start <= UNIT_MAX_HOST_BYTES);
+    unit->site_count = c->vm->site_count - unit->first_site;
+    unsigned last = c->offsets[c->count] + (c->end_result == DECODE_OK ? 0u : INSN_MAX_LENGTH);
+    unit->lines = lines_between(unit->offset, last < PAGE_SIZE ? last : PAGE_SIZE);
+}
+
+void compile(struct block *block, gva_t gva, gpa_t gpa, uint64_t second_page, uint16_t mode)
 {
     static _Thread_local struct insn insns[UNIT_MAX_INSTRUCTIONS + 1];
-    static _Thread_local uint8_t page[PAGE_SIZE];
     struct translate_vm *vm = block->vm;
-    gpa_t page_base = align_down(gpa, PAGE_SIZE);
-    unsigned offset = gpa & (PAGE_SIZE - 1);
-    if (memory_read(vm->config.memory, page_base + offset, page + offset, PAGE_SIZE - offset) < 0) {
-        return NULL;
-    }
     struct unit *unit = &vm->units[vm->unit_count];
     *unit = (struct unit){
         .page = gpa >> PAGE_SHIFT,
+        .second_page = NO_PAGE,
         .virtual_page = align_down(gva, PAGE_SIZE),
-        .offset = (uint16_t)offset,
+        .offset = gpa & (PAGE_SIZE - 1),
         .mode = mode,
         .first_site = vm->site_count,
     };
@@ -680,20 +728,16 @@ struct unit *compile(struct block *block, gva_t gva, gpa_t gpa, uint16_t mode)
         .insns = insns,
         .counts = vm->config.time_mode == TIME_DETERMINISTIC,
     };
-    decode_unit(&c, page);
-    unit->start = emit_offset(&c.e);
-    emit_entries(&c);
-    emit_unit(&c);
-    for (unsigned i = 0; i < c.outline_count; i++) {
-        emit_outline(&c, &c.outlines[i]);
+    if (!read_pages(&c, gpa, second_page)) {
+        return;
     }
-    unit->end = emit_offset(&c.e);
-    ASSERT(unit->end - unit->start <= UNIT_MAX_HOST_BYTES);
-    unit->site_count = vm->site_count - unit->first_site;
-    unsigned last = c.offsets[c.count] + (c.end_result == DECODE_OK ? 0u : INSN_MAX_LENGTH);
-    unit->lines = lines_between(offset, last < PAGE_SIZE ? last : PAGE_SIZE);
+    decode_unit(&c);
+    if (c.count == 0 && c.end_result == DECODE_TRUNCATED && second_page != NO_PAGE) {
+        unit->second_page = second_page;
+        decode_across(&c);
+    }
+    emit_all(&c);
     vm->cache.used = unit->end;
     vm->unit_count++;
     unit_add(vm, unit);
-    return unit;
 }

@@ -15,9 +15,10 @@ static void align_patch(struct compiler *c, unsigned before)
     }
 }
 
+/* Is the target's unit valid as long as this one? */
 static bool in_same_page(const struct compiler *c, uint64_t target)
 {
-    return align_down(target, PAGE_SIZE) == c->virtual_page;
+    return align_down(target, PAGE_SIZE) == c->virtual_page && !crosses_page(c, target);
 }
 
 /* A site for an exit to `target`. */

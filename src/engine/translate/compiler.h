@@ -33,6 +33,7 @@ struct compiler {
     uint16_t mode;
     uint64_t virtual_page;
 
+    uint8_t page[PAGE_SIZE + INSN_MAX_LENGTH]; /* the bytes, read once */
     struct insn *insns; /* decoded ahead */
     uint16_t offsets[UNIT_MAX_INSTRUCTIONS + 1];
     unsigned count;
@@ -73,6 +74,8 @@ static inline bool is_displaced(int gpr)
 }
 
 /* ---- compile.c ---- */
+/* Does the instruction at this address of the unit's page go on in the next page? */
+bool crosses_page(const struct compiler *c, uint64_t pc);
 uint32_t site_new(struct compiler *c, enum site_kind kind);
 void outline(struct compiler *c, enum outline_kind kind, uint8_t *branch, uint32_t site,
              uint64_t constant);

@@ -146,8 +146,8 @@ void block_renew_mode(struct block *block)
 
 static void note_exec_page(struct block *block, gva_t gva)
 {
-    uint64_t bit = gva >> PAGE_SHIFT & 4095;
-    block->exec_pages[bit >> 6] |= 1ull << (bit & 63);
+    unsigned bit = exec_page_bit(gva);
+    block->exec_pages[mode_privilege(block->mode)][bit >> 6] |= 1ull << (bit & 63);
 }
 
 enum step block_translate_fetch(struct block *block, gva_t rip, gpa_t *ret_gpa)
@@ -169,6 +169,16 @@ enum step block_translate_fetch(struct block *block, gva_t rip, gpa_t *ret_gpa)
     }
     *ret_gpa = entry->gpa_page | (rip & (PAGE_SIZE - 1));
     return STEP_NEXT;
+}
+
+uint64_t block_second_page(struct block *block, gva_t rip)
+{
+    gpa_t gpa;
+    if ((rip & (PAGE_SIZE - 1)) + INSN_MAX_LENGTH <= PAGE_SIZE ||
+        block_translate_fetch(block, align_down(rip, PAGE_SIZE) + PAGE_SIZE, &gpa) != STEP_NEXT) {
+        return NO_PAGE;
+    }
+    return gpa >> PAGE_SHIFT;
 }
 
 static uint64_t leave(struct block *block, enum leave_reason reason)
@@ -196,8 +206,9 @@ static uint64_t find(struct block *block, uint64_t rip)
     if (block_translate_fetch(block, rip, &gpa) != STEP_NEXT) {
         return 0;
     }
+    uint64_t second = block_second_page(block, rip);
     pthread_mutex_lock(&vm->lock);
-    struct unit *unit = unit_find(vm, gpa >> PAGE_SHIFT, gpa & (PAGE_SIZE - 1),
+    struct unit *unit = unit_find(vm, gpa >> PAGE_SHIFT, second, gpa & (PAGE_SIZE - 1),
                                   align_down(rip, PAGE_SIZE), block->mode);
     uint64_t host = unit ? cache_address(vm, unit->saved_entry) : 0;
     pthread_mutex_unlock(&vm->lock);
@@ -415,8 +426,9 @@ uint64_t helper_link(struct block *block, uint32_t number)
     }
     pthread_mutex_lock(&vm->lock);
     struct unit *from = &vm->units[site->unit];
-    struct unit *target = unit_find(vm, from->page, rip & (PAGE_SIZE - 1), from->virtual_page,
-                                    from->mode);
+    /* Exits to an instruction across pages are links, never chains. */
+    struct unit *target = unit_find(vm, from->page, NO_PAGE, rip & (PAGE_SIZE - 1),
+                                    from->virtual_page, from->mode);
     if (target && !from->is_retired) {
         site_link(vm, number, target);
     }

@@ -124,7 +124,7 @@ struct block {
     struct space spaces[SPACES_MAX];
     struct space *space;
     uint64_t space_clock;
-    uint64_t exec_pages[64]; /* a Bloom filter of guest-virtual pages with known code */
+    uint64_t exec_pages[PRIVILEGES][512]; /* filters of guest-virtual pages with known code */
     struct exec_entry {
         uint64_t gva_page, gpa_page;
     } exec_tlb[PRIVILEGES][256];
@@ -144,14 +144,17 @@ enum { SPACE_OFFSET = POLL_OFFSET + PAGE_SIZE };
 
 /* ---- units and sites ---- */
 
+#define NO_PAGE UINT64_MAX
+
 struct unit {
     uint64_t page;         /* guest-physical page number */
     uint64_t virtual_page; /* guest-virtual address of that page */
+    uint64_t second_page;  /* of an instruction across two pages; NO_PAGE: all in one */
     uint64_t lines;        /* which 64-byte lines of the page its bytes came from */
     uint32_t saved_entry;  /* cache offset: enter with flags saved in the block */
     uint32_t host_entry;   /* cache offset: enter with flags in the CPU */
     uint32_t start, end;   /* cache offsets of its code */
-    uint32_t next_in_hash, next_in_page;
+    uint32_t next_in_hash, next_in_page, next_in_second;
     uint32_t incoming; /* sites chained to this unit */
     uint32_t first_site, site_count;
     uint16_t offset; /* of its first byte in the page */
@@ -213,8 +216,8 @@ struct page_units {
     uint64_t page;
     uint64_t lines;
     uint32_t first;
+    uint32_t first_across; /* units whose last bytes are at the start of this page */
     uint32_t next_in_hash;
-    uint32_t invalidations;
     uint32_t compiling; /* being translated now: stays marked as code */
 };
 
@@ -262,8 +265,9 @@ void cache_fini(struct cache *cache);
 /* ---- unit.c: call with vm->lock held ---- */
 int units_init(struct translate_vm *vm);
 void units_fini(struct translate_vm *vm);
-struct unit *unit_find(struct translate_vm *vm, uint64_t page, uint16_t offset,
-                       uint64_t virtual_page, uint16_t mode);
+/* `second_page` is where the next virtual page is now (NO_PAGE if it is not mapped). */
+struct unit *unit_find(struct translate_vm *vm, uint64_t page, uint64_t second_page,
+                       uint16_t offset, uint64_t virtual_page, uint16_t mode);
 /* Keep a page marked as code while its bytes are read, from before memory_set_code(). */
 void page_begin_compile(struct translate_vm *vm, uint64_t page);
 void page_end_compile(struct translate_vm *vm, uint64_t page);
@@ -284,8 +288,8 @@ static inline uint32_t unit_number(const struct translate_vm *vm, const struct u
 void stubs_make(struct translate_vm *vm);
 
 /* ---- compile.c ---- */
-/* Translate at gva (gpa is its guest-physical address). NULL: an exception is in vcpu. */
-struct unit *compile(struct block *block, gva_t gva, gpa_t gpa, uint16_t mode);
+/* Translate at gva, which is at gpa; the next virtual page is at second_page (or NO_PAGE). */
+void compile(struct block *block, gva_t gva, gpa_t gpa, uint64_t second_page, uint16_t mode);
 
 /* ---- space.c ---- */
 int spaces_init(struct block *block);
@@ -325,6 +329,8 @@ void block_renew_mode(struct block *block);
 void vectors_save(struct block *block);
 void vectors_restore(struct block *block);
 enum step block_translate_fetch(struct block *block, gva_t rip, gpa_t *ret_gpa);
+/* Where an instruction at rip would go on, if it can reach the next page; else NO_PAGE. */
+uint64_t block_second_page(struct block *block, gva_t rip);
 
 /* ---- world.c ---- */
 void world_init(struct translate_vm *vm);
@@ -363,6 +369,11 @@ static inline size_t links_offset(enum privilege privilege)
 {
     return privilege == PRIVILEGE_USER ? SPACE_OFFSET + offsetof(struct space_data, links)
                                        : offsetof(struct block, kernel_links);
+}
+/* The bit of a page in exec_pages. */
+static inline unsigned exec_page_bit(gva_t gva)
+{
+    return (unsigned)((gva >> PAGE_SHIFT) * 0x9e3779b97f4a7c15ull >> 49);
 }
 static inline struct jump_entry *block_jumps(struct block *block, enum privilege privilege)
 {

@@ -81,6 +81,11 @@ static void exec_clear(struct block *block, enum privilege privilege)
     }
 }
 
+static void exec_pages_clear(struct block *block, enum privilege privilege)
+{
+    bytes_fill(block->exec_pages[privilege], 0, sizeof block->exec_pages[privilege]);
+}
+
 /* The mappings of a space's user code may have changed. */
 static void user_forget(struct block *block, struct space *space)
 {
@@ -99,6 +104,7 @@ static void kernel_forget(struct block *block)
     links_clear(block, block->kernel_links, block->kernel_links_filled);
     block->kernel_links_filled = 0;
     block->kernel_is_local = false;
+    exec_pages_clear(block, PRIVILEGE_KERNEL);
     exec_clear(block, PRIVILEGE_KERNEL);
     stack_reset(block, PRIVILEGE_KERNEL);
 }
@@ -129,10 +135,8 @@ void spaces_forget_code(struct block *block)
             user_forget(block, &block->spaces[i]);
         }
     }
+    exec_pages_clear(block, PRIVILEGE_USER);
     kernel_forget(block);
-    for (unsigned i = 0; i < ARRAY_SIZE(block->exec_pages); i++) {
-        block->exec_pages[i] = 0;
-    }
 }
 
 void spaces_drop(struct block *block, uint64_t first, uint64_t count, bool write_only)
@@ -201,10 +205,10 @@ void space_activate(struct block *block)
     set_gs_base((uint64_t)space->alias);
 }
 
-static bool may_hold_code(const struct block *block, gva_t gva)
+static bool may_hold_code(const struct block *block, enum privilege privilege, gva_t gva)
 {
-    uint64_t bit = gva >> PAGE_SHIFT & 4095;
-    return block->exec_pages[bit >> 6] & 1ull << (bit & 63);
+    unsigned bit = exec_page_bit(gva);
+    return block->exec_pages[privilege][bit >> 6] & 1ull << (bit & 63);
 }
 
 static void flush_page(struct block *block, gva_t gva)
@@ -215,8 +219,15 @@ static void flush_page(struct block *block, gva_t gva)
             tlb_flush_page(&block->spaces[i].data->tlb, gva);
         }
     }
-    if (may_hold_code(block, gva)) {
-        spaces_forget_code(block);
+    if (may_hold_code(block, PRIVILEGE_USER, gva)) {
+        for (unsigned i = 0; i < SPACES_MAX; i++) {
+            if (block->spaces[i].in_use) {
+                user_forget(block, &block->spaces[i]);
+            }
+        }
+    }
+    if (may_hold_code(block, PRIVILEGE_KERNEL, gva)) {
+        kernel_forget(block);
     }
 }
 

@@ -89,7 +89,7 @@ void page_begin_compile(struct translate_vm *vm, uint64_t page)
 /* No unit and no compiler needs the page's bytes to be watched any more. */
 static void page_release(struct translate_vm *vm, const struct page_units *page)
 {
-    if (!page->first && !page->compiling) {
+    if (!page->first && !page->first_across && !page->compiling) {
         memory_clear_code(vm->config.memory, page->page);
     }
 }
@@ -103,13 +103,14 @@ void page_end_compile(struct translate_vm *vm, uint64_t page)
     }
 }
 
-struct unit *unit_find(struct translate_vm *vm, uint64_t page, uint16_t offset,
-                       uint64_t virtual_page, uint16_t mode)
+struct unit *unit_find(struct translate_vm *vm, uint64_t page, uint64_t second_page,
+                       uint16_t offset, uint64_t virtual_page, uint16_t mode)
 {
     for (uint32_t n = *unit_bucket(vm, page, offset); n; n = vm->units[n].next_in_hash) {
         struct unit *unit = &vm->units[n];
         if (unit->page == page && unit->offset == offset && unit->mode == mode &&
-            unit->virtual_page == virtual_page) {
+            unit->virtual_page == virtual_page &&
+            (unit->second_page == NO_PAGE || unit->second_page == second_page)) {
             return unit;
         }
     }
@@ -127,6 +128,11 @@ void unit_add(struct translate_vm *vm, struct unit *unit)
     unit->next_in_page = page->first;
     page->first = number;
     page->lines |= unit->lines;
+    if (unit->second_page != NO_PAGE) {
+        page = page_make(vm, unit->second_page);
+        unit->next_in_second = page->first_across;
+        page->first_across = number;
+    }
 }
 
 static void patch(struct translate_vm *vm, uint32_t at, uint32_t target)
@@ -163,6 +169,9 @@ static void unit_unlink(struct translate_vm *vm, struct unit *unit)
 
 static void unit_retire(struct translate_vm *vm, struct unit *unit)
 {
+    if (unit->is_retired) {
+        return; /* by way of its other page */
+    }
     uint32_t number = unit_number(vm, unit);
     uint32_t *link = unit_bucket(vm, unit->page, unit->offset);
     while (*link != number) {
@@ -181,6 +190,37 @@ static uint64_t lines_of(unsigned first, unsigned last)
     return from & to;
 }
 
+/* Retire what was made from some lines of a page. */
+static bool page_retire(struct translate_vm *vm, struct page_units *page, uint64_t lines)
+{
+    bool retired = false;
+    uint32_t *link = &page->first;
+    page->lines = 0;
+    while (*link) {
+        struct unit *unit = &vm->units[*link];
+        if (unit->is_retired || (unit->lines & lines)) {
+            unit_retire(vm, unit);
+            *link = unit->next_in_page;
+            retired = true;
+        } else {
+            page->lines |= unit->lines;
+            link = &unit->next_in_page;
+        }
+    }
+    return retired;
+}
+
+/* Retire the units whose last instruction ends at the start of this page. */
+static bool page_retire_across(struct translate_vm *vm, struct page_units *page)
+{
+    bool retired = page->first_across;
+    for (uint32_t n = page->first_across; n; n = vm->units[n].next_in_second) {
+        unit_retire(vm, &vm->units[n]);
+    }
+    page->first_across = 0;
+    return retired;
+}
+
 bool units_retire(struct translate_vm *vm, gpa_t gpa, uint64_t length)
 {
     bool retired = false;
@@ -188,23 +228,12 @@ bool units_retire(struct translate_vm *vm, gpa_t gpa, uint64_t length)
     while (gpa < end) {
         uint64_t page_end = align_down(gpa, PAGE_SIZE) + PAGE_SIZE;
         gpa_t stop = end < page_end ? end : page_end;
+        unsigned first = gpa & (PAGE_SIZE - 1);
         struct page_units *page = page_find(vm, gpa >> PAGE_SHIFT);
-        uint64_t lines = lines_of(gpa & (PAGE_SIZE - 1), (stop - 1) & (PAGE_SIZE - 1));
-        if (page && (page->lines & lines)) {
-            uint32_t *link = &page->first;
-            page->lines = 0;
-            while (*link) {
-                struct unit *unit = &vm->units[*link];
-                if (unit->lines & lines) {
-                    unit_retire(vm, unit);
-                    *link = unit->next_in_page;
-                    retired = true;
-                } else {
-                    page->lines |= unit->lines;
-                    link = &unit->next_in_page;
-                }
-            }
-            page->invalidations++;
+        uint64_t lines = lines_of(first, (stop - 1) & (PAGE_SIZE - 1));
+        if (page) {
+            retired |= (page->lines & lines) && page_retire(vm, page, lines);
+            retired |= first < INSN_MAX_LENGTH && page_retire_across(vm, page);
             page_release(vm, page);
         }
         gpa = stop;
@@ -215,7 +244,7 @@ bool units_retire(struct translate_vm *vm, gpa_t gpa, uint64_t length)
 void units_forget(struct translate_vm *vm)
 {
     for (uint32_t n = 1; n < vm->page_count; n++) {
-        if (vm->pages[n].first || vm->pages[n].compiling) {
+        if (vm->pages[n].first || vm->pages[n].first_across || vm->pages[n].compiling) {
             memory_clear_code(vm->config.memory, vm->pages[n].page);
         }
     }

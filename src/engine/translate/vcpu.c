@@ -412,20 +412,31 @@ static enum step translate_here(struct block *block)
         return interp_deliver_exception(&block->vcpu);
     }
     make_room(block);
+    uint64_t page = gpa >> PAGE_SHIFT, second = block_second_page(block, rip);
     pthread_mutex_lock(&vm->lock);
-    page_begin_compile(vm, gpa >> PAGE_SHIFT);
-    pthread_mutex_unlock(&vm->lock);
-    /* May wait for other vCPUs: without our lock. Afterwards every store to the page is seen. */
-    bool is_ram = memory_set_code(vm->config.memory, gpa >> PAGE_SHIFT) == 0;
-    pthread_mutex_lock(&vm->lock);
-    if (is_ram && !unit_find(vm, gpa >> PAGE_SHIFT, gpa & (PAGE_SIZE - 1),
-                             align_down(rip, PAGE_SIZE), block->mode)) {
-        compile(block, rip, gpa, block->mode);
+    page_begin_compile(vm, page);
+    if (second != NO_PAGE) {
+        page_begin_compile(vm, second);
     }
-    page_end_compile(vm, gpa >> PAGE_SHIFT);
     pthread_mutex_unlock(&vm->lock);
-    /* Code outside RAM (a ROM, a device) is for interp. */
-    return is_ram ? STEP_NEXT : interp_step(&block->vcpu);
+    /* May wait for other vCPUs: without our lock. Afterwards every store to the pages is seen. */
+    bool is_watched = memory_set_code(vm->config.memory, page) == 0;
+    if (second != NO_PAGE && memory_set_code(vm->config.memory, second) < 0) {
+        is_watched = false;
+    }
+    trail_clear();
+    pthread_mutex_lock(&vm->lock);
+    if (is_watched && !unit_find(vm, page, second, gpa & (PAGE_SIZE - 1),
+                                 align_down(rip, PAGE_SIZE), block->mode)) {
+        compile(block, rip, gpa, second, block->mode);
+    }
+    page_end_compile(vm, page);
+    if (second != NO_PAGE) {
+        page_end_compile(vm, second);
+    }
+    pthread_mutex_unlock(&vm->lock);
+    /* Code outside RAM, or that a device writes now, is for interp. */
+    return is_watched ? STEP_NEXT : interp_step(&block->vcpu);
 }
 
 /* The engine's own kicks; the architectural ones are interp_poll()'s. */
