@@ -10,9 +10,12 @@ enum timer_mode { TIMER_ONE_SHOT, TIMER_PERIODIC, TIMER_DEADLINE };
 
 enum {
     TIMER_MODE_SHIFT = 17,
+    TICK_NS = 1000000000 / IRQCHIP_TIMER_HZ, /* with divide value 1 */
     /* A guest cannot make the host wake up more often than this for a periodic timer. */
     PERIOD_MINIMUM_NS = 50000,
 };
+
+_Static_assert(1000000000 % IRQCHIP_TIMER_HZ == 0, "the timer ticks in whole nanoseconds");
 
 static unsigned timer_mode(const struct lapic *lapic)
 {
@@ -24,7 +27,7 @@ bool lapic_timer_is_deadline(const struct lapic *lapic)
     return timer_mode(lapic) == TIMER_DEADLINE;
 }
 
-/* Bits 3, 1, 0 of the divide register: 2, 4, 8... 128, and 111b for 1. One tick is a nanosecond. */
+/* Bits 3, 1, 0 of the divide register: 2, 4, 8... 128, and 111b for 1. */
 static unsigned timer_shift(const struct lapic *lapic)
 {
     unsigned code = (lapic->timer_divide & 3) | (lapic->timer_divide >> 1 & 4);
@@ -33,7 +36,7 @@ static unsigned timer_shift(const struct lapic *lapic)
 
 static uint64_t timer_period(const struct lapic *lapic)
 {
-    return (uint64_t)lapic->timer_initial << timer_shift(lapic);
+    return ((uint64_t)lapic->timer_initial << timer_shift(lapic)) * TICK_NS;
 }
 
 /* What is due has happened: fire once, however many periods were missed. */
@@ -98,7 +101,7 @@ void lapic_timer_set_divide(struct lapic *lapic, uint32_t divide)
     uint32_t left = lapic_timer_current(lapic);
     lapic->timer_divide = divide & 0xb;
     if (lapic->timer_due != UINT64_MAX && !lapic_timer_is_deadline(lapic)) {
-        lapic->timer_due = now + ((uint64_t)left << timer_shift(lapic));
+        lapic->timer_due = now + ((uint64_t)left << timer_shift(lapic)) * TICK_NS;
     }
     lapic_timer_arm(lapic);
 }
@@ -143,6 +146,6 @@ uint32_t lapic_timer_current(struct lapic *lapic)
     if (lapic->timer_due == UINT64_MAX) {
         return 0;
     }
-    uint64_t left = (lapic->timer_due - now) >> timer_shift(lapic);
+    uint64_t left = (lapic->timer_due - now) / TICK_NS >> timer_shift(lapic);
     return left < lapic->timer_initial ? (uint32_t)left : lapic->timer_initial;
 }
