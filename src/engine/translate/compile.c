@@ -118,6 +118,14 @@ static void emit_outline(struct compiler *c, const struct outline *o)
         emit_constant(e, SCRATCH2, o->site);
         emit_jump(e, c->vm->stubs.execute);
         break;
+    case OUTLINE_JUMP:
+        emit_jump(e, c->vm->stubs.indirect_slow);
+        break;
+    case OUTLINE_CALL:
+        emit8(e, 0xe8);
+        emit_relative(e, c->vm->stubs.indirect_slow);
+        emit_jump(e, (uint32_t)o->constant);
+        break;
     case OUTLINE_RETURN:
         emit_indirect_note(c, o->site);
         emit_jump(e, c->vm->stubs.indirect[mode_privilege(c->mode)]);
@@ -188,8 +196,7 @@ static void compile_execute_last(struct compiler *c)
 
 /* ---- decode ---- */
 
-/* Does nothing run behind this instruction in straight line? */
-static bool is_end(const struct insn *insn)
+bool is_end(const struct insn *insn)
 {
     switch (insn->info.meta.category) {
     case ZYDIS_CATEGORY_UNCOND_BR:
@@ -405,53 +412,6 @@ static bool is_nothing(const struct insn *insn)
     }
 }
 
-/* The instructions that this file does by hand. */
-static bool compile_simple(struct compiler *c)
-{
-    struct emitter *e = &c->e;
-    switch (compiler_insn(c)->info.mnemonic) {
-    case ZYDIS_MNEMONIC_CLI:
-        if (c->mode & MODE_USER) {
-            return false;
-        }
-        emit_gs(e, false, 0xc6, 0, offsetof(struct block, interrupt_flag)); /* mov byte, 0 */
-        emit8(e, 0);
-        return true;
-    case ZYDIS_MNEMONIC_RDTSC:
-        if ((c->mode & MODE_TSD) || c->vm->config.time_mode != TIME_HOST) {
-            return false;
-        }
-        flags_to_block(c);
-        {
-            static const uint8_t join[] = {0x0f, 0x31, 0x48, 0xc1, 0xe2, 0x20, 0x48, 0x09, 0xd0};
-            static const uint8_t split[] = {0x48, 0x89, 0xc2, 0x48, 0xc1, 0xea, 0x20, 0x89, 0xc0};
-            for (unsigned i = 0; i < sizeof join; i++) {
-                emit8(e, join[i]);
-            }
-            emit_gs(e, true, OP_ADD, RAX, offsetof(struct block, vcpu.state.tsc_offset));
-            for (unsigned i = 0; i < sizeof split; i++) {
-                emit8(e, split[i]);
-            }
-        }
-        return true;
-    default:
-        return false;
-    }
-}
-
-/* STI: set IF, run the next instruction, then look for interrupts (SDM volume 2, STI). */
-static bool compile_sti(struct compiler *c)
-{
-    if ((c->mode & MODE_USER) || c->current + 1 >= c->count ||
-        is_end(&c->insns[c->current + 1])) {
-        return false;
-    }
-    flags_to_block(c);
-    emit_gs(&c->e, false, 0xc6, 0, offsetof(struct block, interrupt_flag));
-    emit8(&c->e, 1);
-    return true;
-}
-
 static bool is_repeated_move(const struct insn *insn)
 {
     for (unsigned i = 0; i < insn->info.operand_count; i++) {
@@ -512,10 +472,8 @@ static bool compile_by_mnemonic(struct compiler *c)
         return compile_pushf(c);
     case ZYDIS_MNEMONIC_POPFQ:
         return compile_popf(c);
-    case ZYDIS_MNEMONIC_STI:
-        return compile_sti(c);
     default:
-        return compile_simple(c);
+        return compile_system(c);
     }
 }
 
@@ -534,6 +492,14 @@ static bool is_by_mnemonic(const struct insn *insn)
     case ZYDIS_MNEMONIC_STI:
     case ZYDIS_MNEMONIC_CLI:
     case ZYDIS_MNEMONIC_RDTSC:
+    case ZYDIS_MNEMONIC_RDTSCP:
+    case ZYDIS_MNEMONIC_SWAPGS:
+    case ZYDIS_MNEMONIC_RDFSBASE:
+    case ZYDIS_MNEMONIC_RDGSBASE:
+    case ZYDIS_MNEMONIC_WRFSBASE:
+    case ZYDIS_MNEMONIC_WRGSBASE:
+    case ZYDIS_MNEMONIC_FXSAVE64:
+    case ZYDIS_MNEMONIC_FXRSTOR64:
         return true;
     default:
         return false;

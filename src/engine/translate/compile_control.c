@@ -121,7 +121,11 @@ bool compile_jump(struct compiler *c)
     uint32_t site = site_new(c, SITE_EXECUTE);
     c->vm->sites[site].resume = 0;
     emit_indirect_note(c, site);
-    emit_jump(&c->e, c->vm->stubs.indirect[mode_privilege(c->mode)]);
+    uint8_t *slow[2];
+    emit_jump_lookup(&c->e, mode_privilege(c->mode), slow);
+    emit_jump_found(&c->e, mode_privilege(c->mode), 4);
+    outline(c, OUTLINE_JUMP, slow[0], site, 0);
+    outline(c, OUTLINE_JUMP, slow[1], site, 0);
     c->ended = true;
     return true;
 }

@@ -229,8 +229,7 @@ static void emit_call_frame(struct compiler *c)
     emit8(e, 0x50 | (SCRATCH2 & 7));
 }
 
-/* A call to an address that is not canonical faults before it pushes: interp does it. */
-static void compile_canonical_check(struct compiler *c)
+void compile_canonical_check(struct compiler *c)
 {
     static const uint8_t extend[] = {
         0x4d, 0x89, 0xee,       /* mov r14, r13 */
@@ -264,12 +263,15 @@ bool compile_call(struct compiler *c)
         if (!compile_indirect_target(c)) {
             return false;
         }
-        compile_canonical_check(c);
+        compile_canonical_check(c); /* a bad target faults before the push */
         emit_store(e, SCRATCH, offsetof(struct block, spill[0]));
         emit_call_frame(c);
         emit_load(e, SCRATCH, offsetof(struct block, spill[0]));
-        emit8(e, 0xe8);
-        emit_relative(e, c->vm->stubs.indirect[mode_privilege(c->mode)]);
+        uint8_t *slow[2];
+        emit_jump_lookup(e, mode_privilege(c->mode), slow);
+        emit_jump_found(e, mode_privilege(c->mode), 2);
+        outline(c, OUTLINE_CALL, slow[0], 0, emit_offset(e));
+        outline(c, OUTLINE_CALL, slow[1], 0, emit_offset(e));
     }
     /* The landing pad: drop the frame's guest half and go on. */
     emit8(e, 0x48); /* lea rsp, [rsp + 8] */

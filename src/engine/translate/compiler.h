@@ -10,6 +10,8 @@ enum outline_kind {
     OUTLINE_MEMORY,  /* a failed soft TLB check: R13 less the tag in the entry at R14 */
     OUTLINE_ADDRESS, /* the same for a constant address */
     OUTLINE_EXECUTE, /* run the instruction in interp */
+    OUTLINE_JUMP,    /* an indirect jump that the look-up did not find */
+    OUTLINE_CALL,    /* an indirect call; `constant` is its landing pad's cache offset */
     OUTLINE_RETURN,  /* a return that the private stack does not know */
     OUTLINE_EXIT,    /* a direct exit: chain or link */
     OUTLINE_POLL,    /* an interrupt may be deliverable */
@@ -74,6 +76,8 @@ static inline bool is_displaced(int gpr)
 }
 
 /* ---- compile.c ---- */
+/* Does nothing run behind this instruction in straight line? */
+bool is_end(const struct insn *insn);
 /* Does the instruction at this address of the unit's page go on in the next page? */
 bool crosses_page(const struct compiler *c, uint64_t pc);
 uint32_t site_new(struct compiler *c, enum site_kind kind);
@@ -114,12 +118,19 @@ bool compile_return(struct compiler *c);
 bool compile_pushf(struct compiler *c);
 bool compile_popf(struct compiler *c);
 
+/* Go on in interp if R13 is not a canonical address. Flags are saved. */
+void compile_canonical_check(struct compiler *c);
+
+/* ---- compile_system.c ---- */
+/* System instructions that need no C code, or C code of their own; false: left to interp. */
+bool compile_system(struct compiler *c);
+
 /* ---- compile_control.c ---- */
 bool compile_jump(struct compiler *c);
 bool compile_condition(struct compiler *c);
 /* A direct exit to `target`: jmp (0xe9) or call (0xe8) at this place. */
 void compile_direct(struct compiler *c, uint8_t opcode, uint64_t target);
-/* Go to the guest-virtual address in R13; `site` is the branch, for the case that it faults. */
+/* Remember the indirect branch, for the case that its target is not canonical. */
 void emit_indirect_note(struct compiler *c, uint32_t site);
 /* Load the target of an indirect branch into R13; false if it is left to interp. */
 bool compile_indirect_target(struct compiler *c);

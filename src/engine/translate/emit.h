@@ -207,3 +207,13 @@ static inline size_t gpr_slot(unsigned gpr)
 {
     return offsetof(struct block, vcpu.state.gpr) + 8 * gpr;
 }
+
+/* ---- stubs.c ---- */
+/*
+ * Look the guest-virtual address in R13 up in the jump cache: R14 = its entry. The two branches
+ * that are returned are for a kick that waits and for a miss. Every indirect branch has a copy of
+ * its own, so that the host's predictor tells them apart. Flags are saved.
+ */
+void emit_jump_lookup(struct emitter *e, enum privilege privilege, uint8_t *ret_slow[2]);
+/* jmp (4) or call (2) to what was found. */
+void emit_jump_found(struct emitter *e, enum privilege privilege, unsigned transfer);

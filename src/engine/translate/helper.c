@@ -38,11 +38,10 @@ void block_scatter(struct block *block)
  * guest its own instruction's address. The operand's is not known any more and reads as zero, as
  * on CPUs that keep it only for unmasked exceptions (CPUID.7.EBX[6]). SDM volume 1, 8.1.8.
  */
-static void hide_x87_pointers(struct block *block)
+static void hide_x87_pointers(struct block *block, uint8_t *xsave)
 {
     enum { XSAVE_FOP = 6, XSAVE_FIP = 8, XSAVE_FDP = 16 };
     struct translate_vm *vm = block->vm;
-    uint8_t *xsave = block->vcpu.state.xsave;
     uint64_t host = load_le64(xsave + XSAVE_FIP) - (uint64_t)vm->cache.run;
     if (host >= vm->cache.size) {
         return;
@@ -71,7 +70,7 @@ void vectors_save(struct block *block)
     static const uint32_t default_mxcsr = 0x1f80;
     __asm__ volatile("ldmxcsr %0" : : "m"(default_mxcsr));
     block->vectors_live = false;
-    hide_x87_pointers(block);
+    hide_x87_pointers(block, block->vcpu.state.xsave);
 }
 
 void vectors_restore(struct block *block)
@@ -107,6 +106,7 @@ static uint16_t mode_of(const struct cpu_state *state)
     }
     mode |= cpl == 3 ? MODE_USER : 0;
     mode |= cpl == 3 && (state->cr4 & CR4_TSD) ? MODE_TSD : 0;
+    mode |= state->cr4 & CR4_FSGSBASE ? MODE_FSGSBASE : 0;
     if (!(state->cr0 & (CR0_EM | CR0_TS))) {
         mode |= MODE_FPU;
         mode |= state->cr4 & CR4_OSFXSR ? MODE_SSE : 0;
@@ -266,11 +266,48 @@ static uint64_t resume(struct block *block, uint64_t inline_address)
 
 /* ---- instructions in interp ---- */
 
-/* The decoded instruction at state.rip, or NULL if its bytes cross the page or are invalid. */
-static const struct insn *decoded_find(struct block *block, const struct unit *unit,
-                                       unsigned offset)
+/*
+ * Where a helper was called from, taken before anything that may wait: while a vCPU waits, another
+ * may forget all units, and then site numbers mean something else.
+ */
+struct place {
+    uint64_t rip;
+    gpa_t gpa;
+    const struct unit *unit;
+    uint64_t inline_address; /* behind the instruction, or 0 */
+    uint64_t retry_address;  /* of the soft TLB check */
+    uint32_t generation;
+    int uncounted;
+    unsigned length; /* of the instruction, where its site says so (site.size) */
+};
+
+static struct place place_of(const struct block *block, uint32_t number)
 {
-    gpa_t gpa = unit->page << PAGE_SHIFT | offset;
+    const struct translate_vm *vm = block->vm;
+    const struct site *site = &vm->sites[number];
+    const struct unit *unit = &vm->units[site->unit];
+    bool is_inline = site->kind == SITE_EXECUTE && site->resume;
+    return (struct place){
+        .rip = unit->virtual_page + site->offset,
+        .gpa = unit->page << PAGE_SHIFT | site->offset,
+        .unit = unit,
+        .inline_address = is_inline ? cache_address(vm, site->resume) : 0,
+        .retry_address = cache_address(vm, site->resume),
+        .generation = vm->generation,
+        .uncounted = site->uncounted,
+        .length = site->size,
+    };
+}
+
+/* May the unit of a place be entered again in the middle? */
+static bool is_current(const struct block *block, const struct place *place)
+{
+    return block->vm->generation == place->generation && !place->unit->is_retired;
+}
+
+/* The decoded instruction at a place, or NULL if its bytes cross the page or are invalid. */
+static const struct insn *decoded_find(struct block *block, gpa_t gpa)
+{
     if (!block->decoded_valid) {
         for (unsigned i = 0; i < DECODED_ENTRIES; i++) {
             block->decoded[i].key = UINT64_MAX;
@@ -280,7 +317,7 @@ static const struct insn *decoded_find(struct block *block, const struct unit *u
     struct decoded *entry = &block->decoded[(gpa ^ gpa >> 8) & (DECODED_ENTRIES - 1)];
     if (entry->key != gpa) {
         uint8_t bytes[INSN_MAX_LENGTH];
-        unsigned room = PAGE_SIZE - offset;
+        unsigned room = PAGE_SIZE - (gpa & (PAGE_SIZE - 1));
         unsigned count = room < sizeof bytes ? room : sizeof bytes;
         if (memory_read(block->vm->config.memory, gpa, bytes, count) < 0) {
             return NULL;
@@ -300,20 +337,15 @@ static enum step deliver(struct block *block, enum step step)
     return step == STEP_EXCEPTION ? interp_deliver_exception(&block->vcpu) : step;
 }
 
-uint64_t helper_execute(struct block *block, uint32_t number)
+static uint64_t execute(struct block *block, const struct place *place)
 {
-    struct translate_vm *vm = block->vm;
     struct vcpu *vcpu = &block->vcpu;
-    const struct site *site = &vm->sites[number];
-    struct unit *unit = &vm->units[site->unit];
-    uint32_t generation = vm->generation;
-    uint64_t rip = unit->virtual_page + site->offset;
     enum step step;
 
     block_gather(block);
-    vcpu->state.rip = rip;
-    vcpu->instructions += site->uncounted;
-    const struct insn *insn = decoded_find(block, unit, site->offset);
+    vcpu->state.rip = place->rip;
+    vcpu->instructions += (uint64_t)place->uncounted;
+    const struct insn *insn = decoded_find(block, place->gpa);
     if (insn) {
         if (interp_uses_vector_state(insn)) {
             vectors_save(block);
@@ -332,12 +364,15 @@ uint64_t helper_execute(struct block *block, uint32_t number)
         block_scatter(block);
         return leave_step(block, step);
     }
-    uint64_t inline_address = 0;
-    if (insn && site->kind == SITE_EXECUTE && vm->generation == generation && site->resume &&
-        !unit->is_retired && vcpu->state.rip == rip + insn->info.length) {
-        inline_address = cache_address(vm, site->resume);
-    }
-    return resume(block, inline_address);
+    bool goes_on = insn && is_current(block, place) &&
+                   vcpu->state.rip == place->rip + insn->info.length;
+    return resume(block, goes_on ? place->inline_address : 0);
+}
+
+uint64_t helper_execute(struct block *block, uint32_t number)
+{
+    struct place place = place_of(block, number);
+    return execute(block, &place);
 }
 
 uint64_t helper_fault(struct block *block, uint32_t number)
@@ -350,44 +385,48 @@ uint64_t helper_fault(struct block *block, uint32_t number)
 
 /* ---- misses ---- */
 
+static uint64_t deliver_fault(struct block *block, const struct place *place)
+{
+    block_gather(block);
+    block->vcpu.state.rip = place->rip;
+    block->vcpu.instructions += (uint64_t)place->uncounted;
+    enum step step = interp_deliver_exception(&block->vcpu);
+    if (step != STEP_NEXT) {
+        block_renew_mode(block);
+        block_scatter(block);
+        return leave_step(block, step);
+    }
+    return resume(block, 0);
+}
+
+/* At this place again, but by its address: the unit is not the same any more. */
+static uint64_t start_over(struct block *block, const struct place *place)
+{
+    block->vcpu.state.rip = place->rip;
+    block->vcpu.instructions += (uint64_t)place->uncounted;
+    return block_continue(block);
+}
+
 uint64_t helper_memory(struct block *block, uint32_t number)
 {
-    struct translate_vm *vm = block->vm;
-    const struct site *site = &vm->sites[number];
-    uint32_t generation = vm->generation;
+    const struct site *site = &block->vm->sites[number];
+    struct place place = place_of(block, number);
     gva_t gva = block->address;
     bool crosses = (gva & (PAGE_SIZE - 1)) + site->size > PAGE_SIZE || site->size == 255;
     if (crosses || !is_canonical(gva) || site->is_masked) {
-        return helper_execute(block, number);
+        return execute(block, &place);
     }
     uint32_t access = (site->kind == SITE_WRITE ? PF_WRITE : 0) |
                       (block->mode & MODE_USER ? PF_USER : 0);
-    uint64_t rip = vm->units[site->unit].virtual_page + site->offset;
     switch (tlb_fill(&block->vcpu, gva, access)) {
     case TLB_FILLED:
-        if (vm->generation == generation) {
-            return cache_address(vm, site->resume);
-        }
-        block->vcpu.state.rip = rip;
-        block->vcpu.instructions += site->uncounted;
-        return block_continue(block);
+        return is_current(block, &place) ? place.retry_address : start_over(block, &place);
     case TLB_FAULT:
-        block_gather(block);
-        block->vcpu.state.rip = rip;
-        block->vcpu.instructions += site->uncounted;
-        {
-            enum step step = interp_deliver_exception(&block->vcpu);
-            if (step != STEP_NEXT) {
-                block_renew_mode(block);
-                block_scatter(block);
-                return leave_step(block, step);
-            }
-        }
-        return resume(block, 0);
+        return deliver_fault(block, &place);
     case TLB_SLOW:
         break;
     }
-    return helper_execute(block, number);
+    return execute(block, &place);
 }
 
 /* ---- exits ---- */
@@ -449,6 +488,49 @@ uint64_t helper_indirect(struct block *block, uint32_t unused)
         return resume(block, 0);
     }
     return block_continue(block);
+}
+
+/* ---- FXSAVE64 and FXRSTOR64 on the live registers ---- */
+
+enum { FX_IMAGE_WRITTEN = 416, FX_MXCSR = 24, FX_MXCSR_RESERVED = ~0xffff };
+
+/* What is odd about the operand is for interp. */
+static bool is_plain_fx_image(const struct block *block, gva_t gva)
+{
+    return !(gva & 15) && is_canonical(gva) && is_canonical(gva + sizeof block->fx_image - 1);
+}
+
+uint64_t helper_fxsave(struct block *block, uint32_t number)
+{
+    struct place place = place_of(block, number);
+    uint32_t user = block->mode & MODE_USER ? PF_USER : 0;
+    gva_t gva = block->address;
+    if (!is_plain_fx_image(block, gva) ||
+        mmu_check_write(&block->vcpu, gva, sizeof block->fx_image, user) != STEP_NEXT) {
+        return execute(block, &place);
+    }
+    __asm__ volatile("fxsave64 %0" : "=m"(block->fx_image));
+    hide_x87_pointers(block, block->fx_image);
+    if (mmu_write(&block->vcpu, gva, block->fx_image, FX_IMAGE_WRITTEN, user) != STEP_NEXT) {
+        return execute(block, &place);
+    }
+    block->vcpu.state.rip = place.rip + place.length;
+    return is_current(block, &place) ? place.inline_address : block_continue(block);
+}
+
+uint64_t helper_fxrstor(struct block *block, uint32_t number)
+{
+    struct place place = place_of(block, number);
+    uint32_t user = block->mode & MODE_USER ? PF_USER : 0;
+    gva_t gva = block->address;
+    if (!is_plain_fx_image(block, gva) ||
+        mmu_read(&block->vcpu, gva, block->fx_image, sizeof block->fx_image, user) != STEP_NEXT ||
+        (load_le32(block->fx_image + FX_MXCSR) & (uint32_t)FX_MXCSR_RESERVED)) {
+        return execute(block, &place);
+    }
+    __asm__ volatile("fxrstor64 %0" : : "m"(block->fx_image));
+    block->vcpu.state.rip = place.rip + place.length;
+    return is_current(block, &place) ? place.inline_address : block_continue(block);
 }
 
 /* ---- REP MOVS and REP STOS, a page piece at a time ---- */
@@ -557,29 +639,26 @@ static bool string_piece(struct block *block, unsigned size, bool is_store)
 
 uint64_t helper_string(struct block *block, uint32_t number)
 {
-    struct translate_vm *vm = block->vm;
-    const struct site *site = &vm->sites[number];
+    const struct site *site = &block->vm->sites[number];
+    struct place place = place_of(block, number);
     uint64_t *gpr = block->vcpu.state.gpr;
     unsigned size = site->size;
     bool is_store = site->is_masked;
-    uint64_t resume_at = cache_address(vm, site->resume);
-    uint32_t generation = vm->generation;
     if (block->vcpu.state.rflags & FLAG_DF) {
-        return helper_execute(block, number);
+        return execute(block, &place);
     }
     while (gpr[RCX]) {
         if (block->poll_now) {
             block_gather(block);
-            block->vcpu.state.rip = vm->units[site->unit].virtual_page + site->offset;
+            block->vcpu.state.rip = place.rip;
             return resume(block, 0);
         }
         if (!string_piece(block, size, is_store)) {
-            return helper_execute(block, number);
-        }
-        if (vm->generation != generation) {
-            block->vcpu.state.rip = vm->units[site->unit].virtual_page + site->offset;
-            return block_continue(block);
+            return execute(block, &place);
         }
     }
-    return resume_at;
+    if (is_current(block, &place)) {
+        return place.inline_address;
+    }
+    return start_over(block, &place); /* with a count of zero */
 }

@@ -46,6 +46,7 @@ enum mode_bits {
     MODE_AVX = 1u << 4,    /* and CR4.OSXSAVE, XCR0: AVX runs */
     MODE_AVX512 = 1u << 5,
     MODE_TSD = 1u << 6, /* CR4.TSD at CPL 3: RDTSC faults */
+    MODE_FSGSBASE = 1u << 7,
     MODE_INTERPRET = 1u << 15, /* not translated: other code sizes, single step, breakpoints... */
 };
 
@@ -135,7 +136,7 @@ struct block {
     int memory_fd;
     bool parked; /* guarded by the world's lock: at a safe point */
     bool in_run; /* between the start and the end of run() */
-    alignas(8) uint8_t fx_image[512 + 64];
+    alignas(16) uint8_t fx_image[512];
 };
 
 /* The page that units load from as a poll; made inaccessible to stop a loop. */
@@ -208,8 +209,10 @@ struct stubs {
     uint32_t link;      /* R14D = site: a chain or link that is not resolved */
     uint32_t poll;      /* R14D = site */
     uint32_t fault_host, fault_saved; /* R14D = site, set by the signal handler */
-    uint32_t indirect[PRIVILEGES];    /* R13 = guest-virtual target */
+    uint32_t indirect[PRIVILEGES];    /* R13 = guest-virtual target: look it up */
+    uint32_t indirect_slow;           /* the same, after the look-up failed */
     uint32_t string;    /* R14D = site: REP MOVS/STOS */
+    uint32_t fxsave, fxrstor; /* R13 = address, R14D = site */
 };
 
 struct page_units {
@@ -319,6 +322,8 @@ uint64_t helper_poll(struct block *block, uint32_t site);
 uint64_t helper_fault(struct block *block, uint32_t site);
 uint64_t helper_indirect(struct block *block, uint32_t unused);
 uint64_t helper_string(struct block *block, uint32_t site);
+uint64_t helper_fxsave(struct block *block, uint32_t site);
+uint64_t helper_fxrstor(struct block *block, uint32_t site);
 /* Between units and C: bring state together, or take it apart. */
 void block_gather(struct block *block);
 void block_scatter(struct block *block);

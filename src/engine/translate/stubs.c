@@ -99,17 +99,11 @@ static uint32_t emit_leave(struct emitter *e)
     return start;
 }
 
-/* R13 = target: look it up in the jump cache, else ask C. Flags are saved. */
-static uint32_t emit_indirect(struct emitter *e, enum privilege privilege, uint32_t slow)
+void emit_jump_lookup(struct emitter *e, enum privilege privilege, uint8_t *ret_slow[2])
 {
-    size_t jumps = jumps_offset(privilege);
-    while (emit_offset(e) & 15) {
-        emit8(e, 0xcc);
-    }
-    uint32_t start = emit_offset(e);
     emit_gs(e, false, 0x83, 7, offsetof(struct block, poll_now)); /* cmp dword, 0 */
     emit8(e, 0);
-    uint8_t *polled = emit_branch_forward(e, CONDITION_NZ);
+    ret_slow[0] = emit_branch_forward(e, CONDITION_NZ);
     emit8(e, 0x45); /* mov r14d, r13d */
     emit8(e, 0x89);
     emit8(e, 0xc0 | (SCRATCH & 7) << 3 | (SCRATCH2 & 7));
@@ -121,11 +115,29 @@ static uint32_t emit_indirect(struct emitter *e, enum privilege privilege, uint3
     emit8(e, 0xc1);
     emit8(e, 0xe0 | (SCRATCH2 & 7));
     emit8(e, 4);
-    emit_gs_scratch2(e, true, OP_CMP, SCRATCH, jumps + offsetof(struct jump_entry, gva));
-    uint8_t *missed = emit_branch_forward(e, CONDITION_NZ);
-    emit_gs_scratch2(e, false, 0xff, 4, jumps + offsetof(struct jump_entry, host));
-    emit_set_target(e, polled);
-    emit_set_target(e, missed);
+    emit_gs_scratch2(e, true, OP_CMP, SCRATCH,
+                     jumps_offset(privilege) + offsetof(struct jump_entry, gva));
+    ret_slow[1] = emit_branch_forward(e, CONDITION_NZ);
+}
+
+void emit_jump_found(struct emitter *e, enum privilege privilege, unsigned transfer)
+{
+    emit_gs_scratch2(e, false, 0xff, transfer,
+                     jumps_offset(privilege) + offsetof(struct jump_entry, host));
+}
+
+/* R13 = target: look it up in the jump cache, else ask C. Flags are saved. */
+static uint32_t emit_indirect(struct emitter *e, enum privilege privilege, uint32_t slow)
+{
+    uint8_t *branches[2];
+    while (emit_offset(e) & 15) {
+        emit8(e, 0xcc);
+    }
+    uint32_t start = emit_offset(e);
+    emit_jump_lookup(e, privilege, branches);
+    emit_jump_found(e, privilege, 4);
+    emit_set_target(e, branches[0]);
+    emit_set_target(e, branches[1]);
     emit_jump(e, slow);
     return start;
 }
@@ -141,15 +153,17 @@ void stubs_make(struct translate_vm *vm)
     stubs->link = emit_call_helper(&e, helper_link);
     stubs->poll = emit_call_helper(&e, helper_poll);
     stubs->string = emit_call_helper(&e, helper_string);
+    stubs->fxsave = emit_call_helper(&e, helper_fxsave);
+    stubs->fxrstor = emit_call_helper(&e, helper_fxrstor);
     stubs->fault_saved = emit_call_helper(&e, helper_fault);
     /* The signal handler put the site number into block->fault_site. */
     stubs->fault_host = emit_offset(&e);
     emit_save_flags(&e);
     emit_gs(&e, false, OP_LOAD, SCRATCH2, offsetof(struct block, fault_site));
     emit_jump(&e, stubs->fault_saved);
-    uint32_t slow = emit_call_helper(&e, helper_indirect);
+    stubs->indirect_slow = emit_call_helper(&e, helper_indirect);
     for (unsigned p = 0; p < PRIVILEGES; p++) {
-        stubs->indirect[p] = emit_indirect(&e, p, slow);
+        stubs->indirect[p] = emit_indirect(&e, p, stubs->indirect_slow);
     }
     vm->cache.used = vm->cache.stubs_end = (uint32_t)align_up(emit_offset(&e), 64);
 }
