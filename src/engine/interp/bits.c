@@ -194,11 +194,11 @@ enum step execute_crc32(struct vcpu *vcpu, const struct insn *insn)
     return operand_store(vcpu, insn, 0, remainder);
 }
 
-/* SF and ZF of a result, CF as given, OF cleared: the BMI instructions. */
+/* SF and ZF of a result, CF as given, OF cleared (and AF, PF, as CPUs do): the BMI instructions. */
 static void bmi_flags(struct vcpu *vcpu, uint64_t result, unsigned size, bool carry)
 {
     set_flag(vcpu, FLAG_CF, carry);
-    set_flag(vcpu, FLAG_OF, false);
+    set_flag(vcpu, FLAG_OF | FLAG_AF | FLAG_PF, false);
     set_flag(vcpu, FLAG_SF, result >> (size * 8 - 1) & 1);
     set_flag(vcpu, FLAG_ZF, (result & size_mask(size)) == 0);
 }

@@ -259,6 +259,8 @@ enum step bit_place(struct vcpu *vcpu, const struct insn *insn, bool write, stru
 
 /* vector instructions (native.c) */
 enum step native_execute(struct vcpu *vcpu, const struct insn *insn);
+/* After x87 state came from guest memory: reserved and derived bits become what the CPU has. */
+void native_settle(struct vcpu *vcpu);
 
 /* The executors of handlers.h, and those that others of them hand on to. */
 #define INTERP_DECLARE(mnemonic, executor) execute_fn execute_##executor;

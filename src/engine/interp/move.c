@@ -105,12 +105,18 @@ enum step execute_movzx(struct vcpu *vcpu, const struct insn *insn)
     return operand_store(vcpu, insn, 0, value);
 }
 
+/* MOVSXD to 16 bits reads 16 bits only. SDM volume 2, MOVSX. */
 enum step execute_movsx(struct vcpu *vcpu, const struct insn *insn)
 {
+    struct place source;
     uint64_t value;
 
-    TRY(operand_load(vcpu, insn, 1, &value));
-    return operand_store(vcpu, insn, 0, sign_extend(value, operand_bytes(insn, 1)));
+    TRY(operand_locate(vcpu, insn, 1, false, &source));
+    if (operand_bytes(insn, 0) < source.size) {
+        source.size = (uint8_t)operand_bytes(insn, 0);
+    }
+    TRY(place_load(vcpu, &source, &value));
+    return operand_store(vcpu, insn, 0, sign_extend(value, source.size));
 }
 
 enum step execute_lea(struct vcpu *vcpu, const struct insn *insn)

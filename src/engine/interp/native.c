@@ -24,6 +24,7 @@ enum {
     SLOT_SIZE = 32,
     SLOTS = 512,
     CODE_SIZE = SLOTS * SLOT_SIZE,
+    MAP_SIZE = CODE_SIZE + PAGE_SIZE, /* behind the slots: a RET alone */
     BOUNCE_ALIGNMENT = 64,
     BOUNCE_SIZE = 256,
     OPCODE_RET = 0xc3,
@@ -87,16 +88,19 @@ static int code_open(struct native *native)
     if (fd < 0) {
         return fail(-errno, "make the memory file for interp's snippets");
     }
-    if (ftruncate(fd, CODE_SIZE) != 0) {
+    if (ftruncate(fd, MAP_SIZE) != 0) {
         error = -errno;
     } else {
-        native->write = mmap(NULL, CODE_SIZE, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
-        native->code = mmap(NULL, CODE_SIZE, PROT_READ | PROT_EXEC, MAP_SHARED, fd, 0);
+        native->write = mmap(NULL, MAP_SIZE, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+        native->code = mmap(NULL, MAP_SIZE, PROT_READ | PROT_EXEC, MAP_SHARED, fd, 0);
         if (native->write == MAP_FAILED || native->code == MAP_FAILED) {
             error = -errno;
         }
     }
     close(fd);
+    if (!error) {
+        native->write[CODE_SIZE] = OPCODE_RET;
+    }
     return error ? fail(error, "map the page for interp's snippets") : 0;
 }
 
@@ -130,10 +134,10 @@ void interp_detach(struct vcpu *vcpu)
     }
     fault_handler_remove(on_fault, native);
     if (native->write != MAP_FAILED) {
-        munmap(native->write, CODE_SIZE);
+        munmap(native->write, MAP_SIZE);
     }
     if (native->code != MAP_FAILED) {
-        munmap((void *)native->code, CODE_SIZE);
+        munmap((void *)native->code, MAP_SIZE);
     }
     munmap(native, sizeof *native);
     vcpu->native = NULL;
@@ -272,6 +276,39 @@ static void choose_registers(const struct insn *insn, struct snippet *snippet)
     snippet->map.memory_offset = 0;
 }
 
+/*
+ * The opcode of MASKMOVQ and MASKMOVDQU alone, without the prefixes that chose the guest's address:
+ * their memory operand has no place in ModRM.
+ */
+static size_t copy_without_address(const struct insn *insn, uint8_t *out)
+{
+    size_t length = 0;
+
+    for (unsigned n = 0; n < insn->info.raw.prefix_count; n++) {
+        uint8_t prefix = insn->info.raw.prefixes[n].value;
+        if (prefix == 0x66 && insn->info.mnemonic == ZYDIS_MNEMONIC_MASKMOVDQU) {
+            out[length++] = prefix;
+            break;
+        }
+    }
+    if (insn->info.attributes & ZYDIS_ATTRIB_HAS_REX) {
+        out[length++] = insn->bytes[insn->info.raw.rex.offset];
+    }
+    unsigned start = insn->info.raw.modrm.offset - 2; /* 0FH and the opcode */
+    if (insn->info.encoding == ZYDIS_INSTRUCTION_ENCODING_VEX) {
+        start = insn->info.raw.vex.offset;
+    }
+    size_t rest = insn->info.length - start;
+    bytes_copy(out + length, insn->bytes + start, rest);
+    return length + rest;
+}
+
+static bool stores_at_rdi(ZydisMnemonic mnemonic)
+{
+    return mnemonic == ZYDIS_MNEMONIC_MASKMOVQ || mnemonic == ZYDIS_MNEMONIC_MASKMOVDQU ||
+           mnemonic == ZYDIS_MNEMONIC_VMASKMOVDQU;
+}
+
 /* Code that was written through the other mapping is seen after a serializing instruction. */
 static void serialize(void)
 {
@@ -295,7 +332,8 @@ static const struct snippet *snippet_for(struct native *native, const struct ins
     uint8_t *out = native->write + (size_t)slot * SLOT_SIZE;
     snippet->key = (struct snippet_key){{0, 0}};
     choose_registers(insn, snippet);
-    size_t length = rewrite(insn, &snippet->map, out);
+    size_t length = stores_at_rdi(insn->info.mnemonic) ? copy_without_address(insn, out)
+                                                       : rewrite(insn, &snippet->map, out);
     if (length == 0) {
         return NULL;
     }
@@ -429,9 +467,8 @@ static unsigned natural_alignment(unsigned size)
     case 2:
     case 4:
     case 8:
-    case 16:
-        return size;
-    case 10: /* 80-bit numbers */
+        return size; /* unaligned moves of 16 bytes and more are never checked */
+    case 10:         /* 80-bit numbers */
         return 8;
     case 14: /* x87 environment and state, 16-bit formats */
     case 94:
@@ -449,7 +486,7 @@ static enum step check_vector_alignment(struct vcpu *vcpu, const struct insn *in
                                         enum vector_family family, const struct native_plan *plan)
 {
     unsigned size = plan->chunk * plan->count;
-    bool aligned = family == FAMILY_SSE ? size == 16 && !is_unaligned_move(insn->info.mnemonic)
+    bool aligned = family <= FAMILY_SSE ? size == 16 && !is_unaligned_move(insn->info.mnemonic)
                                         : is_aligned_move(insn->info.mnemonic);
     gva_t gva;
 
@@ -484,6 +521,37 @@ static void replace_pointers(struct vcpu *vcpu, const struct insn *insn,
     if (load_le64(xsave + XSAVE_FDP) == (uintptr_t)operand) {
         store_le64(xsave + XSAVE_FDP, plan->offset);
     }
+}
+
+/* Does the instruction look at pending x87 exceptions before it does anything? */
+static bool waits(const struct insn *insn, enum vector_family family)
+{
+    switch (insn->info.mnemonic) {
+    case ZYDIS_MNEMONIC_FNINIT:
+    case ZYDIS_MNEMONIC_FNCLEX:
+    case ZYDIS_MNEMONIC_FNSTCW:
+    case ZYDIS_MNEMONIC_FNSTSW:
+    case ZYDIS_MNEMONIC_FNSTENV:
+    case ZYDIS_MNEMONIC_FNSAVE:
+    case ZYDIS_MNEMONIC_FENI8087_NOP:
+    case ZYDIS_MNEMONIC_FDISI8087_NOP:
+    case ZYDIS_MNEMONIC_FSETPM287_NOP:
+        return false;
+    default:
+        return family == FAMILY_X87 || family == FAMILY_MMX ||
+               names_class(insn, ZYDIS_REGISTER_MM0, ZYDIS_REGISTER_MM7);
+    }
+}
+
+/* The unmasked x87 exceptions that have happened. */
+static unsigned x87_pending(const struct vcpu *vcpu)
+{
+    const uint8_t *xsave = vcpu->state.xsave;
+
+    if (!(xsave_in_use(&vcpu->state) & XCR0_X87)) {
+        return 0;
+    }
+    return load_le16(xsave + XSAVE_FSW) & ~load_le16(xsave + XSAVE_FCW) & 0x3f;
 }
 
 /* The guest's exception for a fault of the host CPU in a snippet. */
@@ -539,44 +607,101 @@ static void store_registers(struct vcpu *vcpu, const struct snippet *snippet)
     vcpu->state.rflags = flags_unpack(vcpu->state.rflags, frame->flags);
 }
 
-enum step native_execute(struct vcpu *vcpu, const struct insn *insn)
+/* Load and save the vector state without an instruction: the CPU settles what is derived. */
+void native_settle(struct vcpu *vcpu)
 {
     struct native *native = vcpu->native;
-    struct native_plan plan;
+    const struct snippet none = {.map = {.memory_base = RAX}};
+    const struct native_plan plan = {0};
+
+    load_registers(vcpu, &none, NULL, &plan);
+    native->frame.body = native->code + CODE_SIZE;
+    native_call(&native->frame);
+}
+
+/* Run the body on the operand; a fault of the host becomes the guest's. */
+static enum step run_body(struct vcpu *vcpu, const struct insn *insn, const struct snippet *snippet,
+                          const struct native_plan *plan, const uint8_t *body, uint8_t *operand)
+{
+    struct native *native = vcpu->native;
+
+    load_registers(vcpu, snippet, operand, plan);
+    native->frame.body = body;
+    native_call(&native->frame);
+    replace_pointers(vcpu, insn, plan, body, operand);
+    return native->frame.fault ? raise_fault(vcpu, native->frame.fault - 1) : STEP_NEXT;
+}
+
+/*
+ * An x87 store decides while it runs whether it stores: an unmasked invalid operation, overflow
+ * or underflow leaves memory alone. So the check comes after, and a fault takes the effects back.
+ */
+static enum step run_x87_store(struct vcpu *vcpu, const struct insn *insn,
+                               const struct snippet *snippet, const struct native_plan *plan,
+                               const uint8_t *body, uint8_t *operand)
+{
+    enum { X87_IE = 1, X87_OE = 8, X87_UE = 16 };
+    uint8_t before[XSAVE_HEADER_END];
+
+    bytes_copy(before, vcpu->state.xsave, sizeof before);
+    TRY(run_body(vcpu, insn, snippet, plan, body, operand));
+    if (x87_pending(vcpu) & (X87_IE | X87_OE | X87_UE)) {
+        return STEP_NEXT;
+    }
+    enum step step = check_vector_alignment(vcpu, insn, FAMILY_X87, plan);
+    if (step == STEP_NEXT) {
+        step = transfer(vcpu, plan, operand, PASS_CHECK);
+    }
+    if (step != STEP_NEXT) {
+        bytes_copy(vcpu->state.xsave, before, sizeof before);
+        return step;
+    }
+    return transfer(vcpu, plan, operand, PASS_WRITE);
+}
+
+static enum step run_checked(struct vcpu *vcpu, const struct insn *insn, enum vector_family family,
+                             const struct snippet *snippet, const struct native_plan *plan,
+                             const uint8_t *body)
+{
+    uint64_t base = plan->active ? plan->offset + vcpu->state.segment[plan->segment].base : 0;
+    uint8_t *operand = vcpu->native->bounce + (base & (BOUNCE_ALIGNMENT - 1));
+
+    if (family == FAMILY_X87 && plan->writes && !plan->reads && waits(insn, family)) {
+        return run_x87_store(vcpu, insn, snippet, plan, body, operand);
+    }
+    TRY(check_vector_alignment(vcpu, insn, family, plan));
+    if (plan->writes) {
+        TRY(transfer(vcpu, plan, operand, PASS_CHECK));
+    }
+    if (plan->reads) {
+        bytes_fill(operand, 0, plan->chunk * plan->count);
+        TRY(transfer(vcpu, plan, operand, PASS_READ));
+    }
+    TRY(run_body(vcpu, insn, snippet, plan, body, operand));
+    return plan->writes ? transfer(vcpu, plan, operand, PASS_WRITE) : STEP_NEXT;
+}
+
+enum step native_execute(struct vcpu *vcpu, const struct insn *insn)
+{
     enum vector_family family = family_of(insn);
+    struct native_plan plan;
     const uint8_t *body;
 
     TRY(check_enabled(vcpu, family));
     if (native_is_gather(insn)) {
         return native_gather(vcpu, insn);
     }
+    if (waits(insn, family) && x87_pending(vcpu)) {
+        return raise_exception(vcpu, EXCEPTION_MF);
+    }
     plan_make(vcpu, insn, &plan);
-    TRY(check_vector_alignment(vcpu, insn, family, &plan));
-    const struct snippet *snippet = snippet_for(native, insn, &body);
+    const struct snippet *snippet = snippet_for(vcpu->native, insn, &body);
     if (!snippet || plan.chunk * plan.count > BOUNCE_SIZE - BOUNCE_ALIGNMENT) {
         fail(-ENOTSUP, "the vector instruction %02x %02x %02x %02x cannot be rewritten",
              insn->bytes[0], insn->bytes[1], insn->bytes[2], insn->bytes[3]);
         return STEP_ERROR;
     }
-    uint64_t base = plan.active ? plan.offset + vcpu->state.segment[plan.segment].base : 0;
-    uint8_t *operand = native->bounce + (base & (BOUNCE_ALIGNMENT - 1));
-    if (plan.writes) {
-        TRY(transfer(vcpu, &plan, operand, PASS_CHECK));
-    }
-    if (plan.reads) {
-        bytes_fill(operand, 0, plan.chunk * plan.count);
-        TRY(transfer(vcpu, &plan, operand, PASS_READ));
-    }
-    load_registers(vcpu, snippet, operand, &plan);
-    native->frame.body = body;
-    native_call(&native->frame);
-    replace_pointers(vcpu, insn, &plan, body, operand);
-    if (native->frame.fault) {
-        return raise_fault(vcpu, native->frame.fault - 1);
-    }
-    if (plan.writes) {
-        TRY(transfer(vcpu, &plan, operand, PASS_WRITE));
-    }
+    TRY(run_checked(vcpu, insn, family, snippet, &plan, body));
     store_registers(vcpu, snippet);
     return STEP_NEXT;
 }

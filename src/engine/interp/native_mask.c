@@ -56,8 +56,11 @@ static void plan_byte_mask(const struct vcpu *vcpu, const struct insn *insn,
         }
     }
     if (mask >= ZYDIS_REGISTER_MM0 && mask <= ZYDIS_REGISTER_MM7) {
-        const uint8_t *value = vcpu->state.xsave + XSAVE_ST + (mask - ZYDIS_REGISTER_MM0) * 16;
-        for (unsigned n = 0; n < 8; n++) {
+        /* MM registers are the physical ones, while the area counts from the top of the stack. */
+        unsigned top = load_le16(vcpu->state.xsave + XSAVE_FSW) >> 11 & 7;
+        unsigned number = (mask - ZYDIS_REGISTER_MM0 - top) & 7;
+        const uint8_t *value = vcpu->state.xsave + XSAVE_ST + number * 16;
+        for (unsigned n = 0; n < 8 && (xsave_in_use(&vcpu->state) & XCR0_X87); n++) {
             active |= (uint64_t)(value[n] >> 7) << n;
         }
     } else {

@@ -218,9 +218,10 @@ enum step execute_enter(struct vcpu *vcpu, const struct insn *insn)
     uint64_t frame = stack.sp;
     TRY(enter_display(vcpu, &stack, size, level, frame));
     stack.sp = (stack.sp & ~stack.mask) | ((stack.sp - allocate) & stack.mask);
-    /* The last page must be writable, though nothing is written. */
-    TRY(stack_linear(vcpu, &stack, stack.sp & stack.mask, 1, true, &gva));
-    TRY(mmu_check_write(vcpu, gva, 1, stack.access));
+    /* The new top must be writable, though nothing is written. */
+    TRY(stack_linear(vcpu, &stack, stack.sp & stack.mask, size, true, &gva));
+    TRY(check_alignment(vcpu, gva, size));
+    TRY(mmu_check_write(vcpu, gva, size, stack.access));
     gpr_store(vcpu, RBP, size, frame);
     stack_commit(vcpu, &stack);
     return STEP_NEXT;

@@ -10,6 +10,7 @@
 
 enum {
     XSAVE_FCW = 0,
+    XSAVE_FSW = 2,
     XSAVE_FOP = 6,
     XSAVE_FIP = 8,
     XSAVE_FDP = 16,

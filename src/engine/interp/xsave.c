@@ -19,6 +19,7 @@ static enum step area_locate(struct vcpu *vcpu, const struct insn *insn, unsigne
     TRY(linear_address(vcpu, segment_of(operand->mem.segment), operand_offset(vcpu, insn, operand),
                        size, write, ret_gva));
     if (*ret_gva & (alignment - 1)) {
+        TRY(check_alignment(vcpu, *ret_gva, alignment));
         return raise_gp(vcpu);
     }
     return write ? mmu_check_write(vcpu, *ret_gva, size, user_access(vcpu)) : STEP_NEXT;
@@ -77,6 +78,7 @@ enum step execute_fxrstor(struct vcpu *vcpu, const struct insn *insn)
     bytes_copy(xsave, area, size);
     store_le32(xsave + XSAVE_MXCSR_MASK, MXCSR_WRITABLE);
     store_le64(xsave + XSAVE_XSTATE_BV, xsave_in_use(&vcpu->state) | XCR0_X87 | XCR0_SSE);
+    native_settle(vcpu);
     return STEP_NEXT;
 }
 
@@ -314,5 +316,6 @@ enum step execute_xrstor(struct vcpu *vcpu, const struct insn *insn)
     } else if (compacted && (mask & XCR0_SSE)) {
         store_le32(vcpu->state.xsave + XSAVE_MXCSR, MXCSR_INITIAL);
     }
+    native_settle(vcpu);
     return STEP_NEXT;
 }
