@@ -32,9 +32,12 @@ endif
 LINK += -Wl,--as-needed $(shell pkg-config --libs $(LIBRARIES)) -lZydis -pthread
 
 # Rooms that run while guest vector state is in the CPU: no vector registers, no calls to
-# functions that might use them behind our back (docs/translate.md).
+# functions that might use them behind our back (docs/translate.md; tools/check-general checks it).
+# Compilers turn loops into memset and memcpy, whose code is the C library's, unless told not to.
 GENERAL_ROOMS := src/memory/ src/x86/ src/engine/
-GENERAL_FLAGS := -mgeneral-regs-only
+GENERAL_FLAGS := -mgeneral-regs-only $(if $(findstring clang,$(CC)),\
+                 -fno-builtin-memset -fno-builtin-memcpy -fno-builtin-memmove,\
+                 -fno-tree-loop-distribute-patterns)
 # Rooms that eat hostile bytes count with care.
 CAREFUL_ROOMS := src/device/ src/backend/ src/boot/ src/persist/ src/control/
 CAREFUL_FLAGS := -Wconversion -Wno-sign-conversion
@@ -49,6 +52,8 @@ OBJECTS         := $(SOURCES:%.c=$(OUT)/%.o) $(ASM:%.S=$(OUT)/%.o)
 COMMAND_OBJECTS := $(COMMAND:%.c=$(OUT)/%.o)
 TEST_PROGRAMS   := $(TESTS:%.c=$(OUT)/%)
 ARCHIVE         := $(OUT)/libdoppel.a
+
+programs: $(OUT)/doppel $(TEST_PROGRAMS)
 
 all: $(OUT)/doppel
 	@mkdir -p build && ln -sf $(VARIANT)/doppel build/doppel
@@ -93,7 +98,7 @@ fmt:
 clean:
 	rm -rf build
 
-.PHONY: all always fmt clean
+.PHONY: all always programs fmt clean
 .SECONDARY: # objects of tests and fuzzers are kept
 .DEFAULT_GOAL := all
 -include $(shell find build/$(VARIANT) -name '*.d' 2>/dev/null)

@@ -1,6 +1,6 @@
 # The test tiers: test (minutes, after each edit), check (what CI runs), soak (full numbers).
 
-test: all $(TEST_PROGRAMS)
+test: programs
 	@tools/run-tests $(TEST_PROGRAMS)
 
 # What runs no translated code and starts no jail: the part that SAN=thread is for.

@@ -255,7 +255,7 @@ static void write_file(const char *folder, const char *name, const uint8_t *byte
 static void satisfies_iasl(void **unused)
 {
     if (system("command -v iasl >/dev/null 2>&1") != 0) {
-        print_message("NOT TESTED: iasl (package acpica-tools) is not installed\n");
+        print_message("SKIPPED: iasl (package acpica-tools) is not installed\n");
         skip();
     }
     char folder[] = "/tmp/acpi-test-XXXXXX";

@@ -118,7 +118,8 @@ static void ring_does_requests(void **state)
 {
     struct disk *disk;
     if (raw_open(path, false, false, RAW_RING, &disk)) {
-        skip(); /* this host does not allow io_uring */
+        print_message("SKIPPED: this host does not allow io_uring\n");
+        skip();
     }
     disk_free(disk);
     requests_do_what_they_say(RAW_RING);
