@@ -24,7 +24,7 @@ static const char *const engine_names[ENGINES] = {"native", "doppel", "tcg"};
 
 struct row {
     char group[16], name[24];
-    double best[ENGINES];  /* nanoseconds; 0: not measured */
+    double best[ENGINES]; /* nanoseconds; 0: not measured */
     char check[ENGINES][24];
 };
 
@@ -272,8 +272,8 @@ static int judge(const struct bench *bench)
         printf("%-8s %12.2f %12.2f %12.1f %13.4f%%\n", engine_names[e], engine->init_seconds,
                engine->whole_seconds, (double)engine->peak_kib / 1024, 100 * engine->clock_error);
         if (engine->failures) {
-            printf("FAILED: %u of %u runs of %s did not end well\n", engine->failures,
-                   engine->runs, engine_names[e]);
+            printf("FAILED: %u of %u runs of %s did not end well\n", engine->failures, engine->runs,
+                   engine_names[e]);
             failures += e != 2;
         }
         /* a line may reach us some milliseconds late, so a short run cannot be judged */

@@ -138,7 +138,8 @@ static OPAQUE void chacha_block(uint32_t *out, const uint32_t *in)
 #define ROTATE(v, c) ((v) << (c) | (v) >> (32 - (c)))
 #define QUARTER(a, b, c, d)                                                                        \
     x[a] += x[b], x[d] = ROTATE(x[d] ^ x[a], 16), x[c] += x[d], x[b] = ROTATE(x[b] ^ x[c], 12),    \
-    x[a] += x[b], x[d] = ROTATE(x[d] ^ x[a], 8), x[c] += x[d], x[b] = ROTATE(x[b] ^ x[c], 7)
+                  x[a] += x[b], x[d] = ROTATE(x[d] ^ x[a], 8), x[c] += x[d],                       \
+                  x[b] = ROTATE(x[b] ^ x[c], 7)
     for (unsigned i = 0; i < 10; i++) {
         QUARTER(0, 4, 8, 12);
         QUARTER(1, 5, 9, 13);
@@ -364,8 +365,8 @@ static OPAQUE __m128i blend_pixels(const __m128i *a, const __m128i *b, unsigned 
     for (unsigned i = 0; i < count; i++) {
         __m128i low = _mm_mulhi_epu16(_mm_adds_epu16(a[i], b[i]), weight);
         __m128i mixed = _mm_sub_epi8(_mm_avg_epu8(a[i], b[i]), _mm_min_epu8(a[i], b[i]));
-        sum = _mm_add_epi32(sum, _mm_xor_si128(_mm_shuffle_epi32(low, 0x1b),
-                                               _mm_unpacklo_epi8(mixed, low)));
+        sum = _mm_add_epi32(
+            sum, _mm_xor_si128(_mm_shuffle_epi32(low, 0x1b), _mm_unpacklo_epi8(mixed, low)));
         sum = _mm_add_epi64(sum, _mm_sad_epu8(a[i], mixed));
     }
     return sum;
@@ -596,7 +597,8 @@ enum { PAGE = 4096, MANY_PAGES = 16384 };
 
 static uint8_t *map_pages(size_t pages)
 {
-    uint8_t *p = mmap(NULL, pages * PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    uint8_t *p =
+        mmap(NULL, pages * PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     need(p != MAP_FAILED, "mmap");
     madvise(p, pages * PAGE, MADV_NOHUGEPAGE);
     return p;
@@ -881,8 +883,8 @@ static void row_open(uint64_t n)
 
 static uint8_t *code_pages(size_t size)
 {
-    uint8_t *p = mmap(NULL, size, PROT_READ | PROT_WRITE | PROT_EXEC, MAP_PRIVATE | MAP_ANONYMOUS,
-                      -1, 0);
+    uint8_t *p =
+        mmap(NULL, size, PROT_READ | PROT_WRITE | PROT_EXEC, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     need(p != MAP_FAILED, "executable memory");
     return p;
 }

@@ -177,8 +177,7 @@ bool compare(const struct insn *insn, const struct test_case *test, const struct
     }
     uint64_t ignored = completed ? undefined_flags(insn, test) : FLAG_RF;
     if ((native->after.rflags ^ engine->after.rflags) & ~ignored) {
-        differ(&report, "rflags", native->after.rflags & ~ignored,
-               engine->after.rflags & ~ignored);
+        differ(&report, "rflags", native->after.rflags & ~ignored, engine->after.rflags & ~ignored);
     }
     for (unsigned i = 0; i < 16; i++) {
         if (native->after.gpr[i] != engine->after.gpr[i]) {

@@ -82,8 +82,8 @@ static int read_exclusions(struct run *run)
     return r;
 }
 
-static void print_case(const struct run *run, const struct form *form,
-                       const struct test_case *test, const struct insn *insn)
+static void print_case(const struct run *run, const struct form *form, const struct test_case *test,
+                       const struct insn *insn)
 {
     char text[128] = "";
     ZydisFormatter formatter;
@@ -106,8 +106,7 @@ static void print_case(const struct run *run, const struct form *form,
 /* Addresses between the canonical ranges of 48 and 57 bits mean other things on some hosts. */
 static bool is_wide_address(const struct outcome *native)
 {
-    return native->vector == EXCEPTION_PF && native->cr2 >> 47 != 0 &&
-           native->cr2 >> 47 != 0x1ffff;
+    return native->vector == EXCEPTION_PF && native->cr2 >> 47 != 0 && native->cr2 >> 47 != 0x1ffff;
 }
 
 static unsigned check_batch(struct run *run, const struct form *form, unsigned count)
@@ -207,8 +206,8 @@ static int run_all(struct run *run)
         } else if (!cpuid_offers_isa(run->cpuid, form->isa)) {
             run->forms_not_offered++;
         } else if (run->list) {
-            printf("%s map %u opcode %02x prefix %02x w%d l%u %s\n", name, form->map,
-                   form->opcode, form->prefix, form->rex_w, form->vector_length,
+            printf("%s map %u opcode %02x prefix %02x w%d l%u %s\n", name, form->map, form->opcode,
+                   form->prefix, form->rex_w, form->vector_length,
                    form->memory ? "memory" : "register");
         } else if (sampled || run->only) {
             run_form(run, form);
@@ -228,8 +227,7 @@ static int run_all(struct run *run)
            (unsigned long long)run->seed, (unsigned long long)run->forms_run,
            (unsigned long long)run->forms_not_offered, (unsigned long long)run->forms_excluded,
            (unsigned long long)run->cases_run);
-    printf("%llu passed, %llu failed\n",
-           (unsigned long long)(run->forms_run - run->failed_forms),
+    printf("%llu passed, %llu failed\n", (unsigned long long)(run->forms_run - run->failed_forms),
            (unsigned long long)run->failed_forms);
     return r || run->failures || run->forms_not_generated;
 }
@@ -237,10 +235,10 @@ static int run_all(struct run *run)
 static int parse(int argc, char **argv, struct run *run)
 {
     static const struct option known[] = {
-        {"engine", required_argument, NULL, 'e'}, {"cpu-model", required_argument, NULL, 'm'},
-        {"seed", required_argument, NULL, 's'},   {"cases", required_argument, NULL, 'c'},
-        {"only", required_argument, NULL, 'o'},   {"sample", required_argument, NULL, 'p'},
-        {"report", required_argument, NULL, 'r'}, {"list", no_argument, NULL, 'l'},
+        {"engine", required_argument, NULL, 'e'},      {"cpu-model", required_argument, NULL, 'm'},
+        {"seed", required_argument, NULL, 's'},        {"cases", required_argument, NULL, 'c'},
+        {"only", required_argument, NULL, 'o'},        {"sample", required_argument, NULL, 'p'},
+        {"report", required_argument, NULL, 'r'},      {"list", no_argument, NULL, 'l'},
         {"not-covered", required_argument, NULL, 'n'}, {NULL, 0, NULL, 0},
     };
     int option;
@@ -302,7 +300,8 @@ int main(int argc, char **argv)
     int r = read_exclusions(&run);
     r = r ? r : cpuid_table_new(&config, &run.cpuid);
     if (!r) {
-        run.components = cpuid_xcr0_allowed(run.cpuid) & (XCR0_X87 | XCR0_SSE | XCR0_AVX | XCR0_AVX512);
+        run.components =
+            cpuid_xcr0_allowed(run.cpuid) & (XCR0_X87 | XCR0_SSE | XCR0_AVX | XCR0_AVX512);
         r = native_open(&run.native);
         r = r ? r : engine_side_open(run.ops, run.cpuid, run.components, &run.side);
     }

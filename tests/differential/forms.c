@@ -63,8 +63,8 @@ static unsigned put_opcode(const struct form *form, uint8_t *bytes)
         static const uint8_t pp[] = {[0] = 0, [0x66] = 1, [0xf3] = 2, [0xf2] = 3};
         bytes[n++] = 0xc4;
         bytes[n++] = (uint8_t)(0xe0 | form->map);
-        bytes[n++] = (uint8_t)(form->rex_w << 7 | 0x78 | form->vector_length << 2 |
-                               pp[form->prefix]);
+        bytes[n++] =
+            (uint8_t)(form->rex_w << 7 | 0x78 | form->vector_length << 2 | pp[form->prefix]);
     } else if (form->encoding == ENCODE_EVEX) {
         static const uint8_t pp[] = {[0] = 0, [0x66] = 1, [0xf3] = 2, [0xf2] = 3};
         bytes[n++] = 0x62;
@@ -119,10 +119,10 @@ static void consider(struct collection *c, struct form form, uint8_t modrm)
     form.isa = insn.info.meta.isa_set;
     form.key = form_key(&insn);
     form.is_far = insn.info.meta.branch_type == ZYDIS_BRANCH_TYPE_FAR;
-    form.loads_segment = insn.operands[0].type == ZYDIS_OPERAND_TYPE_REGISTER &&
-                         ZydisRegisterGetClass(insn.operands[0].reg.value) ==
-                             ZYDIS_REGCLASS_SEGMENT &&
-                         insn.operands[0].actions & ZYDIS_OPERAND_ACTION_WRITE;
+    form.loads_segment =
+        insn.operands[0].type == ZYDIS_OPERAND_TYPE_REGISTER &&
+        ZydisRegisterGetClass(insn.operands[0].reg.value) == ZYDIS_REGCLASS_SEGMENT &&
+        insn.operands[0].actions & ZYDIS_OPERAND_ACTION_WRITE;
     if (c->count == c->capacity) {
         c->capacity = c->capacity ? 2 * c->capacity : 4096;
         c->forms = realloc(c->forms, c->capacity * sizeof *c->forms);
@@ -209,8 +209,8 @@ static void walk_vector(struct collection *c, enum encoding encoding)
 static int by_mnemonic(const void *a, const void *b)
 {
     const struct form *x = a, *y = b;
-    return x->mnemonic != y->mnemonic ? (int)x->mnemonic - (int)y->mnemonic : (x->key > y->key) -
-                                                                               (x->key < y->key);
+    return x->mnemonic != y->mnemonic ? (int)x->mnemonic - (int)y->mnemonic
+                                      : (x->key > y->key) - (x->key < y->key);
 }
 
 size_t forms_enumerate(struct form **ret_forms)

@@ -50,10 +50,22 @@ uint64_t random_value(struct random *random)
 static uint64_t random_float(struct random *random)
 {
     static const uint64_t doubles[] = {
-        0, 0x8000000000000000, 0x3ff0000000000000, 0xbff0000000000000, 0x7ff0000000000000,
-        0xfff0000000000000, 0x7ff8000000000000, 0x7ff0000000000001, 0x0000000000000001,
-        0x000fffffffffffff, 0x0010000000000000, 0x7fefffffffffffff, 0x41dfffffffc00000,
-        0xc1e0000000000000, 0x43e0000000000000, 0xc3e0000000000000,
+        0,
+        0x8000000000000000,
+        0x3ff0000000000000,
+        0xbff0000000000000,
+        0x7ff0000000000000,
+        0xfff0000000000000,
+        0x7ff8000000000000,
+        0x7ff0000000000001,
+        0x0000000000000001,
+        0x000fffffffffffff,
+        0x0010000000000000,
+        0x7fefffffffffffff,
+        0x41dfffffffc00000,
+        0xc1e0000000000000,
+        0x43e0000000000000,
+        0xc3e0000000000000,
     };
     static const uint32_t floats[] = {
         0,          0x80000000, 0x3f800000, 0xbf800000, 0x7f800000, 0xff800000,
@@ -173,13 +185,11 @@ bool generate_bytes(const struct form *form, struct random *random, struct test_
             put(&w, random_next(random) & 1 ? random_next(random) : random_value(random));
         }
         memcpy(test->bytes, room, 15);
-        if (decode(DECODE_64, test->bytes, 15, insn) != DECODE_OK ||
-            form_key(insn) != form->key) {
+        if (decode(DECODE_64, test->bytes, 15, insn) != DECODE_OK || form_key(insn) != form->key) {
             continue;
         }
         tame(insn, random, test);
-        if (decode(DECODE_64, test->bytes, 15, insn) != DECODE_OK ||
-            form_key(insn) != form->key) {
+        if (decode(DECODE_64, test->bytes, 15, insn) != DECODE_OK || form_key(insn) != form->key) {
             continue;
         }
         test->length = insn->info.length;
@@ -353,7 +363,8 @@ void generate_state(const struct insn *insn, uint64_t components, struct random 
     for (unsigned i = 0; i < 16; i++) {
         state->gpr[i] = random_value(random);
     }
-    test->offset = below(random, 50) ? CODE_OFFSET : (uint16_t)(4096 - below(random, test->length) - 1);
+    test->offset =
+        below(random, 50) ? CODE_OFFSET : (uint16_t)(4096 - below(random, test->length) - 1);
     state->rip = CODE_PAGE + test->offset;
     state->rflags = 0x202 | (random_next(random) & (FLAGS_ARITHMETIC | FLAG_DF));
     if (!below(random, 40)) {
@@ -361,7 +372,8 @@ void generate_state(const struct insn *insn, uint64_t components, struct random 
     }
     fill_vector_state(components, random, state->xsave);
     fill_data(random, state->data);
-    if (info->attributes & (ZYDIS_ATTRIB_HAS_REP | ZYDIS_ATTRIB_HAS_REPE | ZYDIS_ATTRIB_HAS_REPNE)) {
+    if (info->attributes &
+        (ZYDIS_ATTRIB_HAS_REP | ZYDIS_ATTRIB_HAS_REPE | ZYDIS_ATTRIB_HAS_REPNE)) {
         state->gpr[RCX] = below(random, 40);
     }
     if (info->mnemonic == ZYDIS_MNEMONIC_BT || info->mnemonic == ZYDIS_MNEMONIC_BTS ||

@@ -124,8 +124,8 @@ static void child_main(void)
     prctl(PR_SET_PDEATHSIG, SIGKILL);
     stack_t stack = {.ss_size = 1 << 16};
     /* room behind: a frame may be shorter than what take_outcome() copies */
-    stack.ss_sp = mmap(NULL, stack.ss_size + 8192, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS,
-                       -1, 0);
+    stack.ss_sp = mmap(NULL, stack.ss_size + 8192, PROT_READ | PROT_WRITE,
+                       MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     sigaltstack(&stack, NULL);
     struct sigaction action = {.sa_flags = SA_SIGINFO | SA_ONSTACK};
     action.sa_sigaction = native_signal_entry;

@@ -114,8 +114,7 @@ static int build_kernel(struct engine_side *side)
     for (unsigned v = 0; v < 256; v++) {
         uint64_t stub = KERNEL + STUBS + 16 * v;
         uint64_t low = (stub & 0xffff) | 8ull << 16 | 1ull << 32 | /* IST 1 */
-                       (v == 3 || v == 4 ? 0xeeull : 0x8eull) << 40 |
-                       (stub >> 16 & 0xffff) << 48;
+                       (v == 3 || v == 4 ? 0xeeull : 0x8eull) << 40 | (stub >> 16 & 0xffff) << 48;
         r = r ? r : put_u64(side, IDT + 16 * v, low);
         r = r ? r : put_u64(side, IDT + 16 * v + 8, stub >> 32);
         uint8_t hlt = 0xf4;
@@ -232,8 +231,8 @@ static int take_outcome(struct engine_side *side, const struct cpu_state *state,
     }
     uint64_t frame[6] = {0};
     bool error = has_error_code(outcome->vector);
-    int r = memory_read(side->memory, STACK_TOP - (error ? 48 : 40), frame + !error,
-                        error ? 48 : 40);
+    int r =
+        memory_read(side->memory, STACK_TOP - (error ? 48 : 40), frame + !error, error ? 48 : 40);
     outcome->error = frame[0];
     outcome->after.rip = frame[1];
     outcome->after.rflags = frame[3];
@@ -244,8 +243,7 @@ static int take_outcome(struct engine_side *side, const struct cpu_state *state,
     return r ? r : memory_read(side->memory, DATA, outcome->after.data, 4096);
 }
 
-int engine_side_run(struct engine_side *side, const struct test_case *test,
-                    struct outcome *outcome)
+int engine_side_run(struct engine_side *side, const struct test_case *test, struct outcome *outcome)
 {
     struct cpu_state state = side->initial;
     int r = place_code(side, test);

@@ -7,7 +7,7 @@
 #include "runtime.h"
 
 #define APIC(offset) (*(volatile uint32_t *)(0xfee00000ul + (offset)))
-#define AREA 0x8000000000ul
+#define AREA         0x8000000000ul
 enum { TRAMPOLINE = 0x8000, ROUNDS = 20000 };
 
 /* Real mode at 8000H: the same way up as the first CPU took, then other_cpu(). */

@@ -127,7 +127,9 @@ static void test_values(void)
             bytes |= (uint64_t)(at < 0x1000 ? low[at] : high[at - 0x1000]) << 8 * i;
         }
         check("store across, bytes", bytes, value);
-        __asm__ volatile("lock xaddq %0, (%1)" : "+r"(value) : "r"(pages + 0xff8 + over)
+        __asm__ volatile("lock xaddq %0, (%1)"
+                         : "+r"(value)
+                         : "r"(pages + 0xff8 + over)
                          : "memory");
         check("locked add across", *(volatile uint64_t *)(pages + 0xff8 + over), 2 * value);
     }
@@ -139,8 +141,9 @@ static void test_values(void)
 }
 
 /* Flags must survive any access, also one that had to go a slow way (a TLB miss). */
-SNIPPET(flags_live, "cmp %eax, %eax; stc; mov (%rdi), %rbx; mov %rbx, 64(%rdi); setc %cl;"
-                    "setz %ch; push %rbx; pop %rbx; adc $0, %ecx; movzx %cl, %edx; pushf; pop %rax");
+SNIPPET(flags_live,
+        "cmp %eax, %eax; stc; mov (%rdi), %rbx; mov %rbx, 64(%rdi); setc %cl;"
+        "setz %ch; push %rbx; pop %rbx; adc $0, %ecx; movzx %cl, %edx; pushf; pop %rax");
 static void test_flags(void)
 {
     for (unsigned i = 0; i < 3000; i++) {

@@ -36,7 +36,8 @@ SNIPPET(pushf_16, "pushfw; pop %bx");
 SNIPPET(pusha_32, ".code32; pusha; popa; .code64");
 SNIPPET(push_sp, "push %rsp; pop %rax");
 SNIPPET(pop_sp_memory, "push $7; pop (%rsp)");
-SNIPPET(xchg_locked, "xchg %rax, (%rdi); lock addq $5, (%rdi); lock notq 8(%rdi); lock btsl $3, 16(%rdi)");
+SNIPPET(xchg_locked,
+        "xchg %rax, (%rdi); lock addq $5, (%rdi); lock notq 8(%rdi); lock btsl $3, 16(%rdi)");
 SNIPPET(high_bytes, "mov $0x12, %ah; mov %ah, %bl; xchg %al, %ah; add %bh, %ah");
 SNIPPET(zero_extend, "mov $-1, %rax; mov %eax, %eax; mov $-1, %rbx; mov $0, %bx");
 SNIPPET(imul_flags, "imul %rbx, %rax");

@@ -6,8 +6,15 @@
 #include "runtime.h"
 
 enum {
-    PIC1 = 0x20, PIC2 = 0xa0, BASE1 = 0x40, BASE2 = 0x48, PIT_DATA = 0x40, PIT_MODE = 0x43,
-    SELF_VECTOR = 0x61, TIMER_VECTOR = 0x62, HIGH_VECTOR = 0xe3,
+    PIC1 = 0x20,
+    PIC2 = 0xa0,
+    BASE1 = 0x40,
+    BASE2 = 0x48,
+    PIT_DATA = 0x40,
+    PIT_MODE = 0x43,
+    SELF_VECTOR = 0x61,
+    TIMER_VECTOR = 0x62,
+    HIGH_VECTOR = 0xe3,
 };
 #define APIC(offset) (*(volatile uint32_t *)(0xfee00000ul + (offset)))
 
@@ -79,8 +86,10 @@ static void test_windows(void)
     /* Of two shadows in a row only the first is sure to count (SDM volume 2, STI). */
     self_interrupt(SELF_VECTOR);
     c = run(mov_ss, 0);
-    check("STI, MOV SS", c.vector == SELF_VECTOR && (c.ip == (uintptr_t)mov_ss + 5 ||
-                                                     c.ip == (uintptr_t)mov_ss + 6), 1);
+    check("STI, MOV SS",
+          c.vector == SELF_VECTOR &&
+              (c.ip == (uintptr_t)mov_ss + 5 || c.ip == (uintptr_t)mov_ss + 6),
+          1);
     end_of_interrupt();
 }
 
@@ -143,7 +152,7 @@ static void test_apic_timer(void)
 static void test_pic(void)
 {
     pic_setup(0xfe);
-    APIC(0x350) = 0x700; /* LINT0: ExtINT */
+    APIC(0x350) = 0x700;  /* LINT0: ExtINT */
     out8(PIT_MODE, 0x34); /* counter 0, rate generator */
     out8(PIT_DATA, 0x00), out8(PIT_DATA, 0x10);
     for (int i = 0; i < 3; i++) {

@@ -64,8 +64,7 @@ static void test_legacy(void)
         for (unsigned bits = 0; bits < 4; bits++) {
             bool w = bits & 1, u = bits & 2;
             uint32_t permission = (w ? PTE_W : 0) | (u ? PTE_U : 0);
-            directory[AREA >> 22] =
-                (uintptr_t)table | PTE_P | (level ? PTE_W | PTE_U : permission);
+            directory[AREA >> 22] = (uintptr_t)table | PTE_P | (level ? PTE_W | PTE_U : permission);
             table[0] = (uintptr_t)page | PTE_P | (level ? permission : PTE_W | PTE_U);
             for (unsigned user = 0; user < 2; user++) {
                 uintptr_t mode = user ? PF_U : 0;
@@ -140,8 +139,7 @@ static void test_pae(void)
         if (!nx && !x) {
             continue;
         }
-        entries[0] = (uintptr_t)page | PTE_P | (w ? PTE_W : 0) | (u ? PTE_U : 0) |
-                     (x ? 0 : PTE_NX);
+        entries[0] = (uintptr_t)page | PTE_P | (w ? PTE_W : 0) | (u ? PTE_U : 0) | (x ? 0 : PTE_NX);
         invlpg(AREA);
         for (unsigned user = 0; user < 2; user++) {
             uintptr_t mode = user ? PF_U : 0;

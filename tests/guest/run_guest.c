@@ -370,8 +370,8 @@ static void spell_out_vectors(uint8_t *xsave)
 {
     static const struct {
         unsigned bit, offset, size;
-    } parts[] = {{0, 0, 24},     {0, 32, 128},    {1, 160, 256},
-                 {2, 576, 256},  {5, 1088, 64},   {6, 1152, 512}, {7, 1664, 1024}};
+    } parts[] = {{0, 0, 24},    {0, 32, 128},   {1, 160, 256},  {2, 576, 256},
+                 {5, 1088, 64}, {6, 1152, 512}, {7, 1664, 1024}};
     uint64_t present;
     memcpy(&present, xsave + 512, 8);
     for (unsigned i = 0; i < sizeof parts / sizeof parts[0]; i++) {

@@ -208,8 +208,8 @@ static void test_questions(void)
         uint16_t selector;
         uint16_t readable, writable;
     } cases[] = {
-        {USER_DATA, 1, 1}, {USER_CODE, 1, 0}, {KERNEL_DATA, 0, 0}, {0, 0, 0}, {0xfff8, 0, 0},
-        {TASK, 0, 0},
+        {USER_DATA, 1, 1}, {USER_CODE, 1, 0}, {KERNEL_DATA, 0, 0},
+        {0, 0, 0},         {0xfff8, 0, 0},    {TASK, 0, 0},
     };
     for (unsigned i = 0; i < sizeof cases / sizeof cases[0]; i++) {
         context_init_user(&c, verify);

@@ -135,9 +135,11 @@ static void test_compare(void)
     for (int i = 0xf00; i < 4096; i++) {
         pages[1][i] = 0x11;
     }
-    c = run(repne_scasb, 0, AREA + 0x1f00, 0x200, 0);
+    c = run(repne_scasb, 0, AREA + 0x1f00, 0x200, FLAG_SF | FLAG_PF);
     check_stop("scasb: runs into the hole", &c, PF, 0, (uintptr_t)repne_scasb);
     registers("scasb: runs into the hole", &c, 0, AREA + 0x2000, 0x100);
+    /* SDM volume 2, REP: the flags are those from before the instruction */
+    check("  flags", c.flags & FLAGS_ARITHMETIC, FLAG_SF | FLAG_PF);
     pages[1][0xf80] = 0x48;
     c = run(repne_scasb, 0, AREA + 0x1f00, 0x200, 0);
     check_stop("scasb: found", &c, UD, NO_ERROR, (uintptr_t)repne_scasb_end);

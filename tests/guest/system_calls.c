@@ -5,8 +5,19 @@
  */
 #include "runtime.h"
 
-enum { EFER = 0xc0000080, STAR, LSTAR, CSTAR, SFMASK, FS_BASE = 0xc0000100, GS_BASE, KERNEL_GS,
-       SYSENTER_CS = 0x174, SYSENTER_ESP, SYSENTER_EIP };
+enum {
+    EFER = 0xc0000080,
+    STAR,
+    LSTAR,
+    CSTAR,
+    SFMASK,
+    FS_BASE = 0xc0000100,
+    GS_BASE,
+    KERNEL_GS,
+    SYSENTER_CS = 0x174,
+    SYSENTER_ESP,
+    SYSENTER_EIP
+};
 
 SNIPPET(call_user, "stc; syscall; nop");
 SNIPPET(enter_user, "sysenter; nop");

@@ -108,9 +108,9 @@ static void test_sensitive(void)
         const char *name, *code, *end;
         bool by_iopl; /* #GP only below IOPL 3 */
     } cases[] = {
-        {"CLI", cli_16, cli_16_end, true},      {"PUSHF", pushf_16, pushf_16_end, true},
+        {"CLI", cli_16, cli_16_end, true},        {"PUSHF", pushf_16, pushf_16_end, true},
         {"POPF", popf_16 + 1, popf_16_end, true}, {"INT n", int_16, int_16_end, true},
-        {"HLT", hlt_16, hlt_16_end, false},     {"IN", in_16, in_16_end, false},
+        {"HLT", hlt_16, hlt_16_end, false},       {"IN", in_16, in_16_end, false},
         {"MOV CR0", lmsw_16, lmsw_16_end, false},
     };
     struct context start = {.gpr[RDX] = 0x80};

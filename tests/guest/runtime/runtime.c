@@ -51,8 +51,8 @@ void check(const char *name, uint64_t got, uint64_t expected)
     print("\n");
 }
 
-void check_stop(const char *name, const struct context *context, uintptr_t vector,
-                uintptr_t error, uintptr_t ip)
+void check_stop(const char *name, const struct context *context, uintptr_t vector, uintptr_t error,
+                uintptr_t ip)
 {
     checks++;
     if (context->vector == vector && context->error == error && context->ip == ip) {
