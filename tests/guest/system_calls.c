@@ -25,7 +25,7 @@ SNIPPET(handler, "nop");
 SNIPPET(sysret_64, "sysretq");
 SNIPPET(sysret_32, "sysretl");
 SNIPPET(sysexit_64, "sysexitq");
-SNIPPET(sysexit_32, "sysexit");
+SNIPPET(sysexit_32, "sysexitl");
 SNIPPET(target, "nop");
 SNIPPET(swap, "mov %gs:0, %rax; swapgs; mov %gs:0, %rbx; swapgs; mov %gs:0, %rcx");
 SNIPPET(swap_user, "swapgs");
