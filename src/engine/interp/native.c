@@ -633,22 +633,32 @@ static enum step run_body(struct vcpu *vcpu, const struct insn *insn, const stru
 }
 
 /*
- * An x87 store decides while it runs whether it stores: an unmasked invalid operation, overflow
- * or underflow leaves memory alone. So the check comes after, and a fault takes the effects back.
+ * Stores whose numeric exceptions come before those of memory. An x87 store decides while it runs
+ * whether it stores: an unmasked invalid operation, overflow or underflow leaves memory alone. So
+ * the check comes after, and a fault takes the effects back.
  */
-static enum step run_x87_store(struct vcpu *vcpu, const struct insn *insn,
-                               const struct snippet *snippet, const struct native_plan *plan,
-                               const uint8_t *body, uint8_t *operand)
+static bool stores_late(const struct insn *insn, enum vector_family family,
+                        const struct native_plan *plan)
+{
+    return plan->writes && !plan->reads &&
+           (family == FAMILY_X87 ? waits(insn, family)
+                                 : insn->info.mnemonic == ZYDIS_MNEMONIC_VCVTPS2PH);
+}
+
+static enum step run_late_store(struct vcpu *vcpu, const struct insn *insn,
+                                enum vector_family family, const struct snippet *snippet,
+                                const struct native_plan *plan, const uint8_t *body,
+                                uint8_t *operand)
 {
     enum { X87_IE = 1, X87_OE = 8, X87_UE = 16 };
     uint8_t before[XSAVE_HEADER_END];
 
     bytes_copy(before, vcpu->state.xsave, sizeof before);
     TRY(run_body(vcpu, insn, snippet, plan, body, operand));
-    if (x87_pending(vcpu) & (X87_IE | X87_OE | X87_UE)) {
+    if (family == FAMILY_X87 && (x87_pending(vcpu) & (X87_IE | X87_OE | X87_UE))) {
         return STEP_NEXT;
     }
-    enum step step = check_vector_alignment(vcpu, insn, FAMILY_X87, plan);
+    enum step step = check_vector_alignment(vcpu, insn, family, plan);
     if (step == STEP_NEXT) {
         step = transfer(vcpu, plan, operand, PASS_CHECK);
     }
@@ -666,8 +676,8 @@ static enum step run_checked(struct vcpu *vcpu, const struct insn *insn, enum ve
     uint64_t base = plan->active ? plan->offset + vcpu->state.segment[plan->segment].base : 0;
     uint8_t *operand = vcpu->native->bounce + (base & (BOUNCE_ALIGNMENT - 1));
 
-    if (family == FAMILY_X87 && plan->writes && !plan->reads && waits(insn, family)) {
-        return run_x87_store(vcpu, insn, snippet, plan, body, operand);
+    if (stores_late(insn, family, plan)) {
+        return run_late_store(vcpu, insn, family, snippet, plan, body, operand);
     }
     TRY(check_vector_alignment(vcpu, insn, family, plan));
     if (plan->writes) {

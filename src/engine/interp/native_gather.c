@@ -83,7 +83,6 @@ static void load_mask(const struct vcpu *vcpu, const struct insn *insn, struct g
             gather->bits |= (uint64_t)(gather->mask[(n + 1) * gather->shape.data - 1] >> 7) << n;
         }
     }
-    gather->bits &= (1ull << gather->count) - 1;
 }
 
 static void prepare(const struct vcpu *vcpu, const struct insn *insn, struct gather *gather)
@@ -144,13 +143,12 @@ static void finish(struct vcpu *vcpu, struct gather *gather, bool complete)
     unsigned size = gather->data_size < 16 ? 16 : gather->data_size;
 
     if (!gather->shape.scatters) {
-        if (complete) { /* the upper part of the register is cleared */
-            bytes_fill(gather->data + gather->data_size, 0, 64 - gather->data_size);
-        }
-        vector_store(&vcpu->state, gather->data_register, complete ? size : 64, gather->data);
+        /* The upper part of the register is cleared in any case. */
+        bytes_fill(gather->data + gather->data_size, 0, 64 - gather->data_size);
+        vector_store(&vcpu->state, gather->data_register, size, gather->data);
     }
     if (!gather->vex) {
-        mask_store(&vcpu->state, gather->mask_register, gather->bits);
+        mask_store(&vcpu->state, gather->mask_register, complete ? 0 : gather->bits);
         return;
     }
     for (unsigned n = 0; n < gather->count; n++) {

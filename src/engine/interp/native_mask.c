@@ -96,6 +96,17 @@ static bool is_compressed(ZydisMnemonic mnemonic)
 /* Classes without fault suppression ("NF") access the whole operand whatever the mask. */
 static bool suppresses_faults(const struct insn *insn)
 {
+    switch (insn->info.mnemonic) { /* of these the decoder does not say it */
+    case ZYDIS_MNEMONIC_VCVTNE2PS2BF16:
+    case ZYDIS_MNEMONIC_VDBPSADBW:
+    case ZYDIS_MNEMONIC_VGF2P8AFFINEQB:
+    case ZYDIS_MNEMONIC_VGF2P8AFFINEINVQB:
+        return false;
+    case ZYDIS_MNEMONIC_VPSHUFBITQMB:
+        return true;
+    default:
+        break;
+    }
     switch (insn->info.meta.exception_class) {
     case ZYDIS_EXCEPTION_CLASS_E1NF:
     case ZYDIS_EXCEPTION_CLASS_E2NF:
@@ -112,9 +123,35 @@ static bool suppresses_faults(const struct insn *insn)
     }
 }
 
-/* The number of elements that the mask counts: those of the widest vector register. */
-static unsigned masked_elements(const struct insn *insn)
+static unsigned broadcast_count(ZydisBroadcastMode mode)
 {
+    switch (mode) {
+    case ZYDIS_BROADCAST_MODE_1_TO_2:
+        return 2;
+    case ZYDIS_BROADCAST_MODE_1_TO_4:
+        return 4;
+    case ZYDIS_BROADCAST_MODE_1_TO_8:
+        return 8;
+    case ZYDIS_BROADCAST_MODE_1_TO_16:
+        return 16;
+    case ZYDIS_BROADCAST_MODE_1_TO_32:
+        return 32;
+    default:
+        return 64;
+    }
+}
+
+/*
+ * The number of elements that the mask counts: of memory that is stored to, else of the first
+ * vector register, else (the destination is a mask) of the whole vector.
+ */
+static unsigned masked_elements(const struct insn *insn, const ZydisDecodedOperand *memory)
+{
+    unsigned element = memory->element_size ? memory->element_size : 8;
+
+    if (memory == &insn->operands[0]) {
+        return memory->size / element;
+    }
     for (unsigned n = 0; n < insn->info.operand_count; n++) {
         const ZydisDecodedOperand *operand = &insn->operands[n];
         if (operand->type == ZYDIS_OPERAND_TYPE_REGISTER &&
@@ -123,7 +160,18 @@ static unsigned masked_elements(const struct insn *insn)
             return operand->size / operand->element_size;
         }
     }
-    return 1;
+    return insn->info.avx.vector_length / element;
+}
+
+/* An element of memory that several elements of the destination come from. */
+static uint64_t fold(uint64_t mask, unsigned elements, unsigned count)
+{
+    uint64_t folded = 0;
+
+    for (unsigned n = 0; n < elements && n < 64; n++) {
+        folded |= (mask >> n & 1) << (n % count);
+    }
+    return folded;
 }
 
 static void plan_opmask(const struct vcpu *vcpu, const struct insn *insn,
@@ -131,10 +179,11 @@ static void plan_opmask(const struct vcpu *vcpu, const struct insn *insn,
 {
     unsigned number = insn->info.avx.mask.reg - ZYDIS_REGISTER_K0;
     uint64_t mask = mask_load(&vcpu->state, number);
-    unsigned elements = masked_elements(insn);
+    unsigned elements = masked_elements(insn, memory);
     unsigned element = plan->chunk / (elements ? elements : 1);
 
     if (insn->info.avx.broadcast.mode != ZYDIS_BROADCAST_MODE_INVALID) {
+        elements = broadcast_count(insn->info.avx.broadcast.mode);
         uint64_t counted = elements < 64 ? mask & ((1ull << elements) - 1) : mask;
         plan->active = counted ? 1 : 0;
         return;
@@ -146,6 +195,13 @@ static void plan_opmask(const struct vcpu *vcpu, const struct insn *insn,
         element = plan->chunk;
     }
     unsigned count = plan->chunk / element;
+    if (insn->info.meta.category == ZYDIS_CATEGORY_BROADCAST) {
+        element = insn->operands[0].element_size / 8;
+        if (element == 0 || element > plan->chunk) {
+            element = plan->chunk;
+        }
+        mask = fold(mask, elements, plan->chunk / element);
+    }
     if (is_compressed(insn->info.mnemonic)) {
         uint64_t counted = count < 64 ? mask & ((1ull << count) - 1) : mask;
         unsigned packed = (unsigned)__builtin_popcountll(counted);
@@ -176,10 +232,8 @@ void native_plan_mask(const struct vcpu *vcpu, const struct insn *insn,
     }
     bool masked = insn->info.encoding == ZYDIS_INSTRUCTION_ENCODING_EVEX &&
                   insn->info.avx.mask.reg > ZYDIS_REGISTER_K0 &&
-                  insn->info.avx.mask.reg <= ZYDIS_REGISTER_K7 &&
-                  insn->info.avx.mask.mode != ZYDIS_MASK_MODE_CONTROL &&
-                  insn->info.avx.mask.mode != ZYDIS_MASK_MODE_CONTROL_ZEROING;
-    if (masked && suppresses_faults(insn)) {
+                  insn->info.avx.mask.reg <= ZYDIS_REGISTER_K7;
+    if (masked && (plan->writes || suppresses_faults(insn))) {
         plan_opmask(vcpu, insn, memory, plan);
     }
 }
