@@ -177,6 +177,7 @@ void count_instructions(struct compiler *c, int ahead)
 void compile_execute(struct compiler *c)
 {
     struct emitter *e = &c->e;
+    groups_forget(c);
     count_instructions(c, 0);
     c->counted = true; /* by interp */
     flags_to_block(c);
@@ -439,6 +440,7 @@ static bool is_repeated_move(const struct insn *insn)
 
 static void compile_string(struct compiler *c)
 {
+    groups_forget(c);
     flags_to_block(c);
     uint32_t site = site_new(c, SITE_EXECUTE);
     const struct insn *insn = compiler_insn(c);
@@ -506,6 +508,12 @@ static bool is_by_mnemonic(const struct insn *insn)
     }
 }
 
+bool is_transparent(const struct insn *insn)
+{
+    return is_nothing(insn) || is_copied(insn) || insn->info.mnemonic == ZYDIS_MNEMONIC_LEA ||
+           insn->info.meta.category == ZYDIS_CATEGORY_COND_BR;
+}
+
 static bool is_offered(const struct compiler *c, const struct insn *insn)
 {
     return insn->info.mnemonic == ZYDIS_MNEMONIC_TZCNT ||
@@ -522,6 +530,7 @@ static void compile_instruction(struct compiler *c)
     if (!is_offered(c, insn)) {
         compile_execute_last(c);
     } else if (is_by_mnemonic(insn)) {
+        c->scratch_group = -1;
         if (compile_by_mnemonic(c)) {
             return;
         }
@@ -606,6 +615,9 @@ static void emit_unit(struct compiler *c)
         unsigned first = c->current;
         c->counted = false;
         compile_instruction(c);
+        for (unsigned i = first; i <= c->current; i++) {
+            groups_after(c, &c->insns[i]);
+        }
         c->uncounted = !c->counts ? 0 : c->counted ? 0
                                         : c->uncounted + (int)(c->current - first) + 1;
         if (poll_after_next && !c->ended) {
@@ -692,6 +704,7 @@ void compile(struct block *block, gva_t gva, gpa_t gpa, uint64_t second_page, ui
         .mode = mode,
         .virtual_page = unit->virtual_page,
         .insns = insns,
+        .scratch_group = -1,
         .counts = vm->config.time_mode == TIME_DETERMINISTIC,
     };
     if (!read_pages(&c, gpa, second_page)) {

@@ -214,6 +214,7 @@ static void load_bit_number(struct compiler *c)
  */
 static bool compile_bit_string(struct compiler *c)
 {
+    c->scratch_group = -1;
     const struct insn *insn = compiler_insn(c);
     struct emitter *e = &c->e;
     bool is_wide = insn->info.operand_width == 64;
@@ -301,6 +302,24 @@ static void store_displaced(struct compiler *c, uint16_t registers, const struct
     }
 }
 
+static size_t copy_instruction(struct compiler *c, const struct insn *insn,
+                               const struct rewrite_map *map, uint8_t *copy)
+{
+    size_t length = rewrite(insn, map, copy);
+    return length && is_plain_bit_scan(c, insn) ? drop_repeat_prefix(copy, length) : length;
+}
+
+/* Is R13 one of the scratch registers that stand for displaced ones? */
+static bool map_uses_scratch(const struct rewrite_map *map, uint16_t named)
+{
+    for (unsigned gpr = R13; gpr <= R15; gpr++) {
+        if ((named & 1u << gpr) && map->host[gpr] == SCRATCH) {
+            return true;
+        }
+    }
+    return false;
+}
+
 bool compile_copy(struct compiler *c)
 {
     const struct insn *insn = compiler_insn(c);
@@ -327,22 +346,29 @@ bool compile_copy(struct compiler *c)
     if (!assign_scratch(c, named, memory, &map)) {
         return false;
     }
-    size_t length = rewrite(insn, &map, copy);
+    size_t length = copy_instruction(c, insn, &map, copy);
     if (length == 0) {
         return false;
     }
     if (is_plain_bit_scan(c, insn)) {
-        length = drop_repeat_prefix(copy, length);
         registers.read |= registers.written; /* BSF of zero leaves the destination */
     }
     if (memory) {
         bool writes = memory->actions & ZYDIS_OPERAND_ACTION_MASK_WRITE;
-        uint32_t first_site = c->vm->site_count;
-        compile_operand_check(c, memory, writes);
-        c->vm->sites[first_site].is_masked = has_mask(insn);
-        if (is_locked(insn)) {
-            compile_line_check(c, memory->size / 8);
+        if (is_locked(insn) || has_mask(insn)) {
+            uint32_t site = c->vm->site_count;
+            compile_operand_check(c, memory, writes);
+            c->scratch_group = -1;
+            c->vm->sites[site].is_masked = has_mask(insn);
+            if (is_locked(insn)) {
+                compile_line_check(c, memory->size / 8);
+            }
+        } else {
+            map.memory_offset = compile_group_access(c, memory, writes);
         }
+        length = copy_instruction(c, insn, &map, copy);
+    } else if (map_uses_scratch(&map, named)) {
+        c->scratch_group = -1;
     }
     if (effects.reads) {
         flags_to_host(c);

@@ -273,6 +273,7 @@ bool compile_call(struct compiler *c)
         outline(c, OUTLINE_CALL, slow[0], 0, emit_offset(e));
         outline(c, OUTLINE_CALL, slow[1], 0, emit_offset(e));
     }
+    groups_forget(c);
     /* The landing pad: drop the frame's guest half and go on. */
     emit8(e, 0x48); /* lea rsp, [rsp + 8] */
     emit8(e, 0x8d);

@@ -138,6 +138,7 @@ static bool compile_fx_image(struct compiler *c, uint32_t stub)
     if (!(c->mode & MODE_SSE)) {
         return false;
     }
+    groups_forget(c);
     count_instructions(c, 1);
     flags_to_block(c);
     if (compile_address(c, &compiler_insn(c)->operands[0], &constant)) {

@@ -27,6 +27,17 @@ struct outline {
 
 enum { OUTLINES_MAX = 4 * UNIT_MAX_INSTRUCTIONS };
 
+/* Memory operands that one check covers: see compile_group.c. */
+enum { GROUPS = 4 };
+struct group {
+    bool is_active;
+    bool is_kept;   /* the host address of `first` is in the block's slot */
+    bool may_write; /* the check was for writing */
+    int base, index;
+    unsigned scale;
+    int32_t first, end; /* displacements */
+};
+
 struct compiler {
     struct emitter e;
     struct translate_vm *vm;
@@ -44,6 +55,9 @@ struct compiler {
 
     enum flags_home flags;
     bool ended; /* the straight path does not go on */
+    struct group groups[GROUPS];
+    unsigned next_group;
+    int scratch_group; /* R13 holds this group's host address; -1: none */
     bool counts;   /* deterministic time: instructions are counted exactly */
     bool counted;  /* the current instruction is in the count already */
     int uncounted; /* completed since the count was last brought up to date */
@@ -76,6 +90,8 @@ static inline bool is_displaced(int gpr)
 }
 
 /* ---- compile.c ---- */
+/* Is nothing emitted for it that calls C and comes back into the unit? */
+bool is_transparent(const struct insn *insn);
 /* Does nothing run behind this instruction in straight line? */
 bool is_end(const struct insn *insn);
 /* Does the instruction at this address of the unit's page go on in the next page? */
@@ -108,6 +124,14 @@ void compile_operand_check(struct compiler *c, const ZydisDecodedOperand *operan
 /* Copy the instruction with registers and memory operand substituted; false if it cannot be. */
 bool compile_copy(struct compiler *c);
 bool compile_lea(struct compiler *c);
+
+/* ---- compile_group.c ---- */
+/* Like compile_operand_check(), but the operand is at [R13 + returned offset]. */
+int32_t compile_group_access(struct compiler *c, const ZydisDecodedOperand *operand, bool writes);
+/* No host address of before may be used again. */
+void groups_forget(struct compiler *c);
+/* The instruction has been emitted: groups whose registers it writes end. */
+void groups_after(struct compiler *c, const struct insn *insn);
 
 /* ---- compile_stack.c: each returns false if the form is left to interp ---- */
 bool compile_push(struct compiler *c);

@@ -276,7 +276,7 @@ struct place {
     const struct unit *unit;
     uint64_t inline_address; /* behind the instruction, or 0 */
     uint64_t retry_address;  /* of the soft TLB check */
-    uint32_t generation;
+    uint32_t generation, drops;
     int uncounted;
     unsigned length; /* of the instruction, where its site says so (site.size) */
 };
@@ -294,15 +294,20 @@ static struct place place_of(const struct block *block, uint32_t number)
         .inline_address = is_inline ? cache_address(vm, site->resume) : 0,
         .retry_address = cache_address(vm, site->resume),
         .generation = vm->generation,
+        .drops = block->drops,
         .uncounted = site->uncounted,
         .length = site->size,
     };
 }
 
-/* May the unit of a place be entered again in the middle? */
+/*
+ * May the unit of a place be entered again in the middle? It must be the same, and the host
+ * addresses that it may hold (compile_group.c) must still be good.
+ */
 static bool is_current(const struct block *block, const struct place *place)
 {
-    return block->vm->generation == place->generation && !place->unit->is_retired;
+    return block->vm->generation == place->generation && block->drops == place->drops &&
+           !place->unit->is_retired;
 }
 
 /* The decoded instruction at a place, or NULL if its bytes cross the page or are invalid. */
@@ -411,6 +416,7 @@ uint64_t helper_memory(struct block *block, uint32_t number)
 {
     const struct site *site = &block->vm->sites[number];
     struct place place = place_of(block, number);
+    bool is_group = site->is_group;
     gva_t gva = block->address;
     bool crosses = (gva & (PAGE_SIZE - 1)) + site->size > PAGE_SIZE || site->size == 255;
     if (crosses || !is_canonical(gva) || site->is_masked) {
@@ -422,7 +428,10 @@ uint64_t helper_memory(struct block *block, uint32_t number)
     case TLB_FILLED:
         return is_current(block, &place) ? place.retry_address : start_over(block, &place);
     case TLB_FAULT:
-        return deliver_fault(block, &place);
+        if (!is_group) {
+            return deliver_fault(block, &place);
+        }
+        break;
     case TLB_SLOW:
         break;
     }

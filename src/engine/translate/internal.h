@@ -95,6 +95,7 @@ struct block {
     uint64_t stack;     /* RSP of the private stack in use, while in C */
     uint64_t stacks[PRIVILEGES]; /* of the other privilege */
     uint64_t spill[2];  /* values that a unit keeps across a check */
+    uint64_t group_slots[4]; /* host addresses that a unit keeps: compile_group.c */
     uint32_t fault_site; /* from the signal handler to the stub */
     uint32_t indirect_site; /* the last indirect branch: it faults if its target is not canonical */
     uint64_t address; /* the guest-virtual address of a miss */
@@ -125,6 +126,7 @@ struct block {
     struct space spaces[SPACES_MAX];
     struct space *space;
     uint64_t space_clock;
+    uint32_t drops; /* counts changes of mappings: host addresses of before are void */
     uint64_t exec_pages[PRIVILEGES][512]; /* filters of guest-virtual pages with known code */
     struct exec_entry {
         uint64_t gva_page, gpa_page;
@@ -182,6 +184,7 @@ struct site {
     uint8_t flags_home;
     int8_t uncounted; /* instructions completed but not in vcpu.instructions (deterministic time) */
     bool is_masked; /* masked-off elements do not fault: interp decides */
+    bool is_group;  /* the check asks for more than the access: interp meets the fault */
     uint32_t resume;
     union {
         uint32_t patch;

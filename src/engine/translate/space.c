@@ -141,6 +141,7 @@ void spaces_forget_code(struct block *block)
 
 void spaces_drop(struct block *block, uint64_t first, uint64_t count, bool write_only)
 {
+    block->drops++;
     for (unsigned i = 0; i < SPACES_MAX; i++) {
         if (block->spaces[i].in_use) {
             tlb_drop_physical(&block->spaces[i].data->tlb, first, count, write_only);
