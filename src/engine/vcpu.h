@@ -13,7 +13,8 @@
 /* What executing one instruction (or delivering one event) led to. */
 enum step {
     STEP_NEXT,      /* done: state.rip names the next instruction */
-    STEP_EXCEPTION, /* nothing of the instruction is visible; vcpu->exception says what to deliver */
+    STEP_EXCEPTION, /* nothing of the instruction is visible; vcpu->exception says what to deliver
+                     */
     STEP_HALT,      /* HLT: done, state.activity is ACTIVITY_HALTED */
     STEP_SHUTDOWN,  /* triple fault */
     STEP_ERROR,     /* not possible here; a sentence is on the trail */
@@ -32,14 +33,14 @@ struct exception {
 struct vcpu {
     struct cpu_state state; /* first: translated code addresses it from the segment base */
     struct exception exception;
-    struct tlb *tlb; /* the soft TLB of the current address space */
+    struct tlb *tlb;                 /* the soft TLB of the current address space */
     struct memory *memory;           /* borrowed */
     const struct cpuid_table *cpuid; /* borrowed */
     const struct engine_host *host;  /* borrowed */
     unsigned index;
     enum time_mode time_mode;
     uint64_t instructions;
-    uint64_t debug_hits; /* DR6 bits of data and I/O breakpoints that the instruction met */
+    uint64_t debug_hits;    /* DR6 bits of data and I/O breakpoints that the instruction met */
     _Atomic uint32_t kicks; /* enum kick and engine bits */
     _Atomic uint8_t sipi_vector;
     struct walk_mode walk_mode; /* derived from state; vcpu_mode_changed() renews it */
@@ -49,15 +50,15 @@ struct vcpu {
      */
     const struct vcpu_hooks *hooks;
     struct native *native; /* owned: see interp_attach() */
-    void *engine; /* borrowed: the engine's own vCPU */
+    void *engine;          /* borrowed: the engine's own vCPU */
 };
 
 /* A change of guest-virtual mappings that the guest has asked for. */
 enum flush_kind {
-    FLUSH_PAGE,         /* INVLPG: one page, also global ones */
-    FLUSH_NON_GLOBAL,   /* MOV CR3 without PCID or without NOFLUSH; INVPCID single context */
-    FLUSH_ALL,          /* CR4.PGE/PAE/PSE, CR0.PG/WP, EFER.NXE changes; INVPCID all with global */
-    FLUSH_SWITCH,       /* MOV CR3 with NOFLUSH: another address space, nothing stale */
+    FLUSH_PAGE,       /* INVLPG: one page, also global ones */
+    FLUSH_NON_GLOBAL, /* MOV CR3 without PCID or without NOFLUSH; INVPCID single context */
+    FLUSH_ALL,        /* CR4.PGE/PAE/PSE, CR0.PG/WP, EFER.NXE changes; INVPCID all with global */
+    FLUSH_SWITCH,     /* MOV CR3 with NOFLUSH: another address space, nothing stale */
 };
 
 struct vcpu_hooks {

@@ -2,6 +2,7 @@
  * Fast system calls: SYSCALL, SYSRET, SYSENTER, SYSEXIT (SDM volume 2), and hypercalls.
  */
 #include "engine/interp/interp_internal.h"
+#include "x86/cpuid.h"
 
 static void load_flat(struct vcpu *vcpu, uint16_t cs, uint16_t ss, bool is_64, unsigned cpl)
 {
@@ -9,17 +10,30 @@ static void load_flat(struct vcpu *vcpu, uint16_t cs, uint16_t ss, bool is_64, u
     vcpu->state.segment[SS] = segment_flat(ss, false, is_64, cpl);
 }
 
+static bool is_amd(const struct vcpu *vcpu)
+{
+    return cpuid_vendor(vcpu->cpuid) == CPU_VENDOR_AMD;
+}
+
+/* Outside 64-bit mode only AMD has it: to CSTAR in compatibility mode. AMD APM volume 3, SYSCALL.
+ */
+static bool has_syscall(const struct vcpu *vcpu)
+{
+    return (vcpu->state.efer & EFER_SCE) && is_long(vcpu) && (is_64bit(vcpu) || is_amd(vcpu));
+}
+
 enum step execute_syscall(struct vcpu *vcpu, const struct insn *insn)
 {
     struct cpu_state *state = &vcpu->state;
     uint16_t selector = (uint16_t)(state->star >> 32 & 0xfffc);
 
-    if (!is_64bit(vcpu) || !(state->efer & EFER_SCE)) {
+    if (!has_syscall(vcpu)) {
         return raise_ud(vcpu);
     }
+    uint64_t entry = is_64bit(vcpu) ? state->lstar : state->cstar;
     state->gpr[RCX] = state->rip;
     state->gpr[R11] = state->rflags;
-    state->rip = state->lstar;
+    state->rip = entry;
     rflags_write(vcpu, 0, state->sfmask | FLAG_RF);
     load_flat(vcpu, selector, (uint16_t)(selector + 8), true, 0);
     return STEP_NEXT;
@@ -50,6 +64,9 @@ enum step execute_sysenter(struct vcpu *vcpu, const struct insn *insn)
     uint16_t selector = (uint16_t)(state->sysenter_cs & 0xfffc);
     bool to_64bit = is_long(vcpu);
 
+    if (is_long(vcpu) && is_amd(vcpu)) { /* AMD has it in legacy mode only; so SYSEXIT */
+        return raise_ud(vcpu);
+    }
     if (!is_protected(vcpu) || selector == 0) {
         return raise_gp(vcpu);
     }
@@ -66,6 +83,9 @@ enum step execute_sysexit(struct vcpu *vcpu, const struct insn *insn)
     uint16_t base = (uint16_t)(state->sysenter_cs & 0xfffc);
     bool to_64bit = is_64bit(vcpu) && operand_width(insn) == 8;
 
+    if (is_long(vcpu) && is_amd(vcpu)) {
+        return raise_ud(vcpu);
+    }
     if (!is_protected(vcpu) || base == 0 || cpl_of(vcpu) != 0 || is_v86(vcpu)) {
         return raise_gp(vcpu);
     }
