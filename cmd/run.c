@@ -103,6 +103,7 @@ static int take_signals(struct run *run)
         sigaction(crashes[i], &crash, NULL);
     }
     signal(SIGPIPE, SIG_IGN);
+    signal(SIGXFSZ, SIG_IGN); /* an image that may not grow is an I/O error for the guest */
     sigset_t ends;
     sigemptyset(&ends);
     sigaddset(&ends, SIGINT);
