@@ -118,6 +118,10 @@ static void emit_outline(struct compiler *c, const struct outline *o)
         emit_constant(e, SCRATCH2, o->site);
         emit_jump(e, c->vm->stubs.execute);
         break;
+    case OUTLINE_STRING:
+        emit_constant(e, SCRATCH2, o->site);
+        emit_jump(e, c->vm->stubs.string);
+        break;
     case OUTLINE_JUMP:
         emit_jump(e, c->vm->stubs.indirect_slow);
         break;
@@ -413,46 +417,6 @@ static bool is_nothing(const struct insn *insn)
     }
 }
 
-static bool is_repeated_move(const struct insn *insn)
-{
-    for (unsigned i = 0; i < insn->info.operand_count; i++) {
-        const ZydisDecodedOperand *operand = &insn->operands[i];
-        if (operand->type == ZYDIS_OPERAND_TYPE_MEMORY &&
-            (operand->mem.segment == ZYDIS_REGISTER_FS || operand->mem.segment == ZYDIS_REGISTER_GS)) {
-            return false;
-        }
-    }
-    switch (insn->info.mnemonic) {
-    case ZYDIS_MNEMONIC_MOVSB:
-    case ZYDIS_MNEMONIC_MOVSW:
-    case ZYDIS_MNEMONIC_MOVSD:
-    case ZYDIS_MNEMONIC_MOVSQ:
-    case ZYDIS_MNEMONIC_STOSB:
-    case ZYDIS_MNEMONIC_STOSW:
-    case ZYDIS_MNEMONIC_STOSD:
-    case ZYDIS_MNEMONIC_STOSQ:
-        return (insn->info.attributes & ZYDIS_ATTRIB_HAS_REP) && insn->info.address_width == 64 &&
-               insn->info.meta.category == ZYDIS_CATEGORY_STRINGOP;
-    default:
-        return false;
-    }
-}
-
-static void compile_string(struct compiler *c)
-{
-    groups_forget(c);
-    flags_to_block(c);
-    uint32_t site = site_new(c, SITE_EXECUTE);
-    const struct insn *insn = compiler_insn(c);
-    bool is_store = insn->info.mnemonic >= ZYDIS_MNEMONIC_STOSB &&
-                    insn->info.mnemonic <= ZYDIS_MNEMONIC_STOSW;
-    c->vm->sites[site].size = (uint8_t)(insn->info.operand_width / 8);
-    c->vm->sites[site].is_masked = is_store;
-    emit_constant(&c->e, SCRATCH2, site);
-    emit_jump(&c->e, c->vm->stubs.string);
-    c->vm->sites[site].resume = emit_offset(&c->e);
-}
-
 static bool compile_by_mnemonic(struct compiler *c)
 {
     switch (compiler_insn(c)->info.mnemonic) {
@@ -544,7 +508,7 @@ static void compile_instruction(struct compiler *c)
             compile_execute(c);
         }
     } else if (is_repeated_move(insn) && !c->counts) {
-        compile_string(c);
+        compile_repeated_move(c);
     } else if (is_end(insn)) {
         compile_execute_last(c);
     } else if (!is_copied(insn) || (!is_general(insn) && !is_vector_allowed(c, insn)) ||

@@ -5,7 +5,7 @@
  * and index, unchanged, no further apart than GROUP_SPAN. One check covers them all, and its host
  * address stays in R13 or, where another check comes between, in a slot of the block. What the
  * check may refuse though the access itself would be right (a page border inside the group, a
- * page that only a later member writes) is left to interp, one instruction at a time.
+ * page that only a later member writes) goes on in a variant of the unit without groups.
  *
  * Host addresses live only inside a unit, and never across a place that may come back from C into
  * the middle of the unit after mappings changed: see groups_forget() and is_current().
@@ -185,7 +185,7 @@ int32_t compile_group_access(struct compiler *c, const ZydisDecodedOperand *oper
         }
         return key.displacement - c->groups[number].first;
     }
-    if (plan_group(c, &key, writes, &plan) == 1) {
+    if ((c->mode & MODE_PLAIN) || plan_group(c, &key, writes, &plan) == 1) {
         compile_operand_check(c, operand, writes);
         c->scratch_group = -1;
         return 0;

@@ -59,12 +59,19 @@ bool compile_address(struct compiler *c, const ZydisDecodedOperand *operand,
     return false;
 }
 
-static size_t tlb_offset(const struct compiler *c, bool write)
+void emit_check_index(struct emitter *e)
 {
-    enum tlb_privilege privilege = c->mode & MODE_USER ? TLB_USER : TLB_KERNEL;
-    enum tlb_access access = write ? TLB_WRITE : TLB_READ;
-    return SPACE_OFFSET + offsetof(struct space_data, tlb.entries[privilege][access]);
+    emit_move(e, SCRATCH2, SCRATCH);
+    emit8(e, 0x49); /* shr r14, PAGE_SHIFT - log2(sizeof(struct tlb_entry)) */
+    emit8(e, 0xc1);
+    emit8(e, 0xe8 | (SCRATCH2 & 7));
+    emit8(e, PAGE_SHIFT - 4);
+    emit8(e, 0x41); /* and r14d, index mask */
+    emit8(e, 0x81);
+    emit8(e, 0xe0 | (SCRATCH2 & 7));
+    emit32(e, (TLB_ENTRIES - 1) * sizeof(struct tlb_entry));
 }
+_Static_assert(sizeof(struct tlb_entry) == 1 << 4, "the check scales by this");
 
 static uint32_t emit_distance_check(struct compiler *c, unsigned size, bool write, uint32_t site,
                                     uint8_t **ret_branch)
@@ -83,8 +90,9 @@ static uint32_t emit_distance_check(struct compiler *c, unsigned size, bool writ
 void compile_check(struct compiler *c, unsigned size, bool write, const uint64_t *constant)
 {
     struct emitter *e = &c->e;
-    size_t tag = tlb_offset(c, write) + offsetof(struct tlb_entry, tag);
-    size_t host = tlb_offset(c, write) + offsetof(struct tlb_entry, host);
+    size_t table = tlb_entry_offset(mode_privilege(c->mode), write ? TLB_WRITE : TLB_READ);
+    size_t tag = table + offsetof(struct tlb_entry, tag);
+    size_t host = table + offsetof(struct tlb_entry, host);
     uint32_t site = site_new(c, SITE_READ);
     uint8_t *branch;
     if (constant) {
@@ -96,22 +104,12 @@ void compile_check(struct compiler *c, unsigned size, bool write, const uint64_t
         emit_gs(e, true, OP_ADD, SCRATCH, host + entry);
         return;
     }
-    emit_move(e, SCRATCH2, SCRATCH);
-    emit8(e, 0x49); /* shr r14, PAGE_SHIFT - log2(sizeof(struct tlb_entry)) */
-    emit8(e, 0xc1);
-    emit8(e, 0xe8 | (SCRATCH2 & 7));
-    emit8(e, PAGE_SHIFT - 4);
-    emit8(e, 0x41); /* and r14d, index mask */
-    emit8(e, 0x81);
-    emit8(e, 0xe0 | (SCRATCH2 & 7));
-    emit32(e, (TLB_ENTRIES - 1) * sizeof(struct tlb_entry));
+    emit_check_index(e);
     emit_gs_scratch2(e, true, OP_SUB, SCRATCH, tag);
     emit_distance_check(c, size, write, site, &branch);
     outline(c, OUTLINE_MEMORY, branch, site, tag);
     emit_gs_scratch2(e, true, OP_ADD, SCRATCH, host);
 }
-_Static_assert(sizeof(struct tlb_entry) == 1 << 4, "the check scales by this");
-
 void compile_operand_check(struct compiler *c, const ZydisDecodedOperand *operand, bool write)
 {
     uint64_t constant;

@@ -10,6 +10,7 @@ enum outline_kind {
     OUTLINE_MEMORY,  /* a failed soft TLB check: R13 less the tag in the entry at R14 */
     OUTLINE_ADDRESS, /* the same for a constant address */
     OUTLINE_EXECUTE, /* run the instruction in interp */
+    OUTLINE_STRING,  /* a string operation that does not stay inside its pages */
     OUTLINE_JUMP,    /* an indirect jump that the look-up did not find */
     OUTLINE_CALL,    /* an indirect call; `constant` is its landing pad's cache offset */
     OUTLINE_RETURN,  /* a return that the private stack does not know */
@@ -148,6 +149,11 @@ void compile_canonical_check(struct compiler *c);
 /* ---- compile_system.c ---- */
 /* System instructions that need no C code, or C code of their own; false: left to interp. */
 bool compile_system(struct compiler *c);
+
+/* ---- compile_string.c ---- */
+/* REP MOVS and REP STOS with 64-bit addresses. */
+bool is_repeated_move(const struct insn *insn);
+void compile_repeated_move(struct compiler *c);
 
 /* ---- compile_control.c ---- */
 bool compile_jump(struct compiler *c);

@@ -217,3 +217,10 @@ static inline size_t gpr_slot(unsigned gpr)
 void emit_jump_lookup(struct emitter *e, enum privilege privilege, uint8_t *ret_slow[2]);
 /* jmp (4) or call (2) to what was found. */
 void emit_jump_found(struct emitter *e, enum privilege privilege, unsigned transfer);
+/* The parts of a soft TLB check: R14 = offset of the entry for R13. */
+void emit_check_index(struct emitter *e);
+static inline size_t tlb_entry_offset(enum privilege privilege, enum tlb_access access)
+{
+    enum tlb_privilege table = privilege == PRIVILEGE_USER ? TLB_USER : TLB_KERNEL;
+    return SPACE_OFFSET + offsetof(struct space_data, tlb.entries[table][access]);
+}

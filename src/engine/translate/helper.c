@@ -193,13 +193,20 @@ static uint64_t leave_step(struct block *block, enum step step)
     return leave(block, LEAVE_STEP);
 }
 
-/* The unit for state.rip in the current mode, or 0 with *ret_leave set. */
-static uint64_t find(struct block *block, uint64_t rip)
+static struct jump_entry *jump_entry(struct block *block, uint64_t rip, uint16_t mode)
+{
+    if (mode & MODE_PLAIN) {
+        return &block->plain_jumps[rip & (PLAIN_ENTRIES - 1)];
+    }
+    return &block_jumps(block, mode_privilege(mode))[rip & (JUMP_ENTRIES - 1)];
+}
+
+/* The unit at rip in this mode, or 0 if there is none yet (or its page is not there). */
+static uint64_t find(struct block *block, uint64_t rip, uint16_t mode)
 {
     struct translate_vm *vm = block->vm;
+    struct jump_entry *jump = jump_entry(block, rip, mode);
     gpa_t gpa;
-    struct jump_entry *jump =
-        &block_jumps(block, mode_privilege(block->mode))[rip & (JUMP_ENTRIES - 1)];
     if (jump->gva == rip) {
         return jump->host;
     }
@@ -209,7 +216,7 @@ static uint64_t find(struct block *block, uint64_t rip)
     uint64_t second = block_second_page(block, rip);
     pthread_mutex_lock(&vm->lock);
     struct unit *unit = unit_find(vm, gpa >> PAGE_SHIFT, second, gpa & (PAGE_SIZE - 1),
-                                  align_down(rip, PAGE_SIZE), block->mode);
+                                  align_down(rip, PAGE_SIZE), mode);
     uint64_t host = unit ? cache_address(vm, unit->saved_entry) : 0;
     pthread_mutex_unlock(&vm->lock);
     if (host) {
@@ -219,14 +226,25 @@ static uint64_t find(struct block *block, uint64_t rip)
     return host;
 }
 
+/* Go on at state.rip in a mode; the run loop translates, or meets a fetch fault again. */
+static uint64_t continue_in(struct block *block, uint16_t mode)
+{
+    uint64_t host = find(block, block->vcpu.state.rip, mode);
+    block->wanted_mode = mode;
+    return host ? host : leave(block, LEAVE_TRANSLATE);
+}
+
 uint64_t block_continue(struct block *block)
 {
     if (block->mode & MODE_INTERPRET) {
         return leave(block, LEAVE_AGAIN);
     }
-    uint64_t host = find(block, block->vcpu.state.rip);
-    /* The run loop translates, or meets the fetch fault again and delivers it. */
-    return host ? host : leave(block, LEAVE_TRANSLATE);
+    return continue_in(block, block->mode);
+}
+
+uint64_t block_continue_plain(struct block *block)
+{
+    return continue_in(block, block->mode | MODE_PLAIN);
 }
 
 /* ---- kicks ---- */
@@ -412,6 +430,14 @@ static uint64_t start_over(struct block *block, const struct place *place)
     return block_continue(block);
 }
 
+/* The same, without the group of operands that does not fit here. */
+static uint64_t start_over_plain(struct block *block, const struct place *place)
+{
+    block->vcpu.state.rip = place->rip;
+    block->vcpu.instructions += (uint64_t)place->uncounted;
+    return continue_in(block, block->mode | MODE_PLAIN);
+}
+
 uint64_t helper_memory(struct block *block, uint32_t number)
 {
     const struct site *site = &block->vm->sites[number];
@@ -419,6 +445,9 @@ uint64_t helper_memory(struct block *block, uint32_t number)
     bool is_group = site->is_group;
     gva_t gva = block->address;
     bool crosses = (gva & (PAGE_SIZE - 1)) + site->size > PAGE_SIZE || site->size == 255;
+    if (crosses && is_group) {
+        return start_over_plain(block, &place);
+    }
     if (crosses || !is_canonical(gva) || site->is_masked) {
         return execute(block, &place);
     }
@@ -428,11 +457,11 @@ uint64_t helper_memory(struct block *block, uint32_t number)
     case TLB_FILLED:
         return is_current(block, &place) ? place.retry_address : start_over(block, &place);
     case TLB_FAULT:
-        if (!is_group) {
-            return deliver_fault(block, &place);
-        }
-        break;
+        return is_group ? start_over_plain(block, &place) : deliver_fault(block, &place);
     case TLB_SLOW:
+        if (is_group) {
+            return start_over_plain(block, &place);
+        }
         break;
     }
     return execute(block, &place);
@@ -465,8 +494,9 @@ uint64_t helper_link(struct block *block, uint32_t number)
     uint64_t rip = site->target;
     block->vcpu.state.rip = rip;
     if (site->kind == SITE_LINK) {
-        uint64_t host = find(block, rip);
+        uint64_t host = find(block, rip, block->mode);
         if (!host) {
+            block->wanted_mode = block->mode;
             return leave(block, LEAVE_TRANSLATE);
         }
         fill_link(block, site->link, host);
@@ -476,11 +506,12 @@ uint64_t helper_link(struct block *block, uint32_t number)
     struct unit *from = &vm->units[site->unit];
     /* Exits to an instruction across pages are links, never chains. */
     struct unit *target = unit_find(vm, from->page, NO_PAGE, rip & (PAGE_SIZE - 1),
-                                    from->virtual_page, from->mode);
+                                    from->virtual_page, block->mode);
     if (target && !from->is_retired) {
         site_link(vm, number, target);
     }
     pthread_mutex_unlock(&vm->lock);
+    block->wanted_mode = block->mode;
     return target ? cache_address(vm, target->saved_entry) : leave(block, LEAVE_TRANSLATE);
 }
 
@@ -652,7 +683,7 @@ uint64_t helper_string(struct block *block, uint32_t number)
     struct place place = place_of(block, number);
     uint64_t *gpr = block->vcpu.state.gpr;
     unsigned size = site->size;
-    bool is_store = site->is_masked;
+    bool is_store = site->is_store;
     if (block->vcpu.state.rflags & FLAG_DF) {
         return execute(block, &place);
     }

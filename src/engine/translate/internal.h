@@ -34,6 +34,7 @@ enum {
     USER_LINKS_MAX = 1 << 15,   /* of user code: a slot for each vCPU and address space */
     SPACES_MAX = 8,      /* address spaces whose soft TLB is kept */
     JUMP_ENTRIES = 1 << 10,
+    PLAIN_ENTRIES = 1 << 7,
     PRIVATE_STACK_SIZE = 64 << 10,
 };
 
@@ -47,6 +48,7 @@ enum mode_bits {
     MODE_AVX512 = 1u << 5,
     MODE_TSD = 1u << 6, /* CR4.TSD at CPL 3: RDTSC faults */
     MODE_FSGSBASE = 1u << 7,
+    MODE_PLAIN = 1u << 14,     /* no groups of operands: for the places where they do not fit */
     MODE_INTERPRET = 1u << 15, /* not translated: other code sizes, single step, breakpoints... */
 };
 
@@ -109,6 +111,7 @@ struct block {
      * G bit, kernel_is_local says so and a switch forgets it.
      */
     struct jump_entry kernel_jumps[JUMP_ENTRIES];
+    struct jump_entry plain_jumps[PLAIN_ENTRIES]; /* to MODE_PLAIN units; forgotten with any other */
     uint64_t kernel_links[KERNEL_LINKS_MAX];
 
     /* ---- used by C only ---- */
@@ -118,6 +121,7 @@ struct block {
     enum leave_reason reason;
     enum step step;
     uint16_t mode;
+    uint16_t wanted_mode; /* LEAVE_TRANSLATE: of the unit to make */
     uint16_t stack_mode[PRIVILEGES]; /* the mode that a private stack's frames belong to */
     bool vectors_live;  /* guest vector state is in the CPU, not in state.xsave */
     bool in_units;      /* this thread is between enter and leave */
@@ -184,6 +188,7 @@ struct site {
     uint8_t flags_home;
     int8_t uncounted; /* instructions completed but not in vcpu.instructions (deterministic time) */
     bool is_masked; /* masked-off elements do not fault: interp decides */
+    bool is_store;  /* REP STOS, not MOVS */
     bool is_group;  /* the check asks for more than the access: interp meets the fault */
     uint32_t resume;
     union {
@@ -332,6 +337,8 @@ void block_gather(struct block *block);
 void block_scatter(struct block *block);
 /* Host address of the unit for state.rip, or of the leave stub with the reason set. */
 uint64_t block_continue(struct block *block);
+/* The same for the variant of the unit that has no groups of operands. */
+uint64_t block_continue_plain(struct block *block);
 /* Renew block->mode from the state. */
 void block_renew_mode(struct block *block);
 void vectors_save(struct block *block);

@@ -17,9 +17,9 @@ enum { SPACE_DATA_SIZE = (sizeof(struct space_data) + PAGE_SIZE - 1) & ~(PAGE_SI
 enum { ALIAS_SIZE = SPACE_OFFSET + SPACE_DATA_SIZE };
 enum { HWCAP2_FSGSBASE_BIT = 1 << 1 };
 
-static void jumps_clear(struct jump_entry *jumps)
+static void jumps_clear(struct jump_entry *jumps, unsigned count)
 {
-    for (unsigned i = 0; i < JUMP_ENTRIES; i++) {
+    for (unsigned i = 0; i < count; i++) {
         jumps[i].gva = 1ull << 63; /* not canonical: nothing jumps there */
     }
 }
@@ -89,7 +89,8 @@ static void exec_pages_clear(struct block *block, enum privilege privilege)
 /* The mappings of a space's user code may have changed. */
 static void user_forget(struct block *block, struct space *space)
 {
-    jumps_clear(space->data->jumps);
+    jumps_clear(space->data->jumps, JUMP_ENTRIES);
+    jumps_clear(block->plain_jumps, PLAIN_ENTRIES);
     links_clear(block, space->data->links, space->links_filled);
     space->links_filled = 0;
     if (space == block->space) {
@@ -100,7 +101,8 @@ static void user_forget(struct block *block, struct space *space)
 
 static void kernel_forget(struct block *block)
 {
-    jumps_clear(block->kernel_jumps);
+    jumps_clear(block->kernel_jumps, JUMP_ENTRIES);
+    jumps_clear(block->plain_jumps, PLAIN_ENTRIES);
     links_clear(block, block->kernel_links, block->kernel_links_filled);
     block->kernel_links_filled = 0;
     block->kernel_is_local = false;
@@ -198,6 +200,7 @@ void space_activate(struct block *block)
         block->space = space;
         block->vcpu.tlb = &space->data->tlb;
         exec_clear(block, PRIVILEGE_USER);
+        jumps_clear(block->plain_jumps, PLAIN_ENTRIES);
         stack_reset(block, PRIVILEGE_USER);
         if (block->kernel_is_local) {
             kernel_forget(block);

@@ -427,8 +427,8 @@ static enum step translate_here(struct block *block)
     trail_clear();
     pthread_mutex_lock(&vm->lock);
     if (is_watched && !unit_find(vm, page, second, gpa & (PAGE_SIZE - 1),
-                                 align_down(rip, PAGE_SIZE), block->mode)) {
-        compile(block, rip, gpa, second, block->mode);
+                                 align_down(rip, PAGE_SIZE), block->wanted_mode)) {
+        compile(block, rip, gpa, second, block->wanted_mode);
     }
     page_end_compile(vm, page);
     if (second != NO_PAGE) {
@@ -461,7 +461,9 @@ static enum step run_units(struct block *block)
     void (*enter)(struct block *, uint64_t) = (void *)cache_address(vm, vm->stubs.enter);
 
     block_scatter(block);
-    uint64_t host = block_continue(block);
+    /* A unit without groups that was just made is the one to enter. */
+    uint64_t host = block->wanted_mode == (block->mode | MODE_PLAIN) ? block_continue_plain(block)
+                                                                      : block_continue(block);
     if (host != leave) {
         vectors_restore(block);
         block->in_units = true;
