@@ -20,9 +20,26 @@ static void entry_clear(struct tlb *tlb, unsigned privilege, unsigned access, un
 void tlb_flush_all(struct tlb *tlb)
 {
     for (unsigned privilege = 0; privilege < TLB_PRIVILEGES; privilege++) {
-        for (unsigned i = 0; i < TLB_ENTRIES; i++) {
-            entry_clear(tlb, privilege, TLB_READ, i);
-            entry_clear(tlb, privilege, TLB_WRITE, i);
+        for (unsigned access = 0; access < TLB_ACCESSES; access++) {
+            for (unsigned i = 0; i < TLB_ENTRIES; i++) {
+                entry_clear(tlb, privilege, access, i);
+            }
+            tlb->local_blocks[privilege][access] = 0;
+        }
+    }
+}
+
+static void flush_local(struct tlb *tlb, unsigned privilege, unsigned access)
+{
+    unsigned blocks = tlb->local_blocks[privilege][access];
+    tlb->local_blocks[privilege][access] = 0;
+    while (blocks) {
+        unsigned first = (unsigned)__builtin_ctz(blocks) * 64;
+        blocks &= blocks - 1;
+        for (unsigned i = first; i < first + 64; i++) {
+            if (!(tlb->pages[privilege][access][i] & TLB_GLOBAL)) {
+                entry_clear(tlb, privilege, access, i);
+            }
         }
     }
 }
@@ -30,13 +47,8 @@ void tlb_flush_all(struct tlb *tlb)
 void tlb_flush_non_global(struct tlb *tlb)
 {
     for (unsigned privilege = 0; privilege < TLB_PRIVILEGES; privilege++) {
-        for (unsigned access = 0; access < TLB_ACCESSES; access++) {
-            for (unsigned i = 0; i < TLB_ENTRIES; i++) {
-                if (!(tlb->pages[privilege][access][i] & TLB_GLOBAL)) {
-                    entry_clear(tlb, privilege, access, i);
-                }
-            }
-        }
+        flush_local(tlb, privilege, TLB_READ);
+        flush_local(tlb, privilege, TLB_WRITE);
     }
 }
 
@@ -97,6 +109,9 @@ static void entry_set(struct tlb *tlb, enum tlb_privilege privilege, enum tlb_ac
     tlb->entries[privilege][access][index].host = (uintptr_t)frame;
     tlb->pages[privilege][access][index] =
         (result->gpa >> PAGE_SHIFT) | (result->global ? TLB_GLOBAL : 0);
+    if (!result->global) {
+        tlb->local_blocks[privilege][access] |= (uint16_t)(1u << index / 64);
+    }
 }
 
 enum tlb_fill tlb_translate(struct vcpu *vcpu, gva_t gva, uint32_t access, gpa_t *ret_gpa)

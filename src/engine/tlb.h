@@ -36,7 +36,10 @@ struct tlb {
     struct tlb_entry entries[TLB_PRIVILEGES][TLB_ACCESSES][TLB_ENTRIES];
     /* The guest-physical page of each entry, and TLB_GLOBAL: looked at only to drop entries. */
     uint64_t pages[TLB_PRIVILEGES][TLB_ACCESSES][TLB_ENTRIES];
+    /* Which blocks of 64 entries may hold some that are not global: the others need no flush. */
+    uint16_t local_blocks[TLB_PRIVILEGES][TLB_ACCESSES];
 };
+_Static_assert(TLB_ENTRIES / 64 <= 16, "a bit for each block");
 
 static inline unsigned tlb_index(gva_t gva)
 {

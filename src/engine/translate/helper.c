@@ -153,7 +153,7 @@ static void note_exec_page(struct block *block, gva_t gva)
 enum step block_translate_fetch(struct block *block, gva_t rip, gpa_t *ret_gpa)
 {
     struct exec_entry *entry = &block->exec_tlb[mode_privilege(block->mode)]
-                                               [rip >> PAGE_SHIFT & 255];
+                                               [rip >> PAGE_SHIFT & (EXEC_ENTRIES - 1)];
     gva_t page = align_down(rip, PAGE_SIZE);
     if (entry->gva_page != page) {
         bool global;
@@ -222,6 +222,7 @@ static uint64_t find(struct block *block, uint64_t rip, uint16_t mode)
     if (host) {
         jump->gva = rip;
         jump->host = host;
+        block->space->jumps_filled = true;
     }
     return host;
 }

@@ -34,7 +34,8 @@ enum {
     USER_LINKS_MAX = 1 << 15,   /* of user code: a slot for each vCPU and address space */
     SPACES_MAX = 8,      /* address spaces whose soft TLB is kept */
     JUMP_ENTRIES = 1 << 10,
-    PLAIN_ENTRIES = 1 << 7,
+    PLAIN_ENTRIES = 1 << 6,
+    EXEC_ENTRIES = 1 << 6,
     PRIVATE_STACK_SIZE = 64 << 10,
 };
 
@@ -77,6 +78,7 @@ struct space {
     uint64_t root;           /* CR3 less PCID and flags; valid if in_use */
     uint64_t last_used;
     uint32_t links_filled;   /* slots below this may hold something */
+    bool jumps_filled;
     uint16_t pcid;
     bool in_use;
 };
@@ -134,7 +136,7 @@ struct block {
     uint64_t exec_pages[PRIVILEGES][512]; /* filters of guest-virtual pages with known code */
     struct exec_entry {
         uint64_t gva_page, gpa_page;
-    } exec_tlb[PRIVILEGES][256];
+    } exec_tlb[PRIVILEGES][EXEC_ENTRIES];
     struct engine_host host; /* the machine's, with vector state saved around each call */
     struct decoded *decoded; /* a cache of decoded instructions for the slow path */
     bool decoded_valid;

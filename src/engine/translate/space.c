@@ -89,8 +89,11 @@ static void exec_pages_clear(struct block *block, enum privilege privilege)
 /* The mappings of a space's user code may have changed. */
 static void user_forget(struct block *block, struct space *space)
 {
-    jumps_clear(space->data->jumps, JUMP_ENTRIES);
-    jumps_clear(block->plain_jumps, PLAIN_ENTRIES);
+    if (space->jumps_filled) {
+        jumps_clear(space->data->jumps, JUMP_ENTRIES);
+        jumps_clear(block->plain_jumps, PLAIN_ENTRIES);
+        space->jumps_filled = false;
+    }
     links_clear(block, space->data->links, space->links_filled);
     space->links_filled = 0;
     if (space == block->space) {
@@ -124,6 +127,7 @@ void spaces_reset(struct block *block)
 {
     for (unsigned i = 0; i < SPACES_MAX; i++) {
         links_clear(block, block->spaces[i].data->links, USER_LINKS_MAX);
+        jumps_clear(block->spaces[i].data->jumps, JUMP_ENTRIES);
         tlb_flush_all(&block->spaces[i].data->tlb);
     }
     links_clear(block, block->kernel_links, KERNEL_LINKS_MAX);
