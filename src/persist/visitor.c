@@ -440,7 +440,9 @@ VISIT_DEFINE(uint64_t, u64)
 
 void visit_bool(struct visitor *v, const char *name, bool *value)
 {
-    uint64_t wide = *value;
+    uint8_t byte; /* memory that is about to be loaded may hold what is no bool */
+    memcpy(&byte, value, sizeof byte);
+    uint64_t wide = byte;
     visit_number(v, name, &wide, 1, 1);
     if (v->mode == VISITOR_READ) {
         *value = wide != 0;

@@ -334,6 +334,23 @@ static void a_bool_is_zero_or_one(void **state)
     trail_clear();
 }
 
+/* What is loaded into may hold anything; only the undefined sanitizer sees the difference. */
+static void a_bool_replaces_what_is_none(void **state)
+{
+    struct visitor *writer = visitor_new_write();
+    bool flag = true;
+    visit_bool(writer, "flag", &flag);
+    size_t size;
+    const void *stream = visitor_buffer(writer, &size);
+    struct visitor *v = visitor_new_read(stream, size);
+    memset(&flag, 0xa5, sizeof flag);
+    visit_bool(v, "flag", &flag);
+    assert_int_equal(visitor_error(v), 0);
+    assert_true(flag);
+    visitor_free(v);
+    visitor_free(writer);
+}
+
 static void read_all(const uint8_t *stream, size_t size, int *ret_error)
 {
     struct thing thing = {0};
@@ -434,6 +451,7 @@ int main(void)
         cmocka_unit_test(people_can_read_it),
         cmocka_unit_test(values_out_of_range_change_nothing),
         cmocka_unit_test(a_bool_is_zero_or_one),
+        cmocka_unit_test(a_bool_replaces_what_is_none),
         cmocka_unit_test(each_flipped_bit_is_noticed),
         cmocka_unit_test(each_cut_is_noticed),
         cmocka_unit_test(sections_must_be_used_up_and_not_more),

@@ -247,8 +247,11 @@ static void channel_write(struct channel *c, uint8_t value, uint64_t now)
         }
         return;
     }
-    uint16_t low = c->access == ACCESS_BOTH ? c->write_low : 0;
-    channel_load(c, high ? (uint16_t)(value << 8 | low) : value, now);
+    uint16_t count = value;
+    if (high) {
+        count = (uint16_t)(value << 8 | (c->access == ACCESS_BOTH ? c->write_low : 0));
+    }
+    channel_load(c, count, now);
 }
 
 static void channel_control(struct channel *c, uint8_t value)
