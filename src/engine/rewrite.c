@@ -94,18 +94,20 @@ void rewrite_registers(const struct insn *insn, struct rewrite_registers *ret_re
         const ZydisDecodedOperand *operand = &insn->operands[i];
         if (operand->type == ZYDIS_OPERAND_TYPE_MEMORY) {
             int base = rewrite_gpr(operand->mem.base), index = rewrite_gpr(operand->mem.index);
-            found.address |= (uint16_t)((base >= 0 ? 1 << base : 0) | (index >= 0 ? 1 << index : 0));
+            found.address |=
+                (uint16_t)((base >= 0 ? 1 << base : 0) | (index >= 0 ? 1 << index : 0));
             continue;
         }
-        int gpr = operand->type == ZYDIS_OPERAND_TYPE_REGISTER ? rewrite_gpr(operand->reg.value) : -1;
+        int gpr =
+            operand->type == ZYDIS_OPERAND_TYPE_REGISTER ? rewrite_gpr(operand->reg.value) : -1;
         if (gpr < 0) {
             continue;
         }
         uint16_t bit = (uint16_t)(1 << gpr);
         bool writes = operand->actions & ZYDIS_OPERAND_ACTION_MASK_WRITE;
         /* A conditional or a narrow write leaves a part of the old value: that is a read too. */
-        bool reads = (operand->actions & (ZYDIS_OPERAND_ACTION_MASK_READ |
-                                          ZYDIS_OPERAND_ACTION_CONDWRITE)) ||
+        bool reads = (operand->actions &
+                      (ZYDIS_OPERAND_ACTION_MASK_READ | ZYDIS_OPERAND_ACTION_CONDWRITE)) ||
                      (writes && operand->size < 32);
         bool is_explicit = operand->visibility == ZYDIS_OPERAND_VISIBILITY_EXPLICIT &&
                            operand->encoding != ZYDIS_OPERAND_ENCODING_NONE;
@@ -186,8 +188,7 @@ static struct fields read_fields(const struct insn *insn, const struct rewrite_m
 }
 
 /* ModRM (and SIB, displacement) for [memory_base + memory_offset]. */
-static void put_memory(struct output *out, uint8_t reg, const struct rewrite_map *map,
-                       bool is_evex)
+static void put_memory(struct output *out, uint8_t reg, const struct rewrite_map *map, bool is_evex)
 {
     uint8_t base = map->memory_base & 7;
     int32_t offset = map->memory_offset;
@@ -210,8 +211,7 @@ static void put_modrm(struct output *out, const struct insn *insn, const struct 
                       const struct rewrite_map *map)
 {
     if (fields->has_memory) {
-        put_memory(out, fields->reg, map,
-                   insn->info.encoding == ZYDIS_INSTRUCTION_ENCODING_EVEX);
+        put_memory(out, fields->reg, map, insn->info.encoding == ZYDIS_INSTRUCTION_ENCODING_EVEX);
     } else {
         put(out, (uint8_t)(0xc0 | (fields->reg & 7) << 3 | (fields->rm & 7)));
     }
@@ -337,8 +337,8 @@ static size_t rewrite_vex(const struct insn *insn, const struct fields *fields,
     bool reg_is_gpr = false, rm_is_gpr = false;
     for (unsigned i = 0; i < insn->info.operand_count; i++) {
         const ZydisDecodedOperand *operand = &insn->operands[i];
-        bool is_gpr = operand->type == ZYDIS_OPERAND_TYPE_REGISTER &&
-                      rewrite_gpr(operand->reg.value) >= 0;
+        bool is_gpr =
+            operand->type == ZYDIS_OPERAND_TYPE_REGISTER && rewrite_gpr(operand->reg.value) >= 0;
         reg_is_gpr |= is_gpr && operand->encoding == ZYDIS_OPERAND_ENCODING_MODRM_REG;
         rm_is_gpr |= is_gpr && operand->encoding == ZYDIS_OPERAND_ENCODING_MODRM_RM;
     }

@@ -19,15 +19,15 @@
 /* A host register for each guest register that appears in an explicit operand field. */
 struct rewrite_map {
     uint8_t host[GPR_COUNT];
-    uint8_t memory_base;  /* the memory operand becomes [memory_base + memory_offset] */
+    uint8_t memory_base; /* the memory operand becomes [memory_base + memory_offset] */
     int32_t memory_offset;
 };
 
 /* Which guest general registers an instruction names in operand fields, by what it does to them. */
 struct rewrite_registers {
-    uint16_t read;    /* explicit operands only, bit n = register n; not address parts */
+    uint16_t read; /* explicit operands only, bit n = register n; not address parts */
     uint16_t written;
-    uint16_t address; /* base and index of the memory operand */
+    uint16_t address;                         /* base and index of the memory operand */
     uint16_t implicit_read, implicit_written; /* fixed by the opcode (RAX of MUL, RCX of SHL...) */
 };
 

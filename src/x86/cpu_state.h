@@ -11,6 +11,7 @@
 
 struct visitor;
 
+/* clang-format off */
 /* General registers in the order of the instruction encoding. */
 enum gpr {
     RAX, RCX, RDX, RBX, RSP, RBP, RSI, RDI, R8, R9, R10, R11, R12, R13, R14, R15,
@@ -19,6 +20,7 @@ enum gpr {
 
 /* Segment registers in the order of the instruction encoding. */
 enum segment_register { ES, CS, SS, DS, FS, GS, SEGMENT_COUNT };
+/* clang-format on */
 
 /* RFLAGS */
 enum {
@@ -149,7 +151,7 @@ struct segment {
 enum {
     SEGMENT_TYPE = 0xf,
     SEGMENT_ACCESSED = 1u << 0,
-    SEGMENT_WRITABLE = 1u << 1, /* data; code: readable */
+    SEGMENT_WRITABLE = 1u << 1,    /* data; code: readable */
     SEGMENT_EXPAND_DOWN = 1u << 2, /* data; code: conforming */
     SEGMENT_CODE = 1u << 3,
     SEGMENT_S = 1u << 4, /* code or data, not a system segment */
@@ -190,7 +192,8 @@ struct cpu_state {
     struct descriptor_table gdtr;
     struct descriptor_table idtr;
     uint64_t cr0, cr2, cr3, cr4, cr8, xcr0;
-    uint64_t pdpte[4]; /* PAE paging: loaded by MOV CR3, used until the next (SDM volume 3, 4.4.1) */
+    uint64_t
+        pdpte[4]; /* PAE paging: loaded by MOV CR3, used until the next (SDM volume 3, 4.4.1) */
     uint64_t dr[4], dr6, dr7;
 
     /* model-specific registers that belong to the CPU itself */
@@ -203,10 +206,13 @@ struct cpu_state {
 
     /* pending work, in the order of SDM volume 3, table 6-2 */
     uint8_t activity; /* enum activity */
-    bool interrupt_shadow; /* after STI or MOV SS/POP SS: no interrupt before the next instruction */
+    bool
+        interrupt_shadow; /* after STI or MOV SS/POP SS: no interrupt before the next instruction */
     bool shadow_is_mov_ss; /* the shadow also holds debug traps back */
     bool nmi_blocked;      /* between NMI delivery and IRET */
     bool nmi_pending;
+    bool init_pending; /* in a state at rest: while it runs, the engine holds these two as kicks */
+    bool sipi_pending; /* with sipi_vector */
     uint8_t sipi_vector;
 
     /* x87, SSE, AVX... in the standard format of XSAVE; XSTATE_BV tells what is not initial */

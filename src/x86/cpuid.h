@@ -21,7 +21,7 @@ struct cpuid_config {
     enum cpu_model model;
     unsigned cpus;
     uint64_t tsc_hz;
-    uint64_t apic_hz; /* input clock of the local APIC timer; 0: 1 GHz */
+    uint64_t apic_hz;      /* input clock of the local APIC timer; 0: 1 GHz */
     uint32_t kvm_features; /* leaf 40000001H EAX: the paravirtual interfaces that the machine has */
     uint32_t kvm_hints;    /* leaf 40000001H EDX */
     bool x2apic;
@@ -38,7 +38,8 @@ struct cpuid_host {
 struct cpuid_table;
 
 /* "v2", "v3", "host"; -EINVAL with the known names on the trail. */
-int cpu_model_parse(const char *name, enum cpu_model *ret_model) __attribute__((warn_unused_result));
+int cpu_model_parse(const char *name, enum cpu_model *ret_model)
+    __attribute__((warn_unused_result));
 
 /* -ENOTSUP with the missing features by name on the trail if this host lacks what the model has. */
 int cpuid_table_new(const struct cpuid_config *config, struct cpuid_table **ret_table)
@@ -59,11 +60,30 @@ void cpuid_query(const struct cpuid_table *table, unsigned vcpu, uint32_t leaf, 
 
 /* Features that engines and MSR checks ask for; named after the CPUID bits. */
 enum cpu_feature {
-    FEATURE_XSAVE, FEATURE_AVX, FEATURE_AVX2, FEATURE_AVX512F, FEATURE_FSGSBASE, FEATURE_PCID,
-    FEATURE_INVPCID, FEATURE_SMEP, FEATURE_SMAP, FEATURE_UMIP, FEATURE_RDTSCP, FEATURE_RDPID,
-    FEATURE_GIB_PAGES, FEATURE_NX, FEATURE_X2APIC, FEATURE_BMI1, FEATURE_BMI2, FEATURE_LZCNT,
-    FEATURE_MOVBE, FEATURE_RDRAND, FEATURE_RDSEED, FEATURE_TSC_DEADLINE,
-    FEATURE_SPEC_CTRL, FEATURE_AUTOMATIC_IBRS,
+    FEATURE_XSAVE,
+    FEATURE_AVX,
+    FEATURE_AVX2,
+    FEATURE_AVX512F,
+    FEATURE_FSGSBASE,
+    FEATURE_PCID,
+    FEATURE_INVPCID,
+    FEATURE_SMEP,
+    FEATURE_SMAP,
+    FEATURE_UMIP,
+    FEATURE_RDTSCP,
+    FEATURE_RDPID,
+    FEATURE_GIB_PAGES,
+    FEATURE_NX,
+    FEATURE_X2APIC,
+    FEATURE_BMI1,
+    FEATURE_BMI2,
+    FEATURE_LZCNT,
+    FEATURE_MOVBE,
+    FEATURE_RDRAND,
+    FEATURE_RDSEED,
+    FEATURE_TSC_DEADLINE,
+    FEATURE_SPEC_CTRL,
+    FEATURE_AUTOMATIC_IBRS,
     FEATURE_COUNT,
 };
 bool cpuid_has(const struct cpuid_table *table, enum cpu_feature feature);

@@ -25,12 +25,19 @@ const struct word_place cpuid_word_places[WORD_COUNT] = {
 };
 
 #define OFFER(word_, bit_, policy_, name_)                                                         \
-    {.word = (word_), .bit = (bit_), .policy = POLICY_##policy_, .name = (name_)}
+    {                                                                                              \
+        .word = (word_), .bit = (bit_), .policy = POLICY_##policy_, .name = (name_)                \
+    }
 #define STATE(word_, bit_, policy_, name_, xcr0_)                                                  \
-    {.word = (word_), .bit = (bit_), .policy = POLICY_##policy_, .name = (name_), .xcr0 = (xcr0_)}
+    {                                                                                              \
+        .word = (word_), .bit = (bit_), .policy = POLICY_##policy_, .name = (name_),               \
+        .xcr0 = (xcr0_)                                                                            \
+    }
 #define LEFT_OUT(word_, bit_, name_, reason_)                                                      \
-    {.word = (word_), .bit = (bit_), .policy = POLICY_LEFT_OUT, .name = (name_),                   \
-     .reason = (reason_)}
+    {                                                                                              \
+        .word = (word_), .bit = (bit_), .policy = POLICY_LEFT_OUT, .name = (name_),                \
+        .reason = (reason_)                                                                        \
+    }
 
 enum { XCR0_ALL_AVX512 = XCR0_AVX | XCR0_AVX512 };
 
@@ -206,8 +213,14 @@ const struct feature cpuid_features[] = {
 };
 const unsigned cpuid_feature_count = ARRAY_SIZE(cpuid_features);
 
-#define BASE              {.kind = NEED_NONE}
-#define NEEDS(word_, bit_) {.kind = NEED_BIT, .word = (word_), .bit = (bit_)}
+#define BASE                                                                                       \
+    {                                                                                              \
+        .kind = NEED_NONE                                                                          \
+    }
+#define NEEDS(word_, bit_)                                                                         \
+    {                                                                                              \
+        .kind = NEED_BIT, .word = (word_), .bit = (bit_)                                           \
+    }
 
 /* The widths of AVX-512: 512 bits by the feature itself, 128 and 256 bits by AVX512VL as well. */
 #define AVX512_WIDTHS(set, word_, bit_)                                                            \
@@ -241,7 +254,7 @@ const struct isa_need cpuid_isa_needs[] = {
     [ZYDIS_ISA_SET_SSE2MMX] = BASE,
     [ZYDIS_ISA_SET_SSEMXCSR] = BASE,
     [ZYDIS_ISA_SET_CLFSH] = BASE,
-    [ZYDIS_ISA_SET_PREFETCHWT1] = BASE, /* a NOP at least, like its neighbours */
+    [ZYDIS_ISA_SET_PREFETCHWT1] = BASE,       /* a NOP at least, like its neighbours */
     [ZYDIS_ISA_SET_AMD] = {.kind = NEED_AMD}, /* SYSCALL and SYSRET outside 64-bit mode */
     /* RDPMC exists without performance monitoring: every counter number is #GP(0). */
     [ZYDIS_ISA_SET_RDPMC] = BASE,

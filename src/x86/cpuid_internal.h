@@ -14,7 +14,7 @@ enum cpuid_word {
     WORD_7_ECX,
     WORD_7_EDX,
     WORD_7_1_EAX,
-    WORD_EXT1_ECX,  /* 80000001H */
+    WORD_EXT1_ECX, /* 80000001H */
     WORD_EXT1_EDX,
     WORD_EXT7_EDX,  /* 80000007H */
     WORD_EXT8_EBX,  /* 80000008H */
@@ -24,15 +24,15 @@ enum cpuid_word {
 
 /* Who gets a feature, and what it asks of the host. */
 enum feature_policy {
-    POLICY_OWN,      /* done by the monitor itself: every model, any host */
-    POLICY_FACT,     /* a fact about the host's execution units: every model, as the host has it */
-    POLICY_V2,       /* run by the host: every model, and the host must have it */
-    POLICY_V3,       /* likewise from v3 on; `host` has it if the host does */
-    POLICY_HOST,     /* `host` only, if the host has it */
-    POLICY_INTEL,    /* the monitor's own, on models with an Intel vendor only */
+    POLICY_OWN,   /* done by the monitor itself: every model, any host */
+    POLICY_FACT,  /* a fact about the host's execution units: every model, as the host has it */
+    POLICY_V2,    /* run by the host: every model, and the host must have it */
+    POLICY_V3,    /* likewise from v3 on; `host` has it if the host does */
+    POLICY_HOST,  /* `host` only, if the host has it */
+    POLICY_INTEL, /* the monitor's own, on models with an Intel vendor only */
     POLICY_INTEL_HOST, /* likewise, `host` only */
-    POLICY_AMD,      /* the monitor's own, on models with an AMD vendor only */
-    POLICY_LEFT_OUT, /* no model, whatever the host has */
+    POLICY_AMD,        /* the monitor's own, on models with an AMD vendor only */
+    POLICY_LEFT_OUT,   /* no model, whatever the host has */
 };
 
 struct feature {

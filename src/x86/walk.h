@@ -39,7 +39,7 @@ struct walk_mode {
     uint64_t rflags; /* AC matters with SMAP */
     uint32_t cr0;
     uint32_t efer;
-    uint64_t pdpte[4]; /* PAE: the four registers loaded by MOV CR3 */
+    uint64_t pdpte[4];     /* PAE: the four registers loaded by MOV CR3 */
     uint8_t physical_bits; /* MAXPHYADDR of the guest's CPU model */
     bool gib_pages;
 };
@@ -51,7 +51,7 @@ struct walk_result {
     bool user;          /* U/S set at every level */
     bool executable;
     bool global;
-    bool dirty;         /* the D bit is set (or there is no paging): stores need no walk */
+    bool dirty;          /* the D bit is set (or there is no paging): stores need no walk */
     uint32_t error_code; /* of the #PF, if the walk failed */
 };
 

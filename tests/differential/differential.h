@@ -34,7 +34,7 @@ struct form {
     bool lock, rex_w;
     uint8_t map; /* 0: one byte, 1: 0FH, 2: 0F38H, 3: 0F3AH, 5, 6 */
     uint8_t opcode;
-    uint8_t vector_length; /* 0: 128 bits, 1: 256, 2: 512 */
+    uint8_t vector_length;           /* 0: 128 bits, 1: 256, 2: 512 */
     bool broadcast, zeroing, masked; /* EVEX */
     bool has_modrm, fixed_reg, fixed_rm, memory;
     uint8_t reg, rm; /* where fixed */

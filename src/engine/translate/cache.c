@@ -23,7 +23,8 @@ int cache_init(struct cache *cache, uint32_t size)
     if (cache->fd < 0 || ftruncate(cache->fd, size) < 0) {
         return fail(-errno, "cannot make a memory file for translated code");
     }
-    cache->write = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE, cache->fd, 0);
+    cache->write =
+        mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE, cache->fd, 0);
     cache->run = mmap(NULL, size, PROT_READ | PROT_EXEC, MAP_SHARED | MAP_NORESERVE, cache->fd, 0);
     if (cache->write == MAP_FAILED || cache->run == MAP_FAILED) {
         return fail(-errno, "cannot map translated code for execution (is executable memory "

@@ -313,7 +313,8 @@ static bool is_copied_alone(ZydisMnemonic mnemonic)
     }
 }
 
-/* Left to interp, from categories that are copied: they show host addresses, or fault by element. */
+/* Left to interp, from categories that are copied: they show host addresses, or fault by element.
+ */
 static bool is_never_copied(ZydisMnemonic mnemonic)
 {
     switch (mnemonic) {
@@ -526,9 +527,8 @@ static enum flags_home first_need(const struct compiler *c)
         const struct insn *insn = &c->insns[i];
         struct flag_effects effects = flag_effects(insn);
         bool copied = !is_by_mnemonic(insn) && is_copied(insn) && !rewrite_memory_operand(insn) &&
-                      insn->info.meta.category != ZYDIS_CATEGORY_COND_BR &&
-                      !is_end(insn) && is_general(insn) &&
-                      insn->info.mnemonic != ZYDIS_MNEMONIC_DIV &&
+                      insn->info.meta.category != ZYDIS_CATEGORY_COND_BR && !is_end(insn) &&
+                      is_general(insn) && insn->info.mnemonic != ZYDIS_MNEMONIC_DIV &&
                       insn->info.mnemonic != ZYDIS_MNEMONIC_IDIV;
         if (insn->info.meta.category == ZYDIS_CATEGORY_COND_BR) {
             return FLAGS_HOST;
@@ -582,8 +582,9 @@ static void emit_unit(struct compiler *c)
         for (unsigned i = first; i <= c->current; i++) {
             groups_after(c, &c->insns[i]);
         }
-        c->uncounted = !c->counts ? 0 : c->counted ? 0
-                                        : c->uncounted + (int)(c->current - first) + 1;
+        c->uncounted = !c->counts   ? 0
+                       : c->counted ? 0
+                                    : c->uncounted + (int)(c->current - first) + 1;
         if (poll_after_next && !c->ended) {
             flags_to_block(c);
             count_instructions(c, 0);
@@ -625,9 +626,8 @@ static bool read_pages(struct compiler *c, gpa_t gpa, uint64_t second_page)
     unsigned offset = gpa & (PAGE_SIZE - 1);
     /* From the start: exits to lower addresses look at their targets. */
     return memory_read(memory, gpa - offset, c->page, PAGE_SIZE) == 0 &&
-           (second_page == NO_PAGE ||
-            memory_read(memory, second_page << PAGE_SHIFT, c->page + PAGE_SIZE,
-                        INSN_MAX_LENGTH) == 0);
+           (second_page == NO_PAGE || memory_read(memory, second_page << PAGE_SHIFT,
+                                                  c->page + PAGE_SIZE, INSN_MAX_LENGTH) == 0);
 }
 
 /* Emit everything; the unit's extent is known afterwards. */

@@ -97,9 +97,13 @@ static bool widen(struct group *group, const struct operand_key *key)
 static unsigned plan_group(const struct compiler *c, const struct operand_key *key, bool writes,
                            struct group *ret_group)
 {
-    struct group group = {.is_active = true, .base = key->base, .index = key->index,
-                          .scale = key->scale, .first = key->displacement,
-                          .end = key->displacement + (int32_t)key->size, .may_write = writes};
+    struct group group = {.is_active = true,
+                          .base = key->base,
+                          .index = key->index,
+                          .scale = key->scale,
+                          .first = key->displacement,
+                          .end = key->displacement + (int32_t)key->size,
+                          .may_write = writes};
     bool behind_branch = false, scratch_lost = false;
     unsigned members = 1;
     uint16_t watched = key_registers(key->base, key->index);
@@ -147,8 +151,8 @@ static int find_group(const struct compiler *c, const struct operand_key *key, b
     for (int i = 0; i < GROUPS; i++) {
         const struct group *group = &c->groups[i];
         if (group->is_active && same_registers(group, key) && key->displacement >= group->first &&
-            (int64_t)key->displacement + key->size <= group->end &&
-            (!writes || group->may_write) && (group->is_kept || c->scratch_group == i)) {
+            (int64_t)key->displacement + key->size <= group->end && (!writes || group->may_write) &&
+            (group->is_kept || c->scratch_group == i)) {
             return i;
         }
     }

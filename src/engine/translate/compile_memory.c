@@ -22,8 +22,7 @@ static int address_register(struct compiler *c, ZydisRegister name, unsigned scr
     return gpr;
 }
 
-bool compile_address(struct compiler *c, const ZydisDecodedOperand *operand,
-                     uint64_t *ret_constant)
+bool compile_address(struct compiler *c, const ZydisDecodedOperand *operand, uint64_t *ret_constant)
 {
     const ZydisDecodedOperandMem *memory = &operand->mem;
     struct emitter *e = &c->e;
@@ -34,8 +33,8 @@ bool compile_address(struct compiler *c, const ZydisDecodedOperand *operand,
     if (is_relative) {
         displacement += compiler_next_pc(c);
     }
-    if (is_relative || (memory->base == ZYDIS_REGISTER_NONE &&
-                        memory->index == ZYDIS_REGISTER_NONE)) {
+    if (is_relative ||
+        (memory->base == ZYDIS_REGISTER_NONE && memory->index == ZYDIS_REGISTER_NONE)) {
         if (!is_wide) {
             displacement = (uint32_t)displacement;
         }
@@ -396,8 +395,9 @@ bool compile_lea(struct compiler *c)
         return false;
     }
     source.mem.segment = ZYDIS_REGISTER_DS; /* an address is all that is asked for */
-    unsigned target = destination == RSP ? GUEST_RSP
-                      : is_displaced(destination) ? SCRATCH : (unsigned)destination;
+    unsigned target = destination == RSP          ? GUEST_RSP
+                      : is_displaced(destination) ? SCRATCH
+                                                  : (unsigned)destination;
     if (compile_address(c, &source, &constant)) {
         emit_constant(e, target, insn->info.operand_width == 32 ? (uint32_t)constant : constant);
     } else if (insn->info.operand_width == 32) {

@@ -31,8 +31,7 @@ static bool compile_cli(struct compiler *c)
 /* STI: set IF; emit_unit() polls behind the next instruction (SDM volume 2, STI). */
 static bool compile_sti(struct compiler *c)
 {
-    if ((c->mode & MODE_USER) || c->current + 1 >= c->count ||
-        is_end(&c->insns[c->current + 1])) {
+    if ((c->mode & MODE_USER) || c->current + 1 >= c->count || is_end(&c->insns[c->current + 1])) {
         return false;
     }
     flags_to_block(c);

@@ -48,10 +48,10 @@ struct compiler {
     uint64_t virtual_page;
 
     uint8_t page[PAGE_SIZE + INSN_MAX_LENGTH]; /* the bytes, read once */
-    struct insn *insns; /* decoded ahead */
+    struct insn *insns;                        /* decoded ahead */
     uint16_t offsets[UNIT_MAX_INSTRUCTIONS + 1];
     unsigned count;
-    unsigned current; /* index of the instruction being emitted */
+    unsigned current;              /* index of the instruction being emitted */
     enum decode_result end_result; /* why decoding stopped, if not at a branch */
 
     enum flags_home flags;
@@ -59,9 +59,9 @@ struct compiler {
     struct group groups[GROUPS];
     unsigned next_group;
     int scratch_group; /* R13 holds this group's host address; -1: none */
-    bool counts;   /* deterministic time: instructions are counted exactly */
-    bool counted;  /* the current instruction is in the count already */
-    int uncounted; /* completed since the count was last brought up to date */
+    bool counts;       /* deterministic time: instructions are counted exactly */
+    bool counted;      /* the current instruction is in the count already */
+    int uncounted;     /* completed since the count was last brought up to date */
     struct outline outlines[OUTLINES_MAX];
     unsigned outline_count;
 };

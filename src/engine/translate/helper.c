@@ -83,7 +83,10 @@ void vectors_restore(struct block *block)
         /* What C code left in the upper halves would slow the guest's SSE down. */
         __asm__ volatile("vzeroupper");
     }
-    __asm__ volatile("xrstor64 %0" : : "m"(block->vcpu.state.xsave), "a"(low), "d"(high) : "memory");
+    __asm__ volatile("xrstor64 %0"
+                     :
+                     : "m"(block->vcpu.state.xsave), "a"(low), "d"(high)
+                     : "memory");
     block->vectors_live = true;
 }
 
@@ -100,8 +103,8 @@ static uint16_t mode_of(const struct cpu_state *state)
     uint16_t mode = MODE_CODE64;
     bool has_breakpoints = state->dr7 & 0xff;
     bool checks_alignment = cpl == 3 && (state->cr0 & CR0_AM) && (state->rflags & FLAG_AC);
-    if (!is_flat64(state) || cpl == 1 || cpl == 2 || (state->rflags & FLAG_TF) ||
-        has_breakpoints || checks_alignment) {
+    if (!is_flat64(state) || cpl == 1 || cpl == 2 || (state->rflags & FLAG_TF) || has_breakpoints ||
+        checks_alignment) {
         return MODE_INTERPRET;
     }
     mode |= cpl == 3 ? MODE_USER : 0;
@@ -152,8 +155,8 @@ static void note_exec_page(struct block *block, gva_t gva)
 
 enum step block_translate_fetch(struct block *block, gva_t rip, gpa_t *ret_gpa)
 {
-    struct exec_entry *entry = &block->exec_tlb[mode_privilege(block->mode)]
-                                               [rip >> PAGE_SHIFT & (EXEC_ENTRIES - 1)];
+    struct exec_entry *entry =
+        &block->exec_tlb[mode_privilege(block->mode)][rip >> PAGE_SHIFT & (EXEC_ENTRIES - 1)];
     gva_t page = align_down(rip, PAGE_SIZE);
     if (entry->gva_page != page) {
         bool global;
@@ -388,8 +391,8 @@ static uint64_t execute(struct block *block, const struct place *place)
         block_scatter(block);
         return leave_step(block, step);
     }
-    bool goes_on = insn && is_current(block, place) &&
-                   vcpu->state.rip == place->rip + insn->info.length;
+    bool goes_on =
+        insn && is_current(block, place) && vcpu->state.rip == place->rip + insn->info.length;
     return resume(block, goes_on ? place->inline_address : 0);
 }
 
@@ -452,8 +455,8 @@ uint64_t helper_memory(struct block *block, uint32_t number)
     if (crosses || !is_canonical(gva) || site->is_masked) {
         return execute(block, &place);
     }
-    uint32_t access = (site->kind == SITE_WRITE ? PF_WRITE : 0) |
-                      (block->mode & MODE_USER ? PF_USER : 0);
+    uint32_t access =
+        (site->kind == SITE_WRITE ? PF_WRITE : 0) | (block->mode & MODE_USER ? PF_USER : 0);
     switch (tlb_fill(&block->vcpu, gva, access)) {
     case TLB_FILLED:
         return is_current(block, &place) ? place.retry_address : start_over(block, &place);
@@ -506,8 +509,8 @@ uint64_t helper_link(struct block *block, uint32_t number)
     pthread_mutex_lock(&vm->lock);
     struct unit *from = &vm->units[site->unit];
     /* Exits to an instruction across pages are links, never chains. */
-    struct unit *target = unit_find(vm, from->page, NO_PAGE, rip & (PAGE_SIZE - 1),
-                                    from->virtual_page, block->mode);
+    struct unit *target =
+        unit_find(vm, from->page, NO_PAGE, rip & (PAGE_SIZE - 1), from->virtual_page, block->mode);
     if (target && !from->is_retired) {
         site_link(vm, number, target);
     }
@@ -577,10 +580,8 @@ uint64_t helper_fxrstor(struct block *block, uint32_t number)
 /* ---- REP MOVS and REP STOS, a page piece at a time ---- */
 
 #define REPEAT(instruction, to, from, value, count)                                                \
-    __asm__ volatile("rep " instruction                                                            \
-                     : "+D"(to), "+S"(from), "+c"(count)                                           \
-                     : "a"(value)                                                                  \
-                     : "memory")
+    __asm__ volatile("rep " instruction : "+D"(to), "+S"(from), "+c"(count) : "a"(value) : "memor" \
+                                                                                           "y")
 
 static void repeat_move(uint64_t to, uint64_t from, uint64_t count, unsigned size)
 {

@@ -32,7 +32,7 @@ enum {
     SITES_MAX = 1 << 22,
     KERNEL_LINKS_MAX = 1 << 16, /* cross-page exits of kernel code: a slot for each vCPU */
     USER_LINKS_MAX = 1 << 15,   /* of user code: a slot for each vCPU and address space */
-    SPACES_MAX = 8,      /* address spaces whose soft TLB is kept */
+    SPACES_MAX = 8,             /* address spaces whose soft TLB is kept */
     JUMP_ENTRIES = 1 << 10,
     PLAIN_ENTRIES = 1 << 6,
     EXEC_ENTRIES = 1 << 6,
@@ -77,7 +77,7 @@ struct space {
     struct space_data *data; /* right behind it */
     uint64_t root;           /* CR3 less PCID and flags; valid if in_use */
     uint64_t last_used;
-    uint32_t links_filled;   /* slots below this may hold something */
+    uint32_t links_filled; /* slots below this may hold something */
     bool jumps_filled;
     uint16_t pcid;
     bool in_use;
@@ -94,16 +94,16 @@ enum leave_reason {
 struct block {
     struct vcpu vcpu; /* first: units address its state from GS:0 */
 
-    struct block *self; /* the first alias: the one that C code uses */
-    uint64_t host_rsp;  /* of the C code that entered */
-    uint64_t stack;     /* RSP of the private stack in use, while in C */
+    struct block *self;          /* the first alias: the one that C code uses */
+    uint64_t host_rsp;           /* of the C code that entered */
+    uint64_t stack;              /* RSP of the private stack in use, while in C */
     uint64_t stacks[PRIVILEGES]; /* of the other privilege */
-    uint64_t spill[2];  /* values that a unit keeps across a check */
-    uint64_t group_slots[4]; /* host addresses that a unit keeps: compile_group.c */
-    uint32_t fault_site; /* from the signal handler to the stub */
+    uint64_t spill[2];           /* values that a unit keeps across a check */
+    uint64_t group_slots[4];     /* host addresses that a unit keeps: compile_group.c */
+    uint32_t fault_site;         /* from the signal handler to the stub */
     uint32_t indirect_site; /* the last indirect branch: it faults if its target is not canonical */
-    uint64_t address; /* the guest-virtual address of a miss */
-    uint16_t saved_flags; /* LAHF in the high byte, OF in the low */
+    uint64_t address;       /* the guest-virtual address of a miss */
+    uint16_t saved_flags;   /* LAHF in the high byte, OF in the low */
     uint8_t interrupt_flag; /* RFLAGS.IF while units run */
     _Atomic uint32_t poll_now;
 
@@ -113,7 +113,8 @@ struct block {
      * G bit, kernel_is_local says so and a switch forgets it.
      */
     struct jump_entry kernel_jumps[JUMP_ENTRIES];
-    struct jump_entry plain_jumps[PLAIN_ENTRIES]; /* to MODE_PLAIN units; forgotten with any other */
+    struct jump_entry
+        plain_jumps[PLAIN_ENTRIES]; /* to MODE_PLAIN units; forgotten with any other */
     uint64_t kernel_links[KERNEL_LINKS_MAX];
 
     /* ---- used by C only ---- */
@@ -123,11 +124,11 @@ struct block {
     enum leave_reason reason;
     enum step step;
     uint16_t mode;
-    uint16_t wanted_mode; /* LEAVE_TRANSLATE: of the unit to make */
+    uint16_t wanted_mode;            /* LEAVE_TRANSLATE: of the unit to make */
     uint16_t stack_mode[PRIVILEGES]; /* the mode that a private stack's frames belong to */
-    bool vectors_live;  /* guest vector state is in the CPU, not in state.xsave */
-    bool in_units;      /* this thread is between enter and leave */
-    uint64_t xcr0_host; /* components to save and restore for this guest */
+    bool vectors_live;               /* guest vector state is in the CPU, not in state.xsave */
+    bool in_units;                   /* this thread is between enter and leave */
+    uint64_t xcr0_host;              /* components to save and restore for this guest */
     uint8_t *stack_base[PRIVILEGES];
     struct space spaces[SPACES_MAX];
     struct space *space;
@@ -172,7 +173,7 @@ struct unit {
 };
 
 enum site_kind {
-    SITE_READ,    /* a soft TLB check; `resume` is its start */
+    SITE_READ, /* a soft TLB check; `resume` is its start */
     SITE_WRITE,
     SITE_EXECUTE, /* in interp; `resume` is behind it, or 0: look the next unit up */
     SITE_FAULT,   /* a host instruction that may fault; `resume` is its address */
@@ -189,9 +190,9 @@ struct site {
     uint8_t size;    /* of a memory access, in bytes (255: larger, never filled) */
     uint8_t flags_home;
     int8_t uncounted; /* instructions completed but not in vcpu.instructions (deterministic time) */
-    bool is_masked; /* masked-off elements do not fault: interp decides */
-    bool is_store;  /* REP STOS, not MOVS */
-    bool is_group;  /* the check asks for more than the access: interp meets the fault */
+    bool is_masked;   /* masked-off elements do not fault: interp decides */
+    bool is_store;    /* REP STOS, not MOVS */
+    bool is_group;    /* the check asks for more than the access: interp meets the fault */
     uint32_t resume;
     union {
         uint32_t patch;
@@ -212,17 +213,17 @@ struct cache {
 
 /* Host code that all units share, at the start of the cache (cache offsets). */
 struct stubs {
-    uint32_t enter;     /* void (*)(struct block *, uint64_t host): from C into a unit */
-    uint32_t leave;     /* back to C */
-    uint32_t memory;    /* R13 = address, R14D = site */
-    uint32_t execute;   /* R14D = site */
-    uint32_t link;      /* R14D = site: a chain or link that is not resolved */
-    uint32_t poll;      /* R14D = site */
+    uint32_t enter;   /* void (*)(struct block *, uint64_t host): from C into a unit */
+    uint32_t leave;   /* back to C */
+    uint32_t memory;  /* R13 = address, R14D = site */
+    uint32_t execute; /* R14D = site */
+    uint32_t link;    /* R14D = site: a chain or link that is not resolved */
+    uint32_t poll;    /* R14D = site */
     uint32_t fault_host, fault_saved; /* R14D = site, set by the signal handler */
     uint32_t indirect[PRIVILEGES];    /* R13 = guest-virtual target: look it up */
     uint32_t indirect_slow;           /* the same, after the look-up failed */
-    uint32_t string;    /* R14D = site: REP MOVS/STOS */
-    uint32_t fxsave, fxrstor; /* R13 = address, R14D = site */
+    uint32_t string;                  /* R14D = site: REP MOVS/STOS */
+    uint32_t fxsave, fxrstor;         /* R13 = address, R14D = site */
 };
 
 struct page_units {

@@ -36,7 +36,8 @@ int spaces_init(struct block *first)
 {
     /* `first` is only a template: the block proper lives in the memory file. */
     size_t total = (size_t)SPACES_MAX * ALIAS_SIZE;
-    uint8_t *area = mmap(NULL, total, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    uint8_t *area =
+        mmap(NULL, total, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (area == MAP_FAILED) {
         return fail(-errno, "no address space for the soft TLBs");
     }
@@ -177,8 +178,8 @@ static struct space *space_choose(struct block *block, uint64_t root, uint16_t p
             space->root = root;
             return space;
         }
-        if (!oldest || (oldest->in_use &&
-                        (!space->in_use || space->last_used < oldest->last_used))) {
+        if (!oldest ||
+            (oldest->in_use && (!space->in_use || space->last_used < oldest->last_used))) {
             oldest = space;
         }
     }

@@ -70,8 +70,8 @@ static void emit_save_flags(struct emitter *e)
 /* void enter(block in rdi, host in rsi) */
 static uint32_t emit_enter(struct emitter *e)
 {
-    static const uint8_t push_all[] = {0x55, 0x53, 0x41, 0x54, 0x41, 0x55,
-                                       0x41, 0x56, 0x41, 0x57, 0x48, 0x83, 0xec, 0x08};
+    static const uint8_t push_all[] = {0x55, 0x53, 0x41, 0x54, 0x41, 0x55, 0x41,
+                                       0x56, 0x41, 0x57, 0x48, 0x83, 0xec, 0x08};
     uint32_t start = emit_offset(e);
     for (unsigned i = 0; i < ARRAY_SIZE(push_all); i++) {
         emit8(e, push_all[i]);

@@ -12,8 +12,8 @@ enum { UNIT_HASH = 1 << 16, PAGE_HASH = 1 << 14, PAGES_MAX = 1 << 17 };
 
 static void *reserve(size_t size)
 {
-    void *area = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE,
-                      -1, 0);
+    void *area = mmap(NULL, size, PROT_READ | PROT_WRITE,
+                      MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     return area == MAP_FAILED ? NULL : area;
 }
 

@@ -43,7 +43,8 @@ static uint32_t host_port_read(void *owner, unsigned vcpu, uint16_t port, unsign
 {
     struct block *block = owner;
     host_enter(block);
-    uint32_t value = block->vm->config.host.port_read(block->vm->config.host.owner, vcpu, port, size);
+    uint32_t value =
+        block->vm->config.host.port_read(block->vm->config.host.owner, vcpu, port, size);
     host_leave(block);
     return value;
 }
@@ -61,7 +62,8 @@ static uint64_t host_mmio_read(void *owner, unsigned vcpu, gpa_t gpa, unsigned s
 {
     struct block *block = owner;
     host_enter(block);
-    uint64_t value = block->vm->config.host.mmio_read(block->vm->config.host.owner, vcpu, gpa, size);
+    uint64_t value =
+        block->vm->config.host.mmio_read(block->vm->config.host.owner, vcpu, gpa, size);
     host_leave(block);
     return value;
 }
@@ -97,8 +99,7 @@ static int host_interrupt_acknowledge(void *owner, unsigned vcpu)
 {
     struct block *block = owner;
     host_enter(block);
-    int vector =
-        block->vm->config.host.interrupt_acknowledge(block->vm->config.host.owner, vcpu);
+    int vector = block->vm->config.host.interrupt_acknowledge(block->vm->config.host.owner, vcpu);
     host_leave(block);
     return vector;
 }
@@ -309,6 +310,12 @@ static void translate_set_state(struct engine_vcpu *engine, const struct cpu_sta
     vcpu_mode_changed(&block->vcpu);
     translate_hooks.flush(&block->vcpu, FLUSH_ALL, 0, 0);
     block->mode = MODE_INTERPRET;
+    vcpu_raise_pending(&block->vcpu);
+}
+
+static void translate_take_pending(struct engine_vcpu *engine, struct cpu_state *state)
+{
+    vcpu_take_pending(&block_of(engine)->vcpu, state);
 }
 
 static uint64_t translate_instructions(const struct engine_vcpu *vcpu)
@@ -318,7 +325,8 @@ static uint64_t translate_instructions(const struct engine_vcpu *vcpu)
 
 /* ---- kicks and waiting ---- */
 
-static void futex(_Atomic uint32_t *word, int operation, uint32_t value, const struct timespec *until)
+static void futex(_Atomic uint32_t *word, int operation, uint32_t value,
+                  const struct timespec *until)
 {
     syscall(SYS_futex, word, operation | FUTEX_PRIVATE_FLAG, value, until, NULL,
             FUTEX_BITSET_MATCH_ANY);
@@ -463,7 +471,7 @@ static enum step run_units(struct block *block)
     block_scatter(block);
     /* A unit without groups that was just made is the one to enter. */
     uint64_t host = block->wanted_mode == (block->mode | MODE_PLAIN) ? block_continue_plain(block)
-                                                                      : block_continue(block);
+                                                                     : block_continue(block);
     if (host != leave) {
         vectors_restore(block);
         block->in_units = true;
@@ -552,5 +560,6 @@ const struct engine_ops translate_engine = {
     .wait = translate_wait,
     .get_state = translate_get_state,
     .set_state = translate_set_state,
+    .take_pending = translate_take_pending,
     .instructions = translate_instructions,
 };

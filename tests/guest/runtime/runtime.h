@@ -46,25 +46,62 @@ enum {
     SPARE_COUNT = 32,
 };
 enum {
-    FLAG_CF = 1, FLAG_PF = 4, FLAG_AF = 0x10, FLAG_ZF = 0x40, FLAG_SF = 0x80, FLAG_TF = 0x100,
-    FLAG_IF = 0x200, FLAG_DF = 0x400, FLAG_OF = 0x800, FLAG_IOPL3 = 0x3000, FLAG_NT = 0x4000,
-    FLAG_RF = 0x10000, FLAG_VM = 0x20000, FLAG_AC = 0x40000, FLAG_ID = 0x200000,
+    FLAG_CF = 1,
+    FLAG_PF = 4,
+    FLAG_AF = 0x10,
+    FLAG_ZF = 0x40,
+    FLAG_SF = 0x80,
+    FLAG_TF = 0x100,
+    FLAG_IF = 0x200,
+    FLAG_DF = 0x400,
+    FLAG_OF = 0x800,
+    FLAG_IOPL3 = 0x3000,
+    FLAG_NT = 0x4000,
+    FLAG_RF = 0x10000,
+    FLAG_VM = 0x20000,
+    FLAG_AC = 0x40000,
+    FLAG_ID = 0x200000,
     FLAGS_ARITHMETIC = 0x8d5,
 };
 enum {
-    DE = 0, DB = 1, NMI = 2, BP = 3, OF = 4, BR = 5, UD = 6, NM = 7, DF = 8, TS = 10, NP = 11,
-    SS = 12, GP = 13, PF = 14, MF = 16, AC = 17, XM = 19,
+    DE = 0,
+    DB = 1,
+    NMI = 2,
+    BP = 3,
+    OF = 4,
+    BR = 5,
+    UD = 6,
+    NM = 7,
+    DF = 8,
+    TS = 10,
+    NP = 11,
+    SS = 12,
+    GP = 13,
+    PF = 14,
+    MF = 16,
+    AC = 17,
+    XM = 19,
 };
 /* Page-table entry bits, and those of a #PF error code. */
 enum {
-    PTE_P = 1, PTE_W = 2, PTE_U = 4, PTE_PCD = 0x10, PTE_A = 0x20, PTE_D = 0x40, PTE_PS = 0x80,
+    PTE_P = 1,
+    PTE_W = 2,
+    PTE_U = 4,
+    PTE_PCD = 0x10,
+    PTE_A = 0x20,
+    PTE_D = 0x40,
+    PTE_PS = 0x80,
     PTE_G = 0x100,
-    PF_P = 1, PF_W = 2, PF_U = 4, PF_RSVD = 8, PF_I = 16,
+    PF_P = 1,
+    PF_W = 2,
+    PF_U = 4,
+    PF_RSVD = 8,
+    PF_I = 16,
 };
 #define PTE_NX (1ull << 63)
 
 /* The user's window on the first 16 MiB of memory: the same bytes with U/S set. */
-#define USER_WINDOW 0x40000000ul
+#define USER_WINDOW   0x40000000ul
 #define USER(address) ((uintptr_t)(address) + USER_WINDOW)
 
 /* Fill with the runtime's defaults: kernel mode (or CPL 3), own stack, no flags. */
@@ -78,8 +115,8 @@ void context_run(struct context *context);
 /* Say "ok NAME" or "FAIL NAME got X expected Y". */
 void check(const char *name, uint64_t got, uint64_t expected);
 /* The usual questions in one: vector, error code, instruction pointer. */
-void check_stop(const char *name, const struct context *context, uintptr_t vector,
-                uintptr_t error, uintptr_t ip);
+void check_stop(const char *name, const struct context *context, uintptr_t vector, uintptr_t error,
+                uintptr_t ip);
 void skip(const char *name, const char *why);
 void print(const char *text);
 void print_hex(uint64_t value);
@@ -176,6 +213,6 @@ static inline uint64_t rdtsc(void)
  */
 #define SNIPPET(name, code)                                                                        \
     extern const char name[], name##_end[];                                                        \
-    __asm__(".pushsection .text.snippet, \"ax\"; .balign 16; .globl " #name ", " #name "_end\n"    \
-            #name ":\n" code "\n" #name "_end: ud2\n.popsection")
+    __asm__(".pushsection .text.snippet, \"ax\"; .balign 16; .globl " #name ", " #name             \
+            "_end\n" #name ":\n" code "\n" #name "_end: ud2\n.popsection")
 #define SNIPPET_AT(name) extern const char name[]
