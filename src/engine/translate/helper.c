@@ -579,9 +579,11 @@ uint64_t helper_fxrstor(struct block *block, uint32_t number)
 
 /* ---- REP MOVS and REP STOS, a page piece at a time ---- */
 
+/* clang-format off */
 #define REPEAT(instruction, to, from, value, count)                                                \
-    __asm__ volatile("rep " instruction : "+D"(to), "+S"(from), "+c"(count) : "a"(value) : "memor" \
-                                                                                           "y")
+    __asm__ volatile("rep " instruction                                                            \
+                     : "+D"(to), "+S"(from), "+c"(count) : "a"(value) : "memory")
+/* clang-format on */
 
 static void repeat_move(uint64_t to, uint64_t from, uint64_t count, unsigned size)
 {
