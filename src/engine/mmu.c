@@ -16,6 +16,11 @@ struct piece {
     unsigned size;
 };
 
+/* Numbers in guest memory, which need not be aligned. */
+typedef uint16_t unaligned_u16 __attribute__((aligned(1), may_alias));
+typedef uint32_t unaligned_u32 __attribute__((aligned(1), may_alias));
+typedef uint64_t unaligned_u64 __attribute__((aligned(1), may_alias));
+
 /* Small accesses are single loads and stores: the guest relies on their atomicity. */
 static inline void copy_small(void *to, const void *from, unsigned size)
 {
@@ -24,13 +29,13 @@ static inline void copy_small(void *to, const void *from, unsigned size)
         *(volatile uint8_t *)to = *(const volatile uint8_t *)from;
         break;
     case 2:
-        *(volatile uint16_t *)to = *(const volatile uint16_t *)from;
+        *(volatile unaligned_u16 *)to = *(const volatile unaligned_u16 *)from;
         break;
     case 4:
-        *(volatile uint32_t *)to = *(const volatile uint32_t *)from;
+        *(volatile unaligned_u32 *)to = *(const volatile unaligned_u32 *)from;
         break;
     case 8:
-        *(volatile uint64_t *)to = *(const volatile uint64_t *)from;
+        *(volatile unaligned_u64 *)to = *(const volatile unaligned_u64 *)from;
         break;
     default:
         bytes_copy(to, from, size);
