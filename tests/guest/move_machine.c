@@ -1,7 +1,8 @@
 /*
  * Runs a guest in the whole machine and moves it: every so many milliseconds the machine is
- * paused, saved, and loaded into a fresh one that goes on. The guest must end as if nothing had
- * happened. Options are those of `doppel run`, as NAME=VALUE.
+ * paused, saved, and loaded into a fresh one that goes on. After each load the machine is compared
+ * with the stream. The guest must end as if nothing had happened: with a pass at the debug-exit
+ * port, or switched off. Options are those of `doppel run`, as NAME=VALUE.
  *
  *     move_machine MILLISECONDS kernel=FILE [engine=...] [cpus=...] ...
  */
@@ -32,6 +33,11 @@ static void save(void *owner)
     vm_request_end(move->vm, VM_END_QUIT, 0);
 }
 
+static void report_difference(void *owner, const char *section, const char *field)
+{
+    fprintf(stderr, "move_machine: %s.%s differs after loading\n", section, field);
+}
+
 static int load(struct vm *vm, struct visitor *saved)
 {
     size_t size;
@@ -42,6 +48,12 @@ static int load(struct vm *vm, struct visitor *saved)
         r = fail(-EPROTO, "bytes are left in the stream");
     }
     visitor_free(in);
+    struct visitor *again = visitor_new_compare(stream, size, report_difference, NULL);
+    r = r ? r : vm_visit(vm, again);
+    if (!r && visitor_differences(again)) {
+        r = fail(-EPROTO, "the loaded machine differs from the stream");
+    }
+    visitor_free(again);
     return r;
 }
 
@@ -86,7 +98,8 @@ static int run(const struct vm_config *config, unsigned milliseconds)
             return 1;
         }
         if (!saved) {
-            bool passed = end.kind == VM_END_DEBUG_EXIT && end.value == PASS;
+            bool passed = end.kind == VM_END_POWER_OFF ||
+                          (end.kind == VM_END_DEBUG_EXIT && end.value == PASS);
             fprintf(stderr, "%s after %u moves (end %d, value %x) %s\n",
                     passed ? "passed" : "failed", moves, end.kind, end.value, end.message);
             return passed ? 0 : 1;
