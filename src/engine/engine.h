@@ -94,9 +94,17 @@ struct engine_ops {
      * IF = 0 cannot) or until `deadline_ns` of CLOCK_MONOTONIC. After EXIT_HALT.
      */
     void (*wait)(struct engine_vcpu *vcpu, uint64_t deadline_ns);
-    /* While not running. */
+    /*
+     * While not running. Kicks are no part of the state until take_pending() puts them there;
+     * set_state() adds what is pending in the state to the kicks and asks for interrupts anew.
+     */
     void (*get_state)(struct engine_vcpu *vcpu, struct cpu_state *ret_state);
     void (*set_state)(struct engine_vcpu *vcpu, const struct cpu_state *state);
+    /*
+     * Move kicks that wait (NMI, INIT, SIPI) into the pending events of a state, in addition to
+     * what is there. Any thread, while not running and once nobody kicks any more.
+     */
+    void (*take_pending)(struct engine_vcpu *vcpu, struct cpu_state *state);
     /* Instructions executed so far (TIME_DETERMINISTIC; otherwise a lower bound). Any thread. */
     uint64_t (*instructions)(const struct engine_vcpu *vcpu);
 };

@@ -74,5 +74,14 @@ struct vcpu_hooks {
 /* Recompute what is derived from state (walk_mode). After any change of CR0, CR3, CR4, EFER, AC. */
 void vcpu_mode_changed(struct vcpu *vcpu);
 
+/*
+ * The kicks that a machine must not forget (NMI, INIT, SIPI) move between vcpu->kicks, where they
+ * arrive, and the state that is saved: out of the kicks for engine_ops.take_pending, on any
+ * thread; into them for a state that was just set, together with KICK_INTERRUPT, since only the
+ * machine knows what its interrupt controllers hold.
+ */
+void vcpu_take_pending(struct vcpu *vcpu, struct cpu_state *state);
+void vcpu_raise_pending(struct vcpu *vcpu);
+
 /* The guest's TSC as RDTSC would give it now. */
 uint64_t vcpu_tsc(const struct vcpu *vcpu);

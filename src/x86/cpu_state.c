@@ -64,6 +64,7 @@ static void reset_common(struct cpu_state *state)
     state->efer = 0;
     state->interrupt_shadow = state->shadow_is_mov_ss = false;
     state->nmi_blocked = state->nmi_pending = false;
+    state->init_pending = state->sipi_pending = false;
     state->sipi_vector = 0;
 }
 
@@ -227,6 +228,8 @@ void cpu_state_visit(struct cpu_state *state, struct visitor *v)
     visit_bool(v, "shadow_is_mov_ss", &state->shadow_is_mov_ss);
     visit_bool(v, "nmi_blocked", &state->nmi_blocked);
     visit_bool(v, "nmi_pending", &state->nmi_pending);
+    visit_bool(v, "init_pending", &state->init_pending);
+    visit_bool(v, "sipi_pending", &state->sipi_pending);
     visit_u8(v, "sipi_vector", &state->sipi_vector);
     visit_bytes(v, "xsave", state->xsave, sizeof state->xsave);
     refuse_if(v, !(is_consistent(state) && xsave_is_loadable(state->xsave)),

@@ -123,6 +123,7 @@ static void fill(struct cpu_state *s)
     }
     s->activity = ACTIVITY_HALTED;
     s->interrupt_shadow = s->shadow_is_mov_ss = s->nmi_blocked = s->nmi_pending = true;
+    s->init_pending = s->sipi_pending = true;
     s->sipi_vector = 0x9a;
     memset(s->xsave, 0x3c, sizeof s->xsave);
     store_le32(s->xsave + 24, 0x1fa0);
@@ -149,6 +150,7 @@ static void test_every_byte(void **state)
     fill(&saved);
     memset(&zeros, 0, sizeof zeros);
     memset(&ones, 0xff, sizeof ones);
+    ones.init_pending = ones.sipi_pending = true;
     ones.interrupt_shadow = ones.shadow_is_mov_ss = ones.nmi_blocked = ones.nmi_pending = true;
     zeros.interrupt_shadow = false;
     assert_int_equal(transfer(&saved, &zeros), 0);

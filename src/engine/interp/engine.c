@@ -78,6 +78,10 @@ static void become_busy(struct engine_vcpu *v)
 {
     for (;;) {
         v->quiet = 0;
+        /* Before the look at `stop`: who stops us kicks after setting it, and waits for quiet. */
+        if (v->vcpu.kicks & KICK_FLUSH) {
+            safe_point(v);
+        }
         uint32_t stop = v->vm->stop;
         if (!stop || stop == v->vcpu.index + 1) {
             break;
@@ -85,9 +89,6 @@ static void become_busy(struct engine_vcpu *v)
         v->quiet = 1;
         pthread_mutex_lock(&v->vm->exclusive);
         pthread_mutex_unlock(&v->vm->exclusive);
-    }
-    if (v->vcpu.kicks & KICK_FLUSH) {
-        safe_point(v);
     }
 }
 
@@ -533,6 +534,12 @@ static void set_state(struct engine_vcpu *v, const struct cpu_state *state)
     v->vcpu.state.tsc_offset -= counted(v);
     vcpu_mode_changed(&v->vcpu);
     flush_own(v);
+    vcpu_raise_pending(&v->vcpu);
+}
+
+static void take_pending(struct engine_vcpu *v, struct cpu_state *state)
+{
+    vcpu_take_pending(&v->vcpu, state);
 }
 
 static uint64_t instructions(const struct engine_vcpu *v)
@@ -552,5 +559,6 @@ const struct engine_ops interp_engine = {
     .wait = wait_for_work,
     .get_state = get_state,
     .set_state = set_state,
+    .take_pending = take_pending,
     .instructions = instructions,
 };
