@@ -84,6 +84,18 @@ static void alarms_expire_in_order_at_their_time(void **state)
 static const uint64_t SECOND = 1000000000;
 static const uint64_t MILLISECOND = 1000000;
 
+static void stop_loop(void *loop)
+{
+    loop_stop(loop);
+}
+
+static uint64_t host_nanoseconds(void)
+{
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (uint64_t)now.tv_sec * SECOND + (uint64_t)now.tv_nsec;
+}
+
 static void the_host_clock_follows_its_setting(void **state)
 {
     struct loop *loop;
@@ -113,6 +125,19 @@ static void the_host_clock_follows_its_setting(void **state)
     host_clock_set(host, 0);
     assert_int_equal(loop_run(loop), 0);
     assert_true(r.expired_at[2] >= 2 * MILLISECOND && r.expired_at[2] < SECOND);
+
+    /* While it stands still, nothing is due, not even what was due before. */
+    host_clock_stop(host, 7 * SECOND);
+    clock_alarm_set(clock, r.alarm, SECOND);
+    struct timer *end = timer_new(loop, stop_loop, loop);
+    timer_arm(end, host_nanoseconds() + 5 * MILLISECOND);
+    assert_int_equal(loop_run(loop), 0);
+    assert_int_equal(r.count, 3);
+    assert_true(clock_now(clock) == 7 * SECOND);
+    host_clock_set(host, 7 * SECOND);
+    assert_int_equal(loop_run(loop), 0);
+    assert_int_equal(r.count, 4);
+    timer_free(end);
 
     clock_alarm_set(clock, r.alarm, UINT64_MAX - 1); /* far beyond what the host can count */
     clock_alarm_set(clock, r.alarm, UINT64_MAX);

@@ -27,6 +27,8 @@ struct host_clock {
     struct loop *loop; /* borrowed */
     /* Host time at which virtual time is 0; after a restore it may be before the host's own 0. */
     _Atomic uint64_t origin;
+    _Atomic bool is_stopped;
+    _Atomic uint64_t stopped_at; /* virtual time, while it stands still */
     pthread_mutex_t lock;
     struct alarm *alarms;
 };
@@ -40,13 +42,14 @@ static uint64_t host_now(void)
 
 static uint64_t virtual_now(const struct host_clock *clock)
 {
-    return host_now() - atomic_load(&clock->origin);
+    return atomic_load(&clock->is_stopped) ? atomic_load(&clock->stopped_at)
+                                           : host_now() - atomic_load(&clock->origin);
 }
 
 /* Let the timer follow the deadline. Call with the lock. */
 static void follow(struct alarm *alarm)
 {
-    if (alarm->deadline == NOT_ARMED) {
+    if (alarm->deadline == NOT_ARMED || atomic_load(&alarm->clock->is_stopped)) {
         timer_disarm(alarm->timer);
         return;
     }
@@ -62,11 +65,12 @@ static void alarm_timer_expired(void *owner)
     struct alarm *alarm = owner;
     struct host_clock *clock = alarm->clock;
     pthread_mutex_lock(&clock->lock);
-    bool is_due = alarm->deadline != NOT_ARMED && alarm->deadline <= virtual_now(clock);
+    bool is_due = !atomic_load(&clock->is_stopped) && alarm->deadline != NOT_ARMED &&
+                  alarm->deadline <= virtual_now(clock);
     if (is_due) {
         alarm->deadline = NOT_ARMED;
     } else {
-        follow(alarm); /* it was moved, or the clock was set, while the timer fired */
+        follow(alarm); /* it was moved, or the clock was set or stopped, while the timer fired */
     }
     pthread_mutex_unlock(&clock->lock);
     if (is_due) {
@@ -156,12 +160,27 @@ struct clock host_clock_clock(struct host_clock *clock)
     return (struct clock){.ops = &host_clock_ops, .owner = clock};
 }
 
+static void follow_all(struct host_clock *clock)
+{
+    for (struct alarm *alarm = clock->alarms; alarm; alarm = alarm->next) {
+        follow(alarm);
+    }
+}
+
+void host_clock_stop(struct host_clock *clock, uint64_t now_ns)
+{
+    pthread_mutex_lock(&clock->lock);
+    atomic_store(&clock->stopped_at, now_ns);
+    atomic_store(&clock->is_stopped, true);
+    follow_all(clock);
+    pthread_mutex_unlock(&clock->lock);
+}
+
 void host_clock_set(struct host_clock *clock, uint64_t now_ns)
 {
     pthread_mutex_lock(&clock->lock);
     atomic_store(&clock->origin, host_now() - now_ns);
-    for (struct alarm *alarm = clock->alarms; alarm; alarm = alarm->next) {
-        follow(alarm);
-    }
+    atomic_store(&clock->is_stopped, false);
+    follow_all(clock);
     pthread_mutex_unlock(&clock->lock);
 }

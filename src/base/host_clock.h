@@ -22,7 +22,12 @@ void host_clock_free(struct host_clock *clock);
 struct clock host_clock_clock(struct host_clock *clock);
 
 /*
- * Make it `now_ns` of virtual time now: after a restore, or when a paused machine goes on (time
+ * Let virtual time stand still at `now_ns`, until it is set: no alarm expires meanwhile, however
+ * long ago it was due. Any thread, while no vCPU runs.
+ */
+void host_clock_stop(struct host_clock *clock, uint64_t now_ns);
+/*
+ * Let virtual time go on from `now_ns`: after a restore, or when a paused machine goes on (time
  * does not pass for it meanwhile). Alarms keep their virtual deadlines. Any thread, while no
  * vCPU runs: this is the one way in which virtual time may go backwards.
  */

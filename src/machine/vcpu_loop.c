@@ -30,6 +30,9 @@ static bool park(struct vm_vcpu *vcpu, struct engine_vcpu *engine)
     if (run && vcpu->state_changed) {
         vm->engine_ops->set_state(engine, &vcpu->state);
         vcpu->tsc_offset = vcpu->state.tsc_offset;
+        if (vm->config->time_mode == TIME_DETERMINISTIC) { /* what the engine has counted before */
+            vcpu->tsc_offset -= vm->engine_ops->instructions(engine);
+        }
         vcpu->state_changed = false;
     }
     pthread_mutex_unlock(&vm->lock);
@@ -181,4 +184,16 @@ void vcpu_threads_stop(struct vm *vm)
     pthread_mutex_lock(&vm->lock);
     wait_for_parked(vm);
     pthread_mutex_unlock(&vm->lock);
+}
+
+void vcpu_states_complete(struct vm *vm)
+{
+    for (unsigned i = 0; i < vm->config->cpus; i++) {
+        struct vm_vcpu *vcpu = &vm->vcpus[i];
+        vm->engine_ops->take_pending(vcpu->engine, &vcpu->state);
+        if (atomic_exchange(&vcpu->init_pending, false)) {
+            irqchip_vcpu_init(vm->board.irqchip, i);
+        }
+        vcpu->state_changed = true;
+    }
 }

@@ -144,6 +144,16 @@ static void make_vcpus(struct vm *vm)
     }
 }
 
+/* Time stands still for a machine that is stopped: note where. */
+static void note_time(struct vm *vm)
+{
+    vm->stopped_tsc = engine_host_tsc();
+    vm->stopped_ns = clock_now(vm->clock);
+    if (vm->host_clock) {
+        host_clock_stop(vm->host_clock, vm->stopped_ns);
+    }
+}
+
 static int build(struct vm *vm)
 {
     int r = read_boot_files(vm);
@@ -159,7 +169,13 @@ static int build(struct vm *vm)
     if (!r) {
         r = make_engine(vm);
     }
-    return r ? r : load_guest(vm);
+    if (!r) {
+        r = load_guest(vm);
+    }
+    if (!r) {
+        note_time(vm); /* it stands still until the machine runs, or is loaded */
+    }
+    return r;
 }
 
 int vm_new(const struct vm_config *config, struct vm **ret_vm)
@@ -207,22 +223,14 @@ void vm_free(struct vm *vm)
 
 int vm_start(struct vm *vm)
 {
-    vm->stopped_tsc = engine_host_tsc();
-    vm->stopped_ns = clock_now(vm->clock);
     return vcpu_threads_start(vm);
-}
-
-/* Note where time stands: it does not pass for a machine that is stopped. */
-static void note_time(struct vm *vm)
-{
-    vm->stopped_tsc = engine_host_tsc();
-    vm->stopped_ns = clock_now(vm->clock);
 }
 
 /* Let time go on from where it stood when the machine was stopped. */
 static void continue_time(struct vm *vm)
 {
     if (vm->host_clock) {
+        host_clock_set(vm->host_clock, vm->stopped_ns); /* first: deadlines are computed by it */
         uint64_t lost = engine_host_tsc() - vm->stopped_tsc;
         for (unsigned i = 0; i < vm->config->cpus; i++) {
             struct vm_vcpu *vcpu = &vm->vcpus[i];
@@ -231,7 +239,6 @@ static void continue_time(struct vm *vm)
             vcpu->state_changed = true;
             irqchip_tsc_changed(vm->board.irqchip, i);
         }
-        host_clock_set(vm->host_clock, vm->stopped_ns);
     }
     kvmclock_refresh(vm->board.kvmclock, vm->life == VM_PAUSED);
 }
@@ -240,6 +247,7 @@ static void stop(struct vm *vm)
 {
     vcpu_threads_stop(vm);
     board_pause(&vm->board);
+    vcpu_states_complete(vm);
     note_time(vm);
 }
 

@@ -85,6 +85,8 @@ void vcpu_threads_go(struct vm *vm);
 void vcpu_threads_stop(struct vm *vm);
 /* Tell all vCPUs to park, without waiting. Any thread. */
 void vcpu_threads_ask_stop(struct vm *vm);
+/* Once nobody kicks them any more: put into their states what was still on its way to them. */
+void vcpu_states_complete(struct vm *vm);
 
 /* engine_host.c: what the engine may ask. */
 struct engine_host engine_host_for(struct vm *vm);

@@ -6,6 +6,7 @@
 
 #include "base/bytes.h"
 #include "base/error.h"
+#include "base/host_clock.h"
 #include "device/device.h"
 #include "device/irqchip/irqchip.h"
 #include "machine/vm_internal.h"
@@ -38,6 +39,9 @@ static void visit_time(struct vm *vm, struct visitor *v)
     visit_u64(v, "stopped_ns", &vm->stopped_ns);
     visit_u64(v, "tsc_hz", &vm->tsc_hz);
     visit_end(v);
+    if (visitor_mode(v) == VISITOR_READ && vm->host_clock) { /* what devices set, they set by it */
+        host_clock_stop(vm->host_clock, vm->stopped_ns);
+    }
 }
 
 static void visit_vcpus(struct vm *vm, struct visitor *v)
