@@ -1,8 +1,8 @@
 /*
- * Runs a guest in the whole machine and moves it: every so many milliseconds the machine is
- * paused, saved, and loaded into a fresh one that goes on. After each load the machine is compared
- * with the stream. The guest must end as if nothing had happened: with a pass at the debug-exit
- * port, or switched off. Options are those of `doppel run`, as NAME=VALUE.
+ * Runs a guest in the whole machine and moves it: every so many milliseconds the machine is, in
+ * turns, paused for a moment, or saved and loaded into a fresh one that goes on. After each load
+ * the machine is compared with the stream. The guest must end as if nothing had happened: with a
+ * pass at the debug-exit port, or switched off. Options are those of `doppel run`, as NAME=VALUE.
  *
  *     move_machine MILLISECONDS kernel=FILE [engine=...] [cpus=...] ...
  */
@@ -16,21 +16,44 @@
 #include "machine/vm.h"
 #include "persist/visitor.h"
 
-enum { PASS = 0x10, MOVES_MAX = 50 };
+enum { PASS = 0x10, MOVES_MAX = 50, PAUSE_MS = 3 };
 
 struct move {
     struct vm *vm;
+    struct timer *timer;
+    unsigned milliseconds, turn;
     struct visitor *saved; /* NULL: the machine ended before it was to move */
     int error;
 };
 
-static void save(void *owner)
+static void arm(struct move *move, unsigned milliseconds)
+{
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    timer_arm(move->timer, (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec +
+                               milliseconds * 1000000ull);
+}
+
+/* Pause, go on, move. */
+static void turn(void *owner)
 {
     struct move *move = owner;
-    vm_pause(move->vm);
-    move->saved = visitor_new_write();
-    move->error = vm_visit(move->vm, move->saved);
-    vm_request_end(move->vm, VM_END_QUIT, 0);
+    switch (move->turn++) {
+    case 0:
+        vm_pause(move->vm);
+        arm(move, PAUSE_MS);
+        break;
+    case 1:
+        vm_resume(move->vm);
+        arm(move, move->milliseconds);
+        break;
+    default:
+        vm_pause(move->vm);
+        move->saved = visitor_new_write();
+        move->error = vm_visit(move->vm, move->saved);
+        vm_request_end(move->vm, VM_END_QUIT, 0);
+        break;
+    }
 }
 
 static void report_difference(void *owner, const char *section, const char *field)
@@ -61,7 +84,7 @@ static int load(struct vm *vm, struct visitor *saved)
 static int run_stretch(const struct vm_config *config, unsigned milliseconds,
                        struct visitor **saved, struct vm_end *ret_end)
 {
-    struct move move = {0};
+    struct move move = {.milliseconds = milliseconds};
     int r = vm_new(config, &move.vm);
     if (!r && *saved) {
         r = load(move.vm, *saved);
@@ -73,15 +96,12 @@ static int run_stretch(const struct vm_config *config, unsigned milliseconds,
         vm_free(move.vm);
         return r;
     }
-    struct timer *timer = timer_new(vm_loop(move.vm), save, &move);
+    move.timer = timer_new(vm_loop(move.vm), turn, &move);
     if (milliseconds) {
-        struct timespec now;
-        clock_gettime(CLOCK_MONOTONIC, &now);
-        timer_arm(timer, (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec +
-                             milliseconds * 1000000ull);
+        arm(&move, milliseconds);
     }
     vm_run(move.vm, ret_end);
-    timer_free(timer);
+    timer_free(move.timer);
     vm_free(move.vm);
     *saved = move.saved;
     return move.error;
@@ -97,7 +117,8 @@ static int run(const struct vm_config *config, unsigned milliseconds)
             fprintf(stderr, "move_machine: after %u moves: %s\n", moves, trail_text());
             return 1;
         }
-        if (!saved) {
+        if (end.kind != VM_END_QUIT) { /* it may have ended while it was saved */
+            visitor_free(saved);
             bool passed = end.kind == VM_END_POWER_OFF ||
                           (end.kind == VM_END_DEBUG_EXIT && end.value == PASS);
             fprintf(stderr, "%s after %u moves (end %d, value %x) %s\n",

@@ -1,0 +1,191 @@
+/*
+ * What waits for a vCPU moves with its state: INIT, SIPI, NMI and interrupts reach it on the engine
+ * that the state is set on, from each engine to each.
+ */
+#include "engine/vcpu.h"
+
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <string.h>
+
+#include <cmocka.h>
+
+#include "base/bytes.h"
+#include "persist/visitor.h"
+#include "x86/cpuid.h"
+
+/* Real mode throughout. Every handler is a HLT, which ends run(); `jmp .` would not end. */
+enum {
+    RAM_SIZE = 1 << 20,
+    NMI_HANDLER = 0x6000,
+    IRQ_HANDLER = 0x6800,
+    SIPI_PAGE = 7,
+    CODE = 0x8000
+};
+enum { IRQ_VECTOR = 0x20 };
+
+static const struct engine_ops *const engines[] = {&interp_engine, &translate_engine};
+
+struct side {
+    const struct engine_ops *ops;
+    struct memory *memory;
+    struct cpuid_table *cpuid;
+    struct engine_vm *vm;
+    struct engine_vcpu *vcpu;
+    unsigned interrupts; /* that the machine's interrupt controller still has */
+};
+
+static int acknowledge(void *owner, unsigned vcpu)
+{
+    struct side *side = owner;
+    return side->interrupts && side->interrupts-- ? IRQ_VECTOR : -1;
+}
+
+static uint64_t no_cr8(void *owner, unsigned vcpu)
+{
+    return 0;
+}
+
+static void put(struct side *side, gpa_t at, const void *bytes, size_t size)
+{
+    assert_int_equal(memory_write(side->memory, at, bytes, size), 0);
+}
+
+static void side_open(struct side *side, const struct engine_ops *ops, unsigned index)
+{
+    const struct memory_range ram = {0, RAM_SIZE};
+    const struct cpuid_config model = {.model = CPU_MODEL_V2, .cpus = 2, .tsc_hz = 1000000000};
+    *side = (struct side){.ops = ops};
+    assert_int_equal(memory_new(&ram, 1, "vcpu_test", &side->memory), 0);
+    assert_int_equal(cpuid_table_new(&model, &side->cpuid), 0);
+    const struct engine_config config = {
+        .memory = side->memory,
+        .cpuid = side->cpuid,
+        .host = {.interrupt_acknowledge = acknowledge, .cr8_read = no_cr8, .owner = side},
+        .cpus = 2,
+        .cache_size = MIB(4),
+    };
+    assert_int_equal(ops->vm_new(&config, &side->vm), 0);
+    assert_int_equal(ops->vcpu_new(side->vm, index, &side->vcpu), 0);
+    static const uint16_t nmi[2] = {NMI_HANDLER, 0}, irq[2] = {IRQ_HANDLER, 0};
+    put(side, 4 * EXCEPTION_NMI, nmi, sizeof nmi);
+    put(side, 4 * IRQ_VECTOR, irq, sizeof irq);
+    put(side, NMI_HANDLER, "\xf4", 1);
+    put(side, IRQ_HANDLER, "\xf4", 1);
+    put(side, SIPI_PAGE << 12, "\xf4", 1);
+    put(side, CODE, "\xeb\xfe", 2);
+}
+
+static void side_close(struct side *side)
+{
+    side->ops->vcpu_free(side->vcpu);
+    side->ops->vm_free(side->vm);
+    cpuid_table_free(side->cpuid);
+    memory_free(side->memory);
+}
+
+/* From here to there in the stream that a snapshot would use. */
+static void carry(struct side *from, struct side *to)
+{
+    struct cpu_state state, read;
+    size_t size;
+    from->ops->get_state(from->vcpu, &state);
+    from->ops->take_pending(from->vcpu, &state);
+    struct visitor *out = visitor_new_write();
+    cpu_state_visit(&state, out);
+    const void *stream = visitor_buffer(out, &size);
+    struct visitor *in = visitor_new_read(stream, size);
+    memset(&read, 0xa5, sizeof read);
+    cpu_state_visit(&read, in);
+    assert_int_equal(visitor_error(in), 0);
+    visitor_free(in);
+    visitor_free(out);
+    to->ops->set_state(to->vcpu, &read);
+}
+
+static void start_at_code(struct side *side, uint64_t flags)
+{
+    struct cpu_state state;
+    cpu_state_reset(&state, true);
+    state.segment[CS].selector = 0;
+    state.segment[CS].base = 0;
+    state.rip = CODE;
+    state.gpr[RSP] = 0x5000;
+    state.rflags |= flags;
+    side->ops->set_state(side->vcpu, &state);
+}
+
+static void check_halted(struct side *side, uint64_t at)
+{
+    struct cpu_state state;
+    assert_int_equal(side->ops->run(side->vcpu), EXIT_HALT);
+    side->ops->get_state(side->vcpu, &state);
+    assert_int_equal(state.activity, ACTIVITY_HALTED);
+    assert_int_equal(state.segment[CS].base + state.rip, at + 1);
+    assert_false(state.init_pending || state.sipi_pending || state.nmi_pending);
+}
+
+static void carry_init_and_sipi(const struct engine_ops *a, const struct engine_ops *b)
+{
+    struct side from, to;
+    struct cpu_state state;
+    side_open(&from, a, 1);
+    side_open(&to, b, 1);
+    start_at_code(&from, 0);
+    a->kick(from.vcpu, KICK_INIT, 0);
+    a->kick(from.vcpu, KICK_SIPI, SIPI_PAGE);
+    carry(&from, &to);
+    check_halted(&to, SIPI_PAGE << 12);
+    /* Nothing stays behind: a state that is set afterwards is not started. */
+    cpu_state_reset(&state, false);
+    a->set_state(from.vcpu, &state);
+    assert_int_equal(a->run(from.vcpu), EXIT_HALT);
+    a->get_state(from.vcpu, &state);
+    assert_int_equal(state.activity, ACTIVITY_WAIT_SIPI);
+    side_close(&from);
+    side_close(&to);
+}
+
+static void carry_nmi(const struct engine_ops *a, const struct engine_ops *b)
+{
+    struct side from, to;
+    side_open(&from, a, 0);
+    side_open(&to, b, 0);
+    start_at_code(&from, 0);
+    a->kick(from.vcpu, KICK_NMI, 0);
+    carry(&from, &to);
+    check_halted(&to, NMI_HANDLER);
+    side_close(&from);
+    side_close(&to);
+}
+
+/* The machine has an interrupt for it, and the kick that said so was for another engine. */
+static void carry_interrupt(const struct engine_ops *a, const struct engine_ops *b)
+{
+    struct side from, to;
+    side_open(&from, a, 0);
+    side_open(&to, b, 0);
+    start_at_code(&from, FLAG_IF);
+    carry(&from, &to);
+    to.interrupts = 1;
+    check_halted(&to, IRQ_HANDLER);
+    side_close(&from);
+    side_close(&to);
+}
+
+static void what_waits_moves_with_the_state(void **state)
+{
+    for (unsigned i = 0; i < 4; i++) {
+        const struct engine_ops *a = engines[i / 2], *b = engines[i % 2];
+        carry_init_and_sipi(a, b);
+        carry_nmi(a, b);
+        carry_interrupt(a, b);
+    }
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {cmocka_unit_test(what_waits_moves_with_the_state)};
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
