@@ -11,68 +11,6 @@
 
 #include "x86/cpuid.h"
 
-/* ---- flags ---- */
-
-struct flag_effects flag_effects(const struct insn *insn)
-{
-    const ZydisAccessedFlags *flags = insn->info.cpu_flags;
-    struct flag_effects effects = {0};
-    if (!flags) {
-        return effects;
-    }
-    uint32_t written = flags->modified | flags->set_0 | flags->set_1 | flags->undefined;
-    effects.writes = written & FLAGS_ARITHMETIC;
-    effects.reads = (flags->tested & FLAGS_ARITHMETIC) ||
-                    (effects.writes && (written & FLAGS_ARITHMETIC) != FLAGS_ARITHMETIC);
-    switch (insn->info.mnemonic) {
-    case ZYDIS_MNEMONIC_SHL:
-    case ZYDIS_MNEMONIC_SHR:
-    case ZYDIS_MNEMONIC_SAR:
-    case ZYDIS_MNEMONIC_SHLD:
-    case ZYDIS_MNEMONIC_SHRD:
-    case ZYDIS_MNEMONIC_ROL:
-    case ZYDIS_MNEMONIC_ROR:
-    case ZYDIS_MNEMONIC_RCL:
-    case ZYDIS_MNEMONIC_RCR:
-        effects.reads = true; /* a count of zero leaves all flags unchanged */
-        break;
-    default:
-        break;
-    }
-    return effects;
-}
-
-void flags_to_block(struct compiler *c)
-{
-    if (c->flags == FLAGS_HOST) {
-        struct emitter *e = &c->e;
-        emit_move(e, SCRATCH2, RAX);
-        emit8(e, 0x9f); /* lahf */
-        emit8(e, 0x0f); /* seto al */
-        emit8(e, 0x90);
-        emit8(e, 0xc0);
-        emit8(e, 0x66);
-        emit_gs(e, false, OP_STORE, RAX, offsetof(struct block, saved_flags));
-        emit_move(e, RAX, SCRATCH2);
-    }
-    c->flags = FLAGS_SAVED;
-}
-
-void flags_to_host(struct compiler *c)
-{
-    if (c->flags == FLAGS_SAVED) {
-        struct emitter *e = &c->e;
-        emit_move(e, SCRATCH2, RAX);
-        emit8(e, 0x66);
-        emit_gs(e, false, OP_LOAD, RAX, offsetof(struct block, saved_flags));
-        emit8(e, 0x04); /* add al, 7fh: OF as saved */
-        emit8(e, 0x7f);
-        emit8(e, 0x9e); /* sahf: the others */
-        emit_move(e, RAX, SCRATCH2);
-        c->flags = FLAGS_BOTH;
-    }
-}
-
 /* ---- sites and outlines ---- */
 
 uint32_t site_new(struct compiler *c, enum site_kind kind)
@@ -84,6 +22,7 @@ uint32_t site_new(struct compiler *c, enum site_kind kind)
         .offset = c->offsets[c->current],
         .kind = kind,
         .flags_home = c->flags,
+        .recipe = c->recipe,
         .uncounted = (int8_t)c->uncounted,
         .resume = emit_offset(&c->e),
     };
@@ -564,7 +503,7 @@ static void emit_entries(struct compiler *c)
         unit->host_entry = emit_offset(&c->e);
         c->flags = FLAGS_HOST;
         break;
-    case FLAGS_BOTH:
+    default: /* nobody looks at them before they are written */
         unit->saved_entry = unit->host_entry = emit_offset(&c->e);
         c->flags = FLAGS_HOST;
         break;
@@ -578,9 +517,11 @@ static void emit_unit(struct compiler *c)
         /* May move c->current on, over a run of pushes or pops. */
         unsigned first = c->current;
         c->counted = false;
+        flags_before(c, &c->insns[first]);
         compile_instruction(c);
         for (unsigned i = first; i <= c->current; i++) {
             groups_after(c, &c->insns[i]);
+            recipe_after(c, &c->insns[i]);
         }
         c->uncounted = !c->counts   ? 0
                        : c->counted ? 0

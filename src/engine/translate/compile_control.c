@@ -52,6 +52,9 @@ void compile_direct(struct compiler *c, uint8_t opcode, uint64_t target)
 {
     struct emitter *e = &c->e;
     uint32_t site;
+    if (c->flags == FLAGS_RECIPE) {
+        flags_to_host(c);
+    }
     if (opcode == 0xe9) {
         emit_loop_poll(c, target);
     }
@@ -163,6 +166,9 @@ bool compile_condition(struct compiler *c)
     unsigned condition = insn->info.opcode & 15;
     uint64_t target = compiler_next_pc(c) + insn->operands[0].imm.value.u;
     count_instructions(c, 1);
+    if (c->flags == FLAGS_RECIPE) {
+        flags_to_host(c);
+    }
     emit_loop_poll(c, target);
     if (c->flags == FLAGS_SAVED) {
         uint8_t mask = saved_mask(condition);

@@ -165,7 +165,7 @@ static void check_group(struct compiler *c, const ZydisDecodedOperand *operand,
     ZydisDecodedOperand first = *operand;
     uint64_t unused;
     first.mem.disp.value = group->first;
-    flags_to_block(c);
+    flags_for_check(c);
     compile_address(c, &first, &unused);
     uint32_t site = c->vm->site_count;
     compile_check(c, (unsigned)(group->end - group->first), group->may_write, NULL);

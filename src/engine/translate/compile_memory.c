@@ -112,7 +112,7 @@ void compile_check(struct compiler *c, unsigned size, bool write, const uint64_t
 void compile_operand_check(struct compiler *c, const ZydisDecodedOperand *operand, bool write)
 {
     uint64_t constant;
-    flags_to_block(c);
+    flags_for_check(c);
     bool is_constant = compile_address(c, operand, &constant);
     compile_check(c, operand->size / 8, write, is_constant ? &constant : NULL);
 }
@@ -260,7 +260,7 @@ static bool compile_bit_string(struct compiler *c)
     for (size_t i = 0; i < length; i++) {
         emit8(e, copy[i]);
     }
-    c->flags = FLAGS_HOST;
+    flags_after(c, insn);
     return true;
 }
 
@@ -378,9 +378,7 @@ bool compile_copy(struct compiler *c)
         emit8(&c->e, copy[i]);
     }
     store_displaced(c, registers.written, &map);
-    if (effects.writes) {
-        c->flags = FLAGS_HOST;
-    }
+    flags_after(c, insn);
     return true;
 }
 

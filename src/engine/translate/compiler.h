@@ -55,7 +55,8 @@ struct compiler {
     enum decode_result end_result; /* why decoding stopped, if not at a branch */
 
     enum flags_home flags;
-    bool ended; /* the straight path does not go on */
+    struct recipe recipe; /* of the flags in the CPU (FLAGS_HOST), or of nowhere (FLAGS_RECIPE) */
+    bool ended;           /* the straight path does not go on */
     struct group groups[GROUPS];
     unsigned next_group;
     int scratch_group; /* R13 holds this group's host address; -1: none */
@@ -65,13 +66,6 @@ struct compiler {
     struct outline outlines[OUTLINES_MAX];
     unsigned outline_count;
 };
-
-/* What one instruction means for the arithmetic flags. */
-struct flag_effects {
-    bool reads;  /* needs them in the CPU (also when it leaves some of them unchanged) */
-    bool writes; /* afterwards they are in the CPU */
-};
-struct flag_effects flag_effects(const struct insn *insn);
 
 static inline const struct insn *compiler_insn(const struct compiler *c)
 {
@@ -100,10 +94,6 @@ bool crosses_page(const struct compiler *c, uint64_t pc);
 uint32_t site_new(struct compiler *c, enum site_kind kind);
 void outline(struct compiler *c, enum outline_kind kind, uint8_t *branch, uint32_t site,
              uint64_t constant);
-/* From here on the host's flags may be destroyed. Uses R14. */
-void flags_to_block(struct compiler *c);
-/* From here on the guest's flags are in the CPU. Uses R14. */
-void flags_to_host(struct compiler *c);
 /*
  * Bring the count of instructions up to date, `ahead` of the current one and those that follow it
  * in a run: for instructions that may leave the unit. Uses R14.
@@ -113,6 +103,26 @@ void count_instructions(struct compiler *c, int ahead);
 void compile_execute(struct compiler *c);
 /* If kicks are waiting, leave with state.rip = `pc` before it runs. Flags are saved. */
 void compile_poll(struct compiler *c, uint64_t pc, size_t word);
+
+/* ---- compile_flags.c ---- */
+/* What one instruction means for the arithmetic flags. */
+struct flag_effects {
+    bool reads;  /* needs them in the CPU (also when it leaves some of them unchanged) */
+    bool writes; /* afterwards they are in the CPU */
+};
+struct flag_effects flag_effects(const struct insn *insn);
+/* From here on the flags are saved in the block. Uses R14. */
+void flags_to_block(struct compiler *c);
+/* From here on the guest's flags are in the CPU. Uses R14. */
+void flags_to_host(struct compiler *c);
+/* A check comes: the flags in the CPU may be destroyed, a site can tell what they were. */
+void flags_for_check(struct compiler *c);
+/* Before every instruction: a recipe that is needed must not lose its registers. */
+void flags_before(struct compiler *c, const struct insn *insn);
+/* After a copied instruction. */
+void flags_after(struct compiler *c, const struct insn *insn);
+/* After every instruction: a recipe ends where its registers change. */
+void recipe_after(struct compiler *c, const struct insn *insn);
 
 /* ---- compile_memory.c ---- */
 /* R13 = address of the memory operand. A constant address is not loaded: *ret_constant is set. */

@@ -303,10 +303,44 @@ struct place {
     unsigned length; /* of the instruction, where its site says so (site.size) */
 };
 
-static struct place place_of(const struct block *block, uint32_t number)
+/* Run an instruction on two values and keep its flags as LAHF and SETO leave them. */
+#define MAKE_FLAGS(instruction, x, y, result)                                                      \
+    __asm__(instruction " %2, %1; lahf; seto %%al" : "=a"(result), "+r"(x) : "r"(y) : "cc")
+
+/* The flags of a place where they were neither saved nor in the CPU. */
+static uint16_t recipe_flags(const uint64_t *gpr, const struct recipe *recipe)
+{
+    uint64_t x = gpr[recipe->first], result;
+    uint64_t y = recipe->second >= 0 ? gpr[recipe->second] : (uint64_t)(int64_t)recipe->immediate;
+    if (recipe->kind == RECIPE_ADD) {
+        x -= y;
+    } else if (recipe->kind == RECIPE_SUBTRACT) {
+        x += y;
+    }
+    uint32_t narrow_x = (uint32_t)x, narrow_y = (uint32_t)y;
+    if (recipe->kind == RECIPE_TEST && recipe->width == 64) {
+        MAKE_FLAGS("andq", x, y, result);
+    } else if (recipe->kind == RECIPE_TEST) {
+        MAKE_FLAGS("andl", narrow_x, narrow_y, result);
+    } else if (recipe->kind == RECIPE_ADD && recipe->width == 64) {
+        MAKE_FLAGS("addq", x, y, result);
+    } else if (recipe->kind == RECIPE_ADD) {
+        MAKE_FLAGS("addl", narrow_x, narrow_y, result);
+    } else if (recipe->width == 64) {
+        MAKE_FLAGS("subq", x, y, result);
+    } else {
+        MAKE_FLAGS("subl", narrow_x, narrow_y, result);
+    }
+    return (uint16_t)result;
+}
+
+static struct place place_of(struct block *block, uint32_t number)
 {
     const struct translate_vm *vm = block->vm;
     const struct site *site = &vm->sites[number];
+    if (site->flags_home == FLAGS_RECIPE) {
+        block->saved_flags = recipe_flags(block->vcpu.state.gpr, &site->recipe);
+    }
     const struct unit *unit = &vm->units[site->unit];
     bool is_inline = site->kind == SITE_EXECUTE && site->resume;
     return (struct place){
@@ -475,6 +509,7 @@ uint64_t helper_memory(struct block *block, uint32_t number)
 
 uint64_t helper_poll(struct block *block, uint32_t number)
 {
+    place_of(block, number); /* for the flags */
     block_gather(block);
     block->vcpu.state.rip = block->vm->sites[number].target;
     block->vcpu.instructions += block->vm->sites[number].uncounted;

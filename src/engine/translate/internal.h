@@ -56,7 +56,16 @@ enum mode_bits {
 enum privilege { PRIVILEGE_KERNEL, PRIVILEGE_USER, PRIVILEGES };
 
 /* Where the guest's arithmetic flags are at a point of a unit. */
-enum flags_home { FLAGS_HOST, FLAGS_SAVED, FLAGS_BOTH };
+enum flags_home { FLAGS_HOST, FLAGS_SAVED, FLAGS_BOTH, FLAGS_RECIPE };
+
+/* How flags that are nowhere can be made again from registers (compile_flags.c). */
+enum recipe_kind { RECIPE_NONE, RECIPE_COMPARE, RECIPE_TEST, RECIPE_ADD, RECIPE_SUBTRACT };
+struct recipe {
+    uint8_t kind;         /* enum recipe_kind */
+    uint8_t width;        /* 32 or 64 */
+    int8_t first, second; /* guest registers; second -1: the immediate */
+    int32_t immediate;
+};
 
 /* ---- address spaces: what hangs on the guest's current page tables ---- */
 
@@ -199,6 +208,7 @@ struct site {
         uint32_t link;
         uint32_t undo; /* SITE_EXECUTE: bytes by which RSP is too high (a return) */
     };
+    struct recipe recipe; /* FLAGS_RECIPE */
     uint32_t next_incoming;
     uint32_t target_unit; /* SITE_CHAIN: linked to, or 0 */
     uint64_t target;      /* SITE_CHAIN, SITE_LINK, SITE_POLL: guest-virtual address */

@@ -1,0 +1,223 @@
+/*
+ * Where the guest's arithmetic flags are, and how they get where they are needed.
+ *
+ * A soft TLB check destroys the flags in the CPU. They must survive even where the guest will
+ * overwrite them unread, since a fault shows them in its exception frame. Saving costs five
+ * instructions; often a *recipe* does as well: the flags came from an instruction whose operands
+ * are still in their registers, so they can be made again, by the unit when it needs them or by
+ * C code when the check fails.
+ */
+#include "engine/translate/compiler.h"
+
+struct flag_effects flag_effects(const struct insn *insn)
+{
+    const ZydisAccessedFlags *flags = insn->info.cpu_flags;
+    struct flag_effects effects = {0};
+    if (!flags) {
+        return effects;
+    }
+    uint32_t written = flags->modified | flags->set_0 | flags->set_1 | flags->undefined;
+    effects.writes = written & FLAGS_ARITHMETIC;
+    effects.reads = (flags->tested & FLAGS_ARITHMETIC) ||
+                    (effects.writes && (written & FLAGS_ARITHMETIC) != FLAGS_ARITHMETIC);
+    switch (insn->info.mnemonic) {
+    case ZYDIS_MNEMONIC_SHL:
+    case ZYDIS_MNEMONIC_SHR:
+    case ZYDIS_MNEMONIC_SAR:
+    case ZYDIS_MNEMONIC_SHLD:
+    case ZYDIS_MNEMONIC_SHRD:
+    case ZYDIS_MNEMONIC_ROL:
+    case ZYDIS_MNEMONIC_ROR:
+    case ZYDIS_MNEMONIC_RCL:
+    case ZYDIS_MNEMONIC_RCR:
+        effects.reads = true; /* a count of zero leaves all flags unchanged */
+        break;
+    default:
+        break;
+    }
+    return effects;
+}
+
+/* ---- recipes ---- */
+
+/* The host register of a guest register that a recipe may name, or -1. */
+static int recipe_register(const ZydisDecodedOperand *operand)
+{
+    int gpr = operand->type == ZYDIS_OPERAND_TYPE_REGISTER ? rewrite_gpr(operand->reg.value) : -1;
+    return is_displaced(gpr) ? -1 : gpr;
+}
+
+/* How to make the flags of `insn` again after it has completed, if its operands stay. */
+static struct recipe recipe_of(const struct insn *insn)
+{
+    const ZydisDecodedOperand *first = &insn->operands[0], *second = &insn->operands[1];
+    int gpr = recipe_register(first);
+    struct recipe recipe = {.width = (uint8_t)insn->info.operand_width, .second = -1};
+    if (gpr < 0 || insn->info.operand_width < 32 ||
+        insn->info.encoding != ZYDIS_INSTRUCTION_ENCODING_LEGACY) {
+        return recipe;
+    }
+    recipe.first = (int8_t)gpr;
+    bool has_immediate = second->type == ZYDIS_OPERAND_TYPE_IMMEDIATE;
+    recipe.immediate = has_immediate ? (int32_t)second->imm.value.s : 0;
+    switch (insn->info.mnemonic) {
+    case ZYDIS_MNEMONIC_CMP:
+    case ZYDIS_MNEMONIC_TEST:
+        recipe.second = (int8_t)(has_immediate ? -1 : recipe_register(second));
+        if (has_immediate || recipe.second >= 0) {
+            recipe.kind = insn->info.mnemonic == ZYDIS_MNEMONIC_CMP ? RECIPE_COMPARE : RECIPE_TEST;
+        }
+        break;
+    case ZYDIS_MNEMONIC_AND:
+    case ZYDIS_MNEMONIC_OR:
+    case ZYDIS_MNEMONIC_XOR: /* CF = OF = 0, the others from the result */
+        recipe.kind = RECIPE_TEST;
+        recipe.second = recipe.first;
+        break;
+    case ZYDIS_MNEMONIC_ADD:
+        recipe.kind = has_immediate && recipe.immediate != INT32_MIN ? RECIPE_ADD : RECIPE_NONE;
+        break;
+    case ZYDIS_MNEMONIC_SUB:
+        recipe.kind =
+            has_immediate && recipe.immediate != INT32_MIN ? RECIPE_SUBTRACT : RECIPE_NONE;
+        break;
+    default:
+        break;
+    }
+    return recipe;
+}
+
+static unsigned recipe_host(int gpr)
+{
+    return gpr == RSP ? GUEST_RSP : (unsigned)gpr;
+}
+
+/* op r/m, imm32: ADD /0, SUB /5, CMP /7 by 81H; TEST /0 by F7H */
+static void emit_immediate(struct compiler *c, bool w, uint8_t opcode, unsigned extension,
+                           unsigned gpr, int32_t immediate)
+{
+    emit_rex(&c->e, w, 0, 0, gpr);
+    emit8(&c->e, opcode);
+    emit8(&c->e, (uint8_t)(0xc0 | extension << 3 | (gpr & 7)));
+    emit32(&c->e, (uint32_t)immediate);
+}
+
+/* Make the flags in the CPU. Uses R14. */
+static void emit_recipe(struct compiler *c)
+{
+    const struct recipe *recipe = &c->recipe;
+    struct emitter *e = &c->e;
+    bool w = recipe->width == 64;
+    unsigned first = recipe_host(recipe->first);
+    switch (recipe->kind) {
+    case RECIPE_COMPARE:
+    case RECIPE_TEST:
+        if (recipe->second < 0) {
+            emit_immediate(c, w, recipe->kind == RECIPE_TEST ? 0xf7 : 0x81,
+                           recipe->kind == RECIPE_TEST ? 0 : 7, first, recipe->immediate);
+        } else {
+            unsigned second = recipe_host(recipe->second);
+            emit_rex(e, w, second, 0, first);
+            emit8(e, recipe->kind == RECIPE_TEST ? 0x85 : 0x39);
+            emit8(e, (uint8_t)(0xc0 | (second & 7) << 3 | (first & 7)));
+        }
+        break;
+    case RECIPE_ADD: /* from the old value, which is the new one less the immediate */
+        emit_lea(e, SCRATCH2, first, -recipe->immediate);
+        emit_immediate(c, w, 0x81, 0, SCRATCH2, recipe->immediate);
+        break;
+    case RECIPE_SUBTRACT:
+        emit_lea(e, SCRATCH2, first, recipe->immediate);
+        emit_immediate(c, w, 0x81, 5, SCRATCH2, recipe->immediate);
+        break;
+    case RECIPE_NONE:
+        ASSERT(!"there is a recipe");
+    }
+}
+
+static uint16_t recipe_registers(const struct recipe *recipe)
+{
+    return (uint16_t)(1u << recipe->first | (recipe->second >= 0 ? 1u << recipe->second : 0));
+}
+
+static bool breaks_recipe(const struct compiler *c, const struct insn *insn)
+{
+    struct rewrite_registers registers;
+    rewrite_registers(insn, &registers);
+    return c->recipe.kind != RECIPE_NONE &&
+           ((registers.written | registers.implicit_written) & recipe_registers(&c->recipe));
+}
+
+void flags_before(struct compiler *c, const struct insn *insn)
+{
+    if (c->flags == FLAGS_RECIPE && !flag_effects(insn).writes && breaks_recipe(c, insn)) {
+        flags_to_block(c);
+    }
+}
+
+void flags_after(struct compiler *c, const struct insn *insn)
+{
+    if (flag_effects(insn).writes) {
+        c->flags = FLAGS_HOST;
+        c->recipe = recipe_of(insn);
+    }
+}
+
+void recipe_after(struct compiler *c, const struct insn *insn)
+{
+    if (!flag_effects(insn).writes && breaks_recipe(c, insn)) {
+        c->recipe.kind = RECIPE_NONE;
+    }
+}
+
+/* ---- moving ---- */
+
+void flags_to_block(struct compiler *c)
+{
+    if (c->flags == FLAGS_RECIPE) {
+        emit_recipe(c);
+        c->flags = FLAGS_HOST;
+    }
+    if (c->flags == FLAGS_HOST) {
+        struct emitter *e = &c->e;
+        emit_move(e, SCRATCH2, RAX);
+        emit8(e, 0x9f); /* lahf */
+        emit8(e, 0x0f); /* seto al */
+        emit8(e, 0x90);
+        emit8(e, 0xc0);
+        emit8(e, 0x66);
+        emit_gs(e, false, OP_STORE, RAX, offsetof(struct block, saved_flags));
+        emit_move(e, RAX, SCRATCH2);
+    }
+    c->flags = FLAGS_SAVED;
+}
+
+void flags_to_host(struct compiler *c)
+{
+    if (c->flags == FLAGS_RECIPE) {
+        emit_recipe(c);
+        c->flags = FLAGS_HOST;
+    }
+    if (c->flags == FLAGS_SAVED) {
+        struct emitter *e = &c->e;
+        emit_move(e, SCRATCH2, RAX);
+        emit8(e, 0x66);
+        emit_gs(e, false, OP_LOAD, RAX, offsetof(struct block, saved_flags));
+        emit8(e, 0x04); /* add al, 7fh: OF as saved */
+        emit8(e, 0x7f);
+        emit8(e, 0x9e); /* sahf: the others */
+        emit_move(e, RAX, SCRATCH2);
+        c->flags = FLAGS_BOTH;
+    }
+}
+
+void flags_for_check(struct compiler *c)
+{
+    const struct insn *insn = compiler_insn(c);
+    bool ends_recipe = breaks_recipe(c, insn) && !flag_effects(insn).writes;
+    if (c->flags == FLAGS_HOST && c->recipe.kind != RECIPE_NONE && !ends_recipe) {
+        c->flags = FLAGS_RECIPE;
+    } else if (c->flags != FLAGS_RECIPE) {
+        flags_to_block(c);
+    }
+}
