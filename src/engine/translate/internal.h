@@ -136,7 +136,7 @@ struct block {
     uint16_t wanted_mode;            /* LEAVE_TRANSLATE: of the unit to make */
     uint16_t stack_mode[PRIVILEGES]; /* the mode that a private stack's frames belong to */
     bool vectors_live;               /* guest vector state is in the CPU, not in state.xsave */
-    bool in_units;                   /* this thread is between enter and leave */
+    _Atomic bool in_units;           /* this thread is between enter and leave */
     uint64_t xcr0_host;              /* components to save and restore for this guest */
     uint8_t *stack_base[PRIVILEGES];
     struct space spaces[SPACES_MAX];

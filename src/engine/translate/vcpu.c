@@ -475,7 +475,12 @@ static enum step run_units(struct block *block)
     if (host != leave) {
         vectors_restore(block);
         block->in_units = true;
-        enter(block, host);
+        /* A kick since the run loop looked, which has sent no signal because we were in C code? */
+        if (block->poll_now) {
+            block->reason = LEAVE_AGAIN;
+        } else {
+            enter(block, host);
+        }
         block->in_units = false;
     }
     block_gather(block);
@@ -511,7 +516,7 @@ static enum exit_kind translate_run(struct engine_vcpu *engine)
     space_activate(block);
     for (;;) {
         enum step step = STEP_NEXT;
-        if (atomic_load(&vcpu->kicks)) {
+        if (atomic_load(&vcpu->kicks) || block->poll_now) {
             answer_engine_kicks(block);
             if (atomic_load(&vcpu->kicks) & KICK_STOP) {
                 atomic_fetch_and(&vcpu->kicks, ~(uint32_t)KICK_STOP);
