@@ -19,6 +19,7 @@ enum {
     /* Family 6, model 36H, stepping 1: see identity_fill(). */
     SIGNATURE_MODEL = 0x00030661,
     PHYSICAL_BITS = 40,
+    CRYSTAL_HZ = 25000000,
     CPUS_MAX = 128, /* APIC ids have 8 bits, and so has the count of them in leaf 1 */
 };
 
@@ -256,6 +257,30 @@ static void identity_fill(struct cpuid_table *table, const struct cpuid_host *ho
     }
 }
 
+/*
+ * The best approximation of TSC rate / crystal. Guests compute crystal kHz * numerator /
+ * denominator in 32 bits, which bounds the numerator; what is lost is below 3 kHz for each GHz.
+ */
+static void crystal_fill(struct cpuid_table *table)
+{
+    uint64_t crystal = table->config.apic_hz, tsc = table->config.tsc_hz;
+    uint64_t numerator_max = UINT32_MAX / (crystal / 1000), best_error = UINT64_MAX;
+    for (uint64_t denominator = 1; denominator <= numerator_max; denominator++) {
+        uint64_t numerator = (tsc * denominator + crystal / 2) / crystal;
+        if (numerator > numerator_max) {
+            break;
+        }
+        uint64_t is = numerator * crystal, wanted = tsc * denominator;
+        uint64_t error = is > wanted ? is - wanted : wanted - is; /* at most half the crystal */
+        if (numerator && (best_error == UINT64_MAX ||
+                          error * table->crystal_denominator < best_error * denominator)) {
+            best_error = error;
+            table->crystal_numerator = (uint32_t)numerator;
+            table->crystal_denominator = (uint32_t)denominator;
+        }
+    }
+}
+
 int cpuid_table_new_for_host(const struct cpuid_config *config, const struct cpuid_host *host,
                              struct cpuid_table **ret_table)
 {
@@ -265,6 +290,9 @@ int cpuid_table_new_for_host(const struct cpuid_config *config, const struct cpu
     CLEANUP(cpuid_table_free) struct cpuid_table *table = calloc(1, sizeof *table);
     ASSERT(table);
     table->config = *config;
+    table->config.apic_hz = config->apic_hz ? config->apic_hz : CRYSTAL_HZ;
+    ASSERT(table->config.apic_hz >= 1000 && table->config.apic_hz <= UINT32_MAX);
+    crystal_fill(table);
     identity_fill(table, host);
     int error = words_fill(table, host, host_usable_xcr0(host));
     if (error) {

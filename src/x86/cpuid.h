@@ -21,7 +21,7 @@ struct cpuid_config {
     enum cpu_model model;
     unsigned cpus;
     uint64_t tsc_hz;
-    uint64_t apic_hz;      /* input clock of the local APIC timer; 0: 1 GHz */
+    uint64_t apic_hz;      /* the crystal: input clock of the local APIC timer; 0: 25 MHz */
     uint32_t kvm_features; /* leaf 40000001H EAX: the paravirtual interfaces that the machine has */
     uint32_t kvm_hints;    /* leaf 40000001H EDX */
     bool x2apic;

@@ -15,14 +15,6 @@ enum {
     LEAF_EXTENDED = 0x80000000,
     LEAF_EXTENDED_LAST_INTEL = 0x80000008,
     LEAF_EXTENDED_LAST_AMD = 0x80000021,
-    /*
-     * The crystal of leaf 15H. Guests compute crystal kHz * numerator / denominator in 32 bits, so
-     * with a denominator of 500 the product stays in range up to a TSC of 8.5 GHz, exact to 1 kHz.
-     * It is not the clock of the APIC timer (leaf 40000010H has that one): guests that know the
-     * TSC's rate use the TSC deadline instead.
-     */
-    CRYSTAL_HZ = 500000,
-    APIC_HZ = 1000000000,
 };
 
 static struct cpuid_result leaf_vendor(const struct cpuid_table *table, uint32_t last)
@@ -120,10 +112,15 @@ static struct cpuid_result leaf_xsave(const struct cpuid_table *table, uint32_t 
     return (struct cpuid_result){0};
 }
 
+/* The APIC timer counts the crystal, too (SDM volume 3, 10.5.4): guests take its rate from here. */
 static struct cpuid_result leaf_crystal(const struct cpuid_table *table)
 {
-    uint64_t khz = table->config.tsc_hz / 1000;
-    return (struct cpuid_result){CRYSTAL_HZ / 1000, (uint32_t)khz, CRYSTAL_HZ, 0};
+    return (struct cpuid_result){
+        table->crystal_denominator,
+        table->crystal_numerator,
+        (uint32_t)table->config.apic_hz,
+        0,
+    };
 }
 
 static struct cpuid_result leaf_frequency(const struct cpuid_table *table)
@@ -168,7 +165,6 @@ static struct cpuid_result query_basic(const struct cpuid_table *table, unsigned
 static struct cpuid_result query_monitor(const struct cpuid_table *table, uint32_t leaf)
 {
     static const char signature[12] = "KVMKVMKVM";
-    uint64_t apic_hz = table->config.apic_hz ? table->config.apic_hz : APIC_HZ;
     switch (leaf) {
     case LEAF_KVM:
         return (struct cpuid_result){LEAF_KVM_LAST, load_le32(signature), load_le32(signature + 4),
@@ -177,7 +173,8 @@ static struct cpuid_result query_monitor(const struct cpuid_table *table, uint32
         return (struct cpuid_result){.eax = table->config.kvm_features,
                                      .edx = table->config.kvm_hints};
     case LEAF_KVM_LAST:
-        return (struct cpuid_result){table->config.tsc_hz / 1000, apic_hz / 1000, 0, 0};
+        return (struct cpuid_result){table->config.tsc_hz / 1000, table->config.apic_hz / 1000, 0,
+                                     0};
     default:
         return (struct cpuid_result){0};
     }

@@ -26,7 +26,7 @@ enum {
     IRQCHIP_IO_APIC_BASE = 0xfec00000,
     IRQCHIP_LOCAL_APIC_BASE = 0xfee00000,
     /* The rate at which the APIC timer counts (with divide value 1), and CPUID 15H's crystal. */
-    IRQCHIP_TIMER_HZ = 1000000000,
+    IRQCHIP_TIMER_HZ = 25000000,
 };
 
 /* What a vCPU is told. */

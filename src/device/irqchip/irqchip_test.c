@@ -14,7 +14,8 @@ enum {
     INITIAL = 0x380,
     CURRENT = 0x390,
     DIVIDE = 0x3e0,
-    ESR = 0x280
+    ESR = 0x280,
+    TICK_NS = 1000000000 / IRQCHIP_TIMER_HZ, /* of the timer, with divide value 1 */
 };
 
 struct fixture {
@@ -230,30 +231,30 @@ static void test_timer(void **state)
     put(f, 0, DIVIDE, 0xb); /* by 1 */
     put(f, 0, LVT_TIMER_AT, 0xe0);
     put(f, 0, INITIAL, 100000);
-    test_clock_advance(f->clock, 60000);
+    test_clock_advance(f->clock, 60000 * TICK_NS);
     assert_int_equal(get(f, 0, CURRENT), 40000);
     assert_false(irqchip_has_interrupt(f->chip, 0));
-    test_clock_advance(f->clock, 40000);
+    test_clock_advance(f->clock, 40000 * TICK_NS);
     assert_int_equal(irqchip_acknowledge(f->chip, 0), 0xe0);
     put(f, 0, EOI, 0);
     assert_int_equal(get(f, 0, CURRENT), 0);
-    test_clock_advance(f->clock, 1000000);
+    test_clock_advance(f->clock, 1000000 * TICK_NS);
     assert_false(irqchip_has_interrupt(f->chip, 0));
     put(f, 0, DIVIDE, 3); /* by 16, periodic */
     put(f, 0, LVT_TIMER_AT, 0x200e1);
     put(f, 0, INITIAL, 10000);
     for (unsigned i = 0; i < 5; i++) {
-        test_clock_advance(f->clock, 160000);
+        test_clock_advance(f->clock, 160000 * TICK_NS);
         assert_int_equal(irqchip_acknowledge(f->chip, 0), 0xe1);
         put(f, 0, EOI, 0);
     }
     put(f, 0, LVT_TIMER_AT, 0x300e1); /* masked: it runs on, silently */
-    test_clock_advance(f->clock, 200000);
+    test_clock_advance(f->clock, 200000 * TICK_NS);
     assert_int_equal(get(f, 0, CURRENT), 7500);
     assert_int_equal(test_clock_next(f->clock), UINT64_MAX);
     put(f, 0, LVT_TIMER_AT, 0x200e1);
     assert_false(irqchip_has_interrupt(f->chip, 0));
-    test_clock_advance(f->clock, 120000);
+    test_clock_advance(f->clock, 120000 * TICK_NS);
     assert_true(irqchip_has_interrupt(f->chip, 0));
     put(f, 0, INITIAL, 0);
     assert_int_equal(test_clock_next(f->clock), UINT64_MAX);
@@ -465,7 +466,7 @@ static void test_visit(void **state)
                      0);
     assert_int_equal(irqchip_acknowledge(f->chip, 1), 0x61);
     put(f, 1, EOI, 0);
-    test_clock_advance(f->clock, 2000000);
+    test_clock_advance(f->clock, 2000000 * TICK_NS);
     assert_int_equal(irqchip_acknowledge(f->chip, 1), 0xe1);
 }
 
