@@ -101,10 +101,14 @@ static void on_signal(int signal, siginfo_t *information, void *context)
     }
 }
 
-/* The case may have set AC, and the compiler's code may be misaligned: clear it first. */
+/*
+ * The case may have set AC, and the compiler's code may be misaligned: clear it first. NT and ID
+ * are not restored by sigreturn and would stay for all later cases: clear them too.
+ */
 void native_signal_entry(int signal, siginfo_t *information, void *context);
 __asm__(".globl native_signal_entry\n"
-        "native_signal_entry: pushfq; btrq $18, (%rsp); popfq; jmp on_signal_entry\n");
+        "native_signal_entry: pushfq; btrq $18, (%rsp); btrq $14, (%rsp); btrq $21, (%rsp)\n"
+        "popfq; jmp on_signal_entry\n");
 void on_signal_entry(int signal, siginfo_t *information, void *context);
 void on_signal_entry(int signal, siginfo_t *information, void *context)
 {
