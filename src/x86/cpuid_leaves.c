@@ -125,7 +125,7 @@ static struct cpuid_result leaf_crystal(const struct cpuid_table *table)
 
 static struct cpuid_result leaf_frequency(const struct cpuid_table *table)
 {
-    uint32_t mhz = table->config.tsc_hz / 1000000;
+    uint32_t mhz = (table->config.tsc_hz + 500000) / 1000000;
     return (struct cpuid_result){mhz, mhz, 100, 0};
 }
 
