@@ -82,7 +82,7 @@ struct cpuid_table {
     uint32_t xsave_size[XSAVE_COMPONENTS]; /* leaf 0DH: from component 2 on */
     uint32_t xsave_offset[XSAVE_COMPONENTS];
     struct cpuid_result caches[CACHES]; /* leaf 4, without the topology */
-    uint32_t crystal_numerator; /* leaf 15H: TSC rate / crystal, 0 if it cannot be said */
+    uint32_t crystal_numerator;         /* leaf 15H: TSC rate / crystal, 0 if it cannot be said */
     uint32_t crystal_denominator;
     char brand[48];
 };
