@@ -107,6 +107,12 @@ struct engine_ops {
     void (*take_pending)(struct engine_vcpu *vcpu, struct cpu_state *state);
     /* Instructions executed so far (TIME_DETERMINISTIC; otherwise a lower bound). Any thread. */
     uint64_t (*instructions)(const struct engine_vcpu *vcpu);
+    /*
+     * TIME_DETERMINISTIC: leave run() once, with EXIT_INTERRUPTED, between two instructions when
+     * this many have been executed (UINT64_MAX: never). On the vCPU's thread, also from within
+     * calls of engine_host. NULL: the engine cannot.
+     */
+    void (*set_deadline)(struct engine_vcpu *vcpu, uint64_t instructions);
 };
 
 extern const struct engine_ops interp_engine;

@@ -7,21 +7,38 @@
 #include "device/paravirt/kvmclock.h"
 #include "machine/vm_internal.h"
 
+/*
+ * Around each access to a device, in the deterministic mode: it sees the time of the instruction
+ * that makes it, and an alarm that it sets is not overrun.
+ */
+static void *access_begin(void *owner)
+{
+    step_time_advance(owner);
+    return owner;
+}
+
+static void access_end(struct vm **vm)
+{
+    step_time_arm(*vm);
+}
+
+#define ACCESS(vm, owner) __attribute__((cleanup(access_end))) struct vm *vm = access_begin(owner)
+
 static uint32_t port_read(void *owner, unsigned vcpu, uint16_t port, unsigned size)
 {
-    struct vm *vm = owner;
+    ACCESS(vm, owner);
     return bus_port_read(vm->board.bus, port, size);
 }
 
 static void port_write(void *owner, unsigned vcpu, uint16_t port, unsigned size, uint32_t value)
 {
-    struct vm *vm = owner;
+    ACCESS(vm, owner);
     bus_port_write(vm->board.bus, port, size, value);
 }
 
 static uint64_t mmio_read(void *owner, unsigned vcpu, gpa_t gpa, unsigned size)
 {
-    struct vm *vm = owner;
+    ACCESS(vm, owner);
     if (irqchip_claims(vm->board.irqchip, vcpu, gpa)) {
         return irqchip_mmio_read(vm->board.irqchip, vcpu, gpa % PAGE_SIZE, size);
     }
@@ -30,7 +47,7 @@ static uint64_t mmio_read(void *owner, unsigned vcpu, gpa_t gpa, unsigned size)
 
 static void mmio_write(void *owner, unsigned vcpu, gpa_t gpa, unsigned size, uint64_t value)
 {
-    struct vm *vm = owner;
+    ACCESS(vm, owner);
     if (irqchip_claims(vm->board.irqchip, vcpu, gpa)) {
         irqchip_mmio_write(vm->board.irqchip, vcpu, gpa % PAGE_SIZE, size, value);
         return;
@@ -40,7 +57,7 @@ static void mmio_write(void *owner, unsigned vcpu, gpa_t gpa, unsigned size, uin
 
 static bool msr_read(void *owner, unsigned vcpu, uint32_t index, uint64_t *ret_value)
 {
-    struct vm *vm = owner;
+    ACCESS(vm, owner);
     if (irqchip_owns_msr(index)) {
         return irqchip_msr_read(vm->board.irqchip, vcpu, index, ret_value);
     }
@@ -52,7 +69,7 @@ static bool msr_read(void *owner, unsigned vcpu, uint32_t index, uint64_t *ret_v
 
 static bool msr_write(void *owner, unsigned vcpu, uint32_t index, uint64_t value)
 {
-    struct vm *vm = owner;
+    ACCESS(vm, owner);
     if (irqchip_owns_msr(index)) {
         return irqchip_msr_write(vm->board.irqchip, vcpu, index, value);
     }

@@ -64,11 +64,15 @@ static void run_until_stop(struct vm_vcpu *vcpu, struct engine_vcpu *engine)
         if (atomic_exchange(&vcpu->init_pending, false)) {
             irqchip_vcpu_init(vm->board.irqchip, vcpu->index);
         }
+        step_time_advance(vm);
+        step_time_arm(vm);
         switch (vm->engine_ops->run(engine)) {
         case EXIT_INTERRUPTED:
             break;
         case EXIT_HALT:
-            vm->engine_ops->wait(engine, UINT64_MAX);
+            if (!vm->step_clock || !step_time_skip(vm, engine)) {
+                vm->engine_ops->wait(engine, UINT64_MAX);
+            }
             break;
         case EXIT_TRIPLE_FAULT:
             handle_triple_fault(vcpu, engine);

@@ -71,6 +71,9 @@ static int pick_engine(struct vm *vm)
     const struct engine_ops *wanted =
         vm->config->engine == ENGINE_INTERP ? &interp_engine : &translate_engine;
     int r = wanted->probe();
+    if (!r && vm->config->time_mode == TIME_DETERMINISTIC && !wanted->set_deadline) {
+        r = fail(-ENOTSUP, "--time instructions needs --engine interp");
+    }
     if (r && vm->config->engine == ENGINE_AUTO) {
         trail_clear();
         wanted = &interp_engine;
@@ -125,6 +128,7 @@ static int load_guest(struct vm *vm)
     for (unsigned i = 0; i < vm->config->cpus; i++) {
         struct vm_vcpu *vcpu = &vm->vcpus[i];
         cpu_state_reset(&vcpu->state, i == 0);
+        vcpu->state.gpr[RDX] = cpuid_signature(vm->cpuid);
         vcpu->state.tsc_offset = tsc_offset;
         vcpu->tsc_offset = tsc_offset;
         vcpu->state_changed = true;
@@ -229,6 +233,9 @@ int vm_start(struct vm *vm)
 /* Let time go on from where it stood when the machine was stopped. */
 static void continue_time(struct vm *vm)
 {
+    if (vm->step_clock) {
+        step_time_restart(vm);
+    }
     if (vm->host_clock) {
         host_clock_set(vm->host_clock, vm->stopped_ns); /* first: deadlines are computed by it */
         uint64_t lost = engine_host_tsc() - vm->stopped_tsc;
@@ -246,6 +253,7 @@ static void continue_time(struct vm *vm)
 static void stop(struct vm *vm)
 {
     vcpu_threads_stop(vm);
+    step_time_advance(vm);
     board_pause(&vm->board);
     vcpu_states_complete(vm);
     note_time(vm);

@@ -72,6 +72,7 @@ struct vm {
     uint64_t last_report_ns; /* when a triple fault was last shown */
     /* Where time stood when the machine was last stopped. */
     uint64_t stopped_tsc, stopped_ns;
+    uint64_t skipped_ns; /* step_clock: virtual time less executed instructions */
 };
 
 /* tsc.c: the rate of the host's TSC against CLOCK_MONOTONIC_RAW. Takes about 10 ms. */
@@ -92,6 +93,17 @@ void vcpu_states_complete(struct vm *vm);
 struct engine_host engine_host_for(struct vm *vm);
 /* The guest's TSC of a vCPU now. Any thread. */
 uint64_t vm_tsc_now(struct vm *vm, unsigned vcpu);
+
+/*
+ * step_time.c, for TIME_DETERMINISTIC (the first two do nothing otherwise): bring the clock up to
+ * the executed instructions, which may expire alarms; let the engine come back for the next alarm.
+ */
+void step_time_advance(struct vm *vm);
+void step_time_arm(struct vm *vm);
+/* The CPU is halted: jump to the next alarm. False: there is none. */
+bool step_time_skip(struct vm *vm, struct engine_vcpu *engine);
+/* After a stop or a restore: time goes on from stopped_ns. */
+void step_time_restart(struct vm *vm);
 
 /* vm.c */
 void vm_request_error(struct vm *vm, const char *message);

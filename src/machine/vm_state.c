@@ -7,6 +7,7 @@
 #include "base/bytes.h"
 #include "base/error.h"
 #include "base/host_clock.h"
+#include "base/test_clock.h"
 #include "device/device.h"
 #include "device/irqchip/irqchip.h"
 #include "machine/vm_internal.h"
@@ -41,6 +42,9 @@ static void visit_time(struct vm *vm, struct visitor *v)
     visit_end(v);
     if (visitor_mode(v) == VISITOR_READ && vm->host_clock) { /* what devices set, they set by it */
         host_clock_stop(vm->host_clock, vm->stopped_ns);
+    }
+    if (visitor_mode(v) == VISITOR_READ && vm->step_clock && !visitor_error(v)) {
+        test_clock_advance_to(vm->step_clock, vm->stopped_ns);
     }
 }
 

@@ -33,6 +33,7 @@ struct engine_vcpu {
     _Atomic uint32_t quiet;
     _Atomic uint32_t waiting;
     _Atomic uint64_t epoch; /* the last request whose flush was done */
+    uint64_t deadline;      /* of the count of instructions: then run() is left */
 };
 
 struct engine_vm {
@@ -359,6 +360,7 @@ static int vcpu_new(struct engine_vm *vm, unsigned index, struct engine_vcpu **r
     }
     v->vm = vm;
     v->quiet = 1;
+    v->deadline = UINT64_MAX;
     v->vcpu.tlb = &v->tlb;
     v->vcpu.memory = vm->config.memory;
     v->vcpu.cpuid = vm->config.cpuid;
@@ -411,6 +413,11 @@ static enum step attend(struct engine_vcpu *v, bool *ret_stop)
     if (v->vcpu.kicks & KICK_FLUSH) {
         become_busy(v);
     }
+    if (v->vcpu.instructions >= v->deadline) {
+        v->deadline = UINT64_MAX;
+        *ret_stop = true;
+        return STEP_NEXT;
+    }
     if (v->vcpu.kicks & KICK_STOP) {
         v->vcpu.kicks &= ~(uint32_t)KICK_STOP;
         *ret_stop = true;
@@ -422,7 +429,8 @@ static enum step attend(struct engine_vcpu *v, bool *ret_stop)
 static bool needs_attention(const struct engine_vcpu *v)
 {
     return __atomic_load_n((const uint32_t *)&v->vcpu.kicks, __ATOMIC_RELAXED) ||
-           v->vcpu.state.activity != ACTIVITY_RUNNING || v->vcpu.state.nmi_pending;
+           v->vcpu.state.activity != ACTIVITY_RUNNING || v->vcpu.state.nmi_pending ||
+           v->vcpu.instructions >= v->deadline;
 }
 
 static enum exit_kind run_until_exit(struct engine_vcpu *v)
@@ -547,6 +555,11 @@ static uint64_t instructions(const struct engine_vcpu *v)
     return __atomic_load_n(&v->vcpu.instructions, __ATOMIC_RELAXED);
 }
 
+static void set_deadline(struct engine_vcpu *v, uint64_t count)
+{
+    v->deadline = count;
+}
+
 const struct engine_ops interp_engine = {
     .name = "interp",
     .probe = probe,
@@ -561,4 +574,5 @@ const struct engine_ops interp_engine = {
     .set_state = set_state,
     .take_pending = take_pending,
     .instructions = instructions,
+    .set_deadline = set_deadline,
 };
