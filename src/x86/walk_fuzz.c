@@ -237,6 +237,30 @@ static void check(struct memory *memory, const struct walk_mode *mode, gva_t gva
     }
 }
 
+/* What a load of CR3 reads with PAE outside of long mode. SDM volume 3, 4.4.1. */
+static void check_pdpte(struct memory *memory, const struct walk_mode *mode, uint64_t cr3)
+{
+    uint64_t found[4];
+    bool expected = true;
+    bool loaded = walk_load_pdpte(memory, cr3, mode->physical_bits, found);
+    for (unsigned i = 0; i < 4; i++) {
+        uint64_t entry = raw_load(memory, (cr3 & 0xffffffe0) + 8 * i, 8);
+        expected = expected && !(entry & 1 && (has_bits(entry, 1, 2) || has_bits(entry, 5, 8) ||
+                                               has_bits(entry, mode->physical_bits, 63)));
+        ASSERT(!loaded || found[i] == entry);
+    }
+    ASSERT(loaded == expected);
+}
+
+static void check_without_paging(struct memory *memory, struct walk_mode mode, gva_t gva,
+                                 uint32_t access)
+{
+    struct walk_result result;
+    mode.cr0 &= ~CR0_PG;
+    ASSERT(walk(memory, &mode, gva, access, &result));
+    ASSERT(result.gpa == (gva & UINT32_MAX) && result.writable && result.executable);
+}
+
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
     struct input input;
@@ -257,6 +281,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     tables_fill(memory, &mode, gva, data + sizeof input, size - sizeof input);
     check(memory, &mode, gva, access);
     check(memory, &mode, gva, access);
+    check_pdpte(memory, &mode, input.pdpte[0] % (RAM_SIZE + PAGE_SIZE));
+    check_without_paging(memory, mode, gva, access);
     memory_free(memory);
     return 0;
 }

@@ -107,6 +107,21 @@ static void function_visit(void *function, struct visitor *v)
     pci_function_visit(function, v);
 }
 
+/* A vector is given a message, unmasked or not, and MSI-X is switched on or off. */
+static void vector_set_up(struct soup *soup, struct pci_function *function,
+                          struct fuzz_input *input)
+{
+    uint8_t vector = (uint8_t)fuzz_take(input, 1), control = (uint8_t)fuzz_take(input, 1);
+    unsigned at = function->msix.capability, devfn = function->slot << 3;
+    uint32_t base = pci_config_read(soup->pci, 0, devfn, PCI_BAR + 4 * 2, 4) & ~15u;
+    pci_config_write(soup->pci, 0, devfn, PCI_COMMAND, 2, control & 7);
+    pci_config_write(soup->pci, 0, devfn, at + 2, 2, (uint32_t)(control & 0xc0) << 8);
+    bus_mmio_write(soup->bus, base + 16ull * vector, 8, 0xfee00000);
+    bus_mmio_write(soup->bus, base + 16ull * vector + 8, 8, (uint64_t)(control >> 3 & 1) << 32);
+    bus_mmio_read(soup->bus, base + 16ull * vector, 4);
+    bus_mmio_read(soup->bus, base + fuzz_take(input, 2), 8);
+}
+
 static void step(struct soup *soup, struct fuzz_input *input)
 {
     static const uint8_t slots[] = {0x00, 0x18, 0x38, 0x39};
@@ -128,18 +143,25 @@ static void step(struct soup *soup, struct fuzz_input *input)
     case 2:
         bus_port_write(soup->bus, 0xcf8 + (fuzz_take(input, 1) & 7), size & 7,
                        (uint32_t)fuzz_take(input, size & 7));
+        bus_port_read(soup->bus, 0xcf8 + (fuzz_take(input, 1) & 7), size & 7);
         break;
     case 3: /* wherever the BARs are now */
         bus_mmio_write(soup->bus, 0xe0000000 + fuzz_take(input, 2), size, fuzz_take(input, size));
-        bus_mmio_read(soup->bus, fuzz_take(input, 5), size);
+        bus_mmio_read(soup->bus, 0xe0000000 + fuzz_take(input, 3), size);
         break;
     case 4:
+        if (operation & 8) {
+            vector_set_up(soup, function, input);
+        }
         pci_msix_notify(function, (unsigned)fuzz_take(input, 1));
         break;
     case 5:
         pci_intx_set(function, operation & 8);
         break;
     case 6:
+        if (operation & 8) {
+            soup->host->ops->reset(soup->host);
+        }
         pci_function_reset(function);
         break;
     default:

@@ -38,9 +38,10 @@ static inline void fuzz_registers(struct test_board *board, struct fuzz_input *i
     static const uint8_t sizes[4] = {1, 2, 4, 8};
     uint16_t where = (uint16_t)fuzz_take(input, 2);
     unsigned size = sizes[where >> 14];
+    uint8_t how = (uint8_t)fuzz_take(input, 1);
     /* Half of the accesses to the common block, where most of the registers are. */
-    uint64_t offset = where & 0x2000 ? where & 0x3f : where & 0x3fff;
-    if (fuzz_take(input, 1) & 1) {
+    uint64_t offset = how & 2 ? where & 0x3f : where & (how & 4 ? 0x303f : 0x3fff);
+    if (how & 1) {
         bus_mmio_read(board->bus, board->common + offset, size);
     } else {
         bus_mmio_write(board->bus, board->common + offset, size, fuzz_take(input, size));
@@ -128,6 +129,7 @@ static inline void fuzz_save_load(struct test_board *board)
 static inline void fuzz_run(struct test_board *board, struct fuzz_input *input,
                             void (*other)(void *owner, struct fuzz_input *input), void *owner)
 {
+    unsigned saves = 2; /* they take most of the time, and more of them find no more */
     while (input->count) {
         uint8_t what = (uint8_t)fuzz_take(input, 1);
         switch (what % 8) {
@@ -148,8 +150,13 @@ static inline void fuzz_run(struct test_board *board, struct fuzz_input *input,
             fuzz_chain(board, input);
             break;
         case 6:
-            if (what & 0x80) {
+            if (what & 0x80 && saves > 0) {
+                saves--;
                 fuzz_save_load(board);
+            } else if (what & 0x40) { /* the machine is reset, and has no BARs from here on */
+                board->virtio->device.ops->reset(&board->virtio->device);
+                fuzz_save_load(board);
+                return;
             } else if (board->rings[what >> 3 & 1].size) {
                 test_kick(board, what >> 3 & 1);
             }

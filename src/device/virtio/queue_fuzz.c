@@ -8,6 +8,7 @@
 #include "base/assert.h"
 #include "base/bytes.h"
 #include "device/virtio/queue.h"
+#include "persist/visitor.h"
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 
@@ -39,6 +40,27 @@ static void use_chain(struct virtqueue *queue, const struct virtio_chain *chain,
     ASSERT(virtio_chain_write(queue->memory, chain, write, bytes, 1));
 }
 
+/* A queue that was set up as a driver can do it is saved, reset, and loaded. */
+static void save_load(struct virtqueue *queue)
+{
+    struct visitor *save = visitor_new_write();
+    queue->enabled = virtqueue_is_sane(queue);
+    virtqueue_visit(queue, save);
+    size_t size;
+    const void *stream = visitor_buffer(save, &size);
+    struct virtqueue before = *queue;
+    virtqueue_reset(queue);
+    struct visitor *load = visitor_new_read(stream, size);
+    virtqueue_visit(queue, load);
+    ASSERT(!visitor_error(load) && queue->size == before.size);
+    ASSERT(queue->descriptor_area == before.descriptor_area);
+    ASSERT(queue->next_available == before.next_available);
+    queue->event_index = before.event_index; /* by the features, not by the queue */
+    queue->indirect = before.indirect;
+    visitor_free(load);
+    visitor_free(save);
+}
+
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
     struct memory_range range = {.base = 0, .size = MEMORY};
@@ -63,6 +85,16 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
             break;
         }
         check_chain(&queue, &chain);
+        if (data[10] &
+            4) { /* put back, it comes again, unless an event index was written over it */
+            uint16_t head = chain.head;
+            virtqueue_unpop(&queue);
+            int again = virtqueue_pop(&queue, &chain);
+            ASSERT(queue.event_index || (again == 1 && chain.head == head));
+            if (again <= 0) {
+                break;
+            }
+        }
         if (data[10] & 1) {
             use_chain(&queue, &chain, data[11]);
         }
@@ -70,6 +102,9 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
             break;
         }
         ASSERT(virtqueue_wants_interrupt(&queue) >= 0);
+    }
+    if (data[10] & 8) {
+        save_load(&queue);
     }
     memory_free(memory);
     return 0;
