@@ -7,7 +7,7 @@
 #   make fuzz-replay             run the committed inputs: part of make check
 #   make fuzz-coverage           lines covered by the committed inputs; at least 85% is wanted
 
-TIME := 60
+TIME ?= 60
 FUZZ_NAMES := $(sort $(patsubst %_fuzz.c,%,$(notdir $(FUZZERS))))
 FUZZ_CHOSEN := $(if $(T),$(T),$(FUZZ_NAMES))
 FUZZ_PROGRAMS := $(foreach name,$(FUZZ_CHOSEN),$(patsubst %.c,$(OUT)/%,$(filter %/$(name)_fuzz.c,$(FUZZERS))))
