@@ -335,7 +335,8 @@ struct decoded {
     struct insn insn;
 };
 
-/* ---- helper.c: what stubs call; each returns the host address to go on at ---- */
+/* ---- helper.c, helper_memory.c: what stubs call; each returns the host address to go on at ----
+ */
 uint64_t helper_memory(struct block *block, uint32_t site);
 uint64_t helper_execute(struct block *block, uint32_t site);
 uint64_t helper_link(struct block *block, uint32_t site);
@@ -345,20 +346,24 @@ uint64_t helper_indirect(struct block *block, uint32_t unused);
 uint64_t helper_string(struct block *block, uint32_t site);
 uint64_t helper_fxsave(struct block *block, uint32_t site);
 uint64_t helper_fxrstor(struct block *block, uint32_t site);
+
+/* ---- block.c ---- */
 /* Between units and C: bring state together, or take it apart. */
 void block_gather(struct block *block);
 void block_scatter(struct block *block);
+void vectors_save(struct block *block);
+void vectors_restore(struct block *block);
+/* Renew block->mode from the state. */
+void block_renew_mode(struct block *block);
+
+/* ---- lookup.c ---- */
+enum step block_translate_fetch(struct block *block, gva_t rip, gpa_t *ret_gpa);
+/* Where an instruction at rip would go on, if it can reach the next page; else NO_PAGE. */
+uint64_t block_second_page(struct block *block, gva_t rip);
 /* Host address of the unit for state.rip, or of the leave stub with the reason set. */
 uint64_t block_continue(struct block *block);
 /* The same for the variant of the unit that has no groups of operands. */
 uint64_t block_continue_plain(struct block *block);
-/* Renew block->mode from the state. */
-void block_renew_mode(struct block *block);
-void vectors_save(struct block *block);
-void vectors_restore(struct block *block);
-enum step block_translate_fetch(struct block *block, gva_t rip, gpa_t *ret_gpa);
-/* Where an instruction at rip would go on, if it can reach the next page; else NO_PAGE. */
-uint64_t block_second_page(struct block *block, gva_t rip);
 
 /* ---- world.c ---- */
 void world_init(struct translate_vm *vm);

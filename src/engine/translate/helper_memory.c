@@ -1,0 +1,231 @@
+/*
+ * Helpers of memory accesses: misses of the soft TLB, the FXSAVE image, and REP MOVS and REP STOS
+ * a page piece at a time.
+ */
+#include "engine/mmu.h"
+#include "engine/translate/helper.h"
+
+/* ---- misses ---- */
+
+static uint64_t deliver_fault(struct block *block, const struct place *place)
+{
+    block_gather(block);
+    block->vcpu.state.rip = place->rip;
+    block->vcpu.instructions += (uint64_t)place->uncounted;
+    enum step step = interp_deliver_exception(&block->vcpu);
+    if (step != STEP_NEXT) {
+        return block_leave_step(block, step);
+    }
+    return block_resume(block, 0);
+}
+
+/* At this place again, without the group of operands that does not fit here. */
+static uint64_t place_start_over_plain(struct block *block, const struct place *place)
+{
+    block->vcpu.state.rip = place->rip;
+    block->vcpu.instructions += (uint64_t)place->uncounted;
+    return block_continue_plain(block);
+}
+
+uint64_t helper_memory(struct block *block, uint32_t number)
+{
+    const struct site *site = &block->vm->sites[number];
+    struct place place = place_of(block, number);
+    bool is_group = site->is_group;
+    gva_t gva = block->address;
+    bool crosses = (gva & (PAGE_SIZE - 1)) + site->size > PAGE_SIZE || site->size == 255;
+    if (crosses && is_group) {
+        return place_start_over_plain(block, &place);
+    }
+    if (crosses || !is_canonical(gva) || site->is_masked) {
+        return place_execute(block, &place);
+    }
+    uint32_t access =
+        (site->kind == SITE_WRITE ? PF_WRITE : 0) | (block->mode & MODE_USER ? PF_USER : 0);
+    switch (tlb_fill(&block->vcpu, gva, access)) {
+    case TLB_FILLED:
+        return place_is_current(block, &place) ? place.retry_address
+                                               : place_start_over(block, &place);
+    case TLB_FAULT:
+        return is_group ? place_start_over_plain(block, &place) : deliver_fault(block, &place);
+    case TLB_SLOW:
+        if (is_group) {
+            return place_start_over_plain(block, &place);
+        }
+        break;
+    }
+    return place_execute(block, &place);
+}
+
+/* ---- FXSAVE64 and FXRSTOR64 on the live registers ---- */
+
+enum { FX_IMAGE_WRITTEN = 416, FX_MXCSR = 24, FX_MXCSR_RESERVED = ~0xffff };
+
+/* What is odd about the operand is for interp. */
+static bool is_plain_fx_image(const struct block *block, gva_t gva)
+{
+    return !(gva & 15) && is_canonical(gva) && is_canonical(gva + sizeof block->fx_image - 1);
+}
+
+uint64_t helper_fxsave(struct block *block, uint32_t number)
+{
+    struct place place = place_of(block, number);
+    uint32_t user = block->mode & MODE_USER ? PF_USER : 0;
+    gva_t gva = block->address;
+    if (!is_plain_fx_image(block, gva) ||
+        mmu_check_write(&block->vcpu, gva, sizeof block->fx_image, user) != STEP_NEXT) {
+        return place_execute(block, &place);
+    }
+    __asm__ volatile("fxsave64 %0" : "=m"(block->fx_image));
+    x87_pointers_hide(block, block->fx_image);
+    if (mmu_write(&block->vcpu, gva, block->fx_image, FX_IMAGE_WRITTEN, user) != STEP_NEXT) {
+        return place_execute(block, &place);
+    }
+    block->vcpu.state.rip = place.rip + place.length;
+    return place_is_current(block, &place) ? place.inline_address : block_continue(block);
+}
+
+uint64_t helper_fxrstor(struct block *block, uint32_t number)
+{
+    struct place place = place_of(block, number);
+    uint32_t user = block->mode & MODE_USER ? PF_USER : 0;
+    gva_t gva = block->address;
+    if (!is_plain_fx_image(block, gva) ||
+        mmu_read(&block->vcpu, gva, block->fx_image, sizeof block->fx_image, user) != STEP_NEXT ||
+        (load_le32(block->fx_image + FX_MXCSR) & (uint32_t)FX_MXCSR_RESERVED)) {
+        return place_execute(block, &place);
+    }
+    __asm__ volatile("fxrstor64 %0" : : "m"(block->fx_image));
+    block->vcpu.state.rip = place.rip + place.length;
+    return place_is_current(block, &place) ? place.inline_address : block_continue(block);
+}
+
+/* ---- REP MOVS and REP STOS ---- */
+
+/* clang-format off */
+#define REPEAT(instruction, to, from, value, count)                                                \
+    __asm__ volatile("rep " instruction                                                            \
+                     : "+D"(to), "+S"(from), "+c"(count) : "a"(value) : "memory")
+/* clang-format on */
+
+static void repeat_move(uint64_t to, uint64_t from, uint64_t count, unsigned size)
+{
+    switch (size) {
+    case 1:
+        REPEAT("movsb", to, from, 0, count);
+        break;
+    case 2:
+        REPEAT("movsw", to, from, 0, count);
+        break;
+    case 4:
+        REPEAT("movsl", to, from, 0, count);
+        break;
+    default:
+        REPEAT("movsq", to, from, 0, count);
+        break;
+    }
+}
+
+static void repeat_store(uint64_t to, uint64_t value, uint64_t count, unsigned size)
+{
+    uint64_t from = 0;
+    switch (size) {
+    case 1:
+        REPEAT("stosb", to, from, value, count);
+        break;
+    case 2:
+        REPEAT("stosw", to, from, value, count);
+        break;
+    case 4:
+        REPEAT("stosl", to, from, value, count);
+        break;
+    default:
+        REPEAT("stosq", to, from, value, count);
+        break;
+    }
+}
+
+/* Host address of a guest-virtual one if the soft TLB has it, else 0. */
+static uint64_t tlb_host(const struct block *block, gva_t gva, bool write)
+{
+    enum tlb_privilege privilege = block->mode & MODE_USER ? TLB_USER : TLB_KERNEL;
+    enum tlb_access access = write ? TLB_WRITE : TLB_READ;
+    const struct tlb_entry *entry = &block->vcpu.tlb->entries[privilege][access][tlb_index(gva)];
+    uint64_t distance = gva - entry->tag;
+    return distance < PAGE_SIZE ? entry->host + distance : 0;
+}
+
+static uint64_t minimum(uint64_t a, uint64_t b)
+{
+    return a < b ? a : b;
+}
+
+/*
+ * Do one piece, as far as both pages reach. True: go on with the next piece. False: what is left
+ * at state's registers is for interp (a fault, a device, an element across pages).
+ */
+static bool string_piece(struct block *block, unsigned size, bool is_store)
+{
+    uint64_t *gpr = block->vcpu.state.gpr;
+    gva_t to = gpr[RDI], from = gpr[RSI];
+    uint32_t user = block->mode & MODE_USER ? PF_USER : 0;
+    uint64_t count = minimum(gpr[RCX], (PAGE_SIZE - (to & (PAGE_SIZE - 1))) / size);
+    if (!is_store) {
+        count = minimum(count, (PAGE_SIZE - (from & (PAGE_SIZE - 1))) / size);
+    }
+    if (count == 0 || !is_canonical(to) || (!is_store && !is_canonical(from))) {
+        return false;
+    }
+    /* A fill may drop the other entry again, so ask until both are there. */
+    uint64_t to_host = 0, from_host = 0;
+    for (unsigned attempt = 0; attempt < 4 && !(to_host && (from_host || is_store)); attempt++) {
+        if (!is_store && !tlb_host(block, from, false) &&
+            tlb_fill(&block->vcpu, from, user) != TLB_FILLED) {
+            return false;
+        }
+        if (!tlb_host(block, to, true) &&
+            tlb_fill(&block->vcpu, to, user | PF_WRITE) != TLB_FILLED) {
+            return false;
+        }
+        to_host = tlb_host(block, to, true);
+        from_host = is_store ? 0 : tlb_host(block, from, false);
+    }
+    if (!to_host || (!is_store && !from_host)) {
+        return false;
+    }
+    if (is_store) {
+        repeat_store(to_host, gpr[RAX], count, size);
+    } else {
+        repeat_move(to_host, from_host, count, size);
+        gpr[RSI] += count * size;
+    }
+    gpr[RDI] += count * size;
+    gpr[RCX] -= count;
+    return true;
+}
+
+uint64_t helper_string(struct block *block, uint32_t number)
+{
+    const struct site *site = &block->vm->sites[number];
+    struct place place = place_of(block, number);
+    uint64_t *gpr = block->vcpu.state.gpr;
+    unsigned size = site->size;
+    bool is_store = site->is_store;
+    if (block->vcpu.state.rflags & FLAG_DF) {
+        return place_execute(block, &place);
+    }
+    while (gpr[RCX]) {
+        if (block->poll_now) {
+            block_gather(block);
+            block->vcpu.state.rip = place.rip;
+            return block_resume(block, 0);
+        }
+        if (!string_piece(block, size, is_store)) {
+            return place_execute(block, &place);
+        }
+    }
+    if (place_is_current(block, &place)) {
+        return place.inline_address;
+    }
+    return place_start_over(block, &place); /* with a count of zero */
+}

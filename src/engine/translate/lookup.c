@@ -1,0 +1,147 @@
+/*
+ * Where a vCPU goes on: the fetch translations, the jump cache and the units behind them, and what
+ * others want of it first (kicks).
+ */
+#include "engine/mmu.h"
+#include "engine/translate/helper.h"
+
+/* ---- finding units ---- */
+
+static void note_exec_page(struct block *block, gva_t gva)
+{
+    unsigned bit = exec_page_bit(gva);
+    block->exec_pages[mode_privilege(block->mode)][bit >> 6] |= 1ull << (bit & 63);
+}
+
+enum step block_translate_fetch(struct block *block, gva_t rip, gpa_t *ret_gpa)
+{
+    struct exec_entry *entry =
+        &block->exec_tlb[mode_privilege(block->mode)][rip >> PAGE_SHIFT & (EXEC_ENTRIES - 1)];
+    gva_t page = align_down(rip, PAGE_SIZE);
+    if (entry->gva_page != page) {
+        bool global;
+        gpa_t gpa;
+        enum step step = mmu_translate_fetch(&block->vcpu, rip, &gpa, &global);
+        if (step != STEP_NEXT) {
+            return step;
+        }
+        entry->gva_page = page;
+        entry->gpa_page = align_down(gpa, PAGE_SIZE);
+        block->kernel_is_local |= !global && !(block->mode & MODE_USER);
+        note_exec_page(block, rip);
+    }
+    *ret_gpa = entry->gpa_page | (rip & (PAGE_SIZE - 1));
+    return STEP_NEXT;
+}
+
+uint64_t block_second_page(struct block *block, gva_t rip)
+{
+    gpa_t gpa;
+    if ((rip & (PAGE_SIZE - 1)) + INSN_MAX_LENGTH <= PAGE_SIZE ||
+        block_translate_fetch(block, align_down(rip, PAGE_SIZE) + PAGE_SIZE, &gpa) != STEP_NEXT) {
+        return NO_PAGE;
+    }
+    return gpa >> PAGE_SHIFT;
+}
+
+uint64_t block_leave(struct block *block, enum leave_reason reason)
+{
+    block->reason = reason;
+    return cache_address(block->vm, block->vm->stubs.leave);
+}
+
+uint64_t block_leave_step(struct block *block, enum step step)
+{
+    block_renew_mode(block);
+    block_scatter(block);
+    block->step = step;
+    return block_leave(block, LEAVE_STEP);
+}
+
+static struct jump_entry *jump_entry(struct block *block, uint64_t rip, uint16_t mode)
+{
+    if (mode & MODE_PLAIN) {
+        return &block->plain_jumps[rip & (PLAIN_ENTRIES - 1)];
+    }
+    return &block_jumps(block, mode_privilege(mode))[rip & (JUMP_ENTRIES - 1)];
+}
+
+uint64_t block_find(struct block *block, uint64_t rip, uint16_t mode)
+{
+    struct translate_vm *vm = block->vm;
+    struct jump_entry *jump = jump_entry(block, rip, mode);
+    gpa_t gpa;
+    if (jump->gva == rip) {
+        return jump->host;
+    }
+    if (block_translate_fetch(block, rip, &gpa) != STEP_NEXT) {
+        return 0;
+    }
+    uint64_t second = block_second_page(block, rip);
+    pthread_mutex_lock(&vm->lock);
+    struct unit *unit = unit_find(vm, gpa >> PAGE_SHIFT, second, gpa & (PAGE_SIZE - 1),
+                                  align_down(rip, PAGE_SIZE), mode);
+    uint64_t host = unit ? cache_address(vm, unit->saved_entry) : 0;
+    pthread_mutex_unlock(&vm->lock);
+    if (host) {
+        jump->gva = rip;
+        jump->host = host;
+        block->space->jumps_filled = true;
+    }
+    return host;
+}
+
+/* Go on at state.rip in a mode; the run loop translates, or meets a fetch fault again. */
+static uint64_t continue_in(struct block *block, uint16_t mode)
+{
+    uint64_t host = block_find(block, block->vcpu.state.rip, mode);
+    block->wanted_mode = mode;
+    return host ? host : block_leave(block, LEAVE_TRANSLATE);
+}
+
+uint64_t block_continue(struct block *block)
+{
+    if (block->mode & MODE_INTERPRET) {
+        return block_leave(block, LEAVE_AGAIN);
+    }
+    return continue_in(block, block->mode);
+}
+
+uint64_t block_continue_plain(struct block *block)
+{
+    return continue_in(block, block->mode | MODE_PLAIN);
+}
+
+/* ---- kicks ---- */
+
+/* Look at what others want of this vCPU. Gathered state. False: leave for the run loop. */
+static bool poll_kicks(struct block *block)
+{
+    block->poll_now = 0;
+    uint32_t kicks = atomic_load(&block->vcpu.kicks);
+    if (kicks & KICK_CODE) {
+        atomic_fetch_and(&block->vcpu.kicks, ~(uint32_t)KICK_CODE);
+        spaces_forget_code(block);
+        block->decoded_valid = false;
+    }
+    if (kicks & KICK_INTERRUPT && !(block->vcpu.state.rflags & FLAG_IF)) {
+        kicks &= ~(uint32_t)KICK_INTERRUPT; /* STI and POPF look again */
+    }
+    return !(kicks & ~(uint32_t)KICK_CODE);
+}
+
+uint64_t block_resume(struct block *block, uint64_t inline_address)
+{
+    uint16_t mode = block->mode;
+    block_renew_mode(block);
+    bool quiet = atomic_load(&block->vcpu.kicks) == 0 || poll_kicks(block);
+    block_scatter(block);
+    if (!quiet) {
+        return block_leave(block, LEAVE_AGAIN);
+    }
+    vectors_restore(block);
+    if (inline_address && mode == block->mode) {
+        return inline_address;
+    }
+    return block_continue(block);
+}
