@@ -12,15 +12,16 @@ enum { XSTATE_BV = 512, PF_P = 1 };
 /* A component that is not in XSTATE_BV has its initial value. */
 static void normalize(uint8_t *area)
 {
-    static const struct {
-        unsigned bit, offset, size;
-    } parts[] = {{1, 160, 256}, {2, 576, 256}, {5, 1088, 64}, {6, 1152, 512}, {7, 1664, 1024}};
     uint64_t present;
     memcpy(&present, area + XSTATE_BV, 8);
-    for (unsigned i = 0; i < sizeof parts / sizeof parts[0]; i++) {
-        if (!(present >> parts[i].bit & 1)) {
-            memset(area + parts[i].offset, 0, parts[i].size);
+    for (unsigned n = COMPONENT_YMM; n <= COMPONENT_ZMM16; n++) {
+        struct xsave_component part = xsave_component(n);
+        if (!(present >> n & 1)) {
+            memset(area + part.offset, 0, part.size);
         }
+    }
+    if (!(present & XCR0_SSE)) {
+        memset(area + 160, 0, 256);
     }
     if (!(present & 1)) {
         memset(area, 0, 24);
@@ -139,13 +140,15 @@ static void compare_vectors(struct report *report, const struct insn *insn,
     compare_bytes(report, "mxcsr", a + 24, b + 24, 0, 4);
     compare_bytes(report, "st", a + 32, b + 32, 0, 128);
     compare_bytes(report, "xmm", a + 160, b + 160, 0, 256);
-    if (components & XCR0_AVX) {
-        compare_bytes(report, "ymm", a + 576, b + 576, 0, 256);
-    }
-    if (components & XCR0_AVX512) {
-        compare_bytes(report, "k", a + 1088, b + 1088, 0, 64);
-        compare_bytes(report, "zmm", a + 1152, b + 1152, 0, 512);
-        compare_bytes(report, "zmm16", a + 1664, b + 1664, 0, 1024);
+    static const char *const names[] = {[COMPONENT_YMM] = "ymm",
+                                        [COMPONENT_OPMASK] = "k",
+                                        [COMPONENT_ZMM] = "zmm",
+                                        [COMPONENT_ZMM16] = "zmm16"};
+    for (unsigned n = COMPONENT_YMM; n <= COMPONENT_ZMM16; n++) {
+        struct xsave_component part = xsave_component(n);
+        if (components >> n & 1) {
+            compare_bytes(report, names[n], a + part.offset, b + part.offset, 0, part.size);
+        }
     }
 }
 

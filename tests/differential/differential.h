@@ -16,6 +16,7 @@
 #include <stdint.h>
 
 #include "engine/engine.h"
+#include "engine/interp/vector_state.h"
 #include "x86/cpu_state.h"
 #include "x86/cpuid.h"
 #include "x86/decode.h"
@@ -48,6 +49,12 @@ struct form {
 size_t forms_enumerate(struct form **ret_forms);
 /* What makes two encodings the same form: mnemonic, operand kinds and sizes, prefixes. */
 uint64_t form_key(const struct insn *insn);
+
+/*
+ * The parts of an XSAVE area behind the header (SDM volume 1, 13.5). Hosts differ in where these
+ * are: xsave_component() knows. 3, 4 and 8 on are never in `components`.
+ */
+enum { COMPONENT_YMM = 2, COMPONENT_OPMASK = 5, COMPONENT_ZMM = 6, COMPONENT_ZMM16 = 7 };
 
 /* What an instruction starts with, and ends with. */
 struct machine_state {

@@ -207,14 +207,11 @@ static void fill_vector_state(uint64_t components, struct random *random, uint8_
         uint64_t value = random_float(random);
         memcpy(xsave + i, &value, 8);
     }
-    /* AVX at 576, opmask at 1088, ZMM_Hi256 at 1152, Hi16_ZMM at 1664 */
-    static const struct {
-        unsigned bit, offset, size;
-    } parts[] = {{2, 576, 256}, {5, 1088, 64}, {6, 1152, 512}, {7, 1664, 1024}};
-    for (unsigned p = 0; p < 4; p++) {
-        for (unsigned i = 0; components >> parts[p].bit & 1 && i < parts[p].size; i += 8) {
-            uint64_t value = p == 1 ? random_value(random) : random_float(random);
-            memcpy(xsave + parts[p].offset + i, &value, 8);
+    for (unsigned n = COMPONENT_YMM; n <= COMPONENT_ZMM16; n++) {
+        struct xsave_component part = xsave_component(n);
+        for (unsigned i = 0; components >> n & 1 && i < part.size; i += 8) {
+            uint64_t value = n == COMPONENT_OPMASK ? random_value(random) : random_float(random);
+            memcpy(xsave + part.offset + i, &value, 8);
         }
     }
     uint64_t r = random_next(random);
@@ -297,13 +294,13 @@ static int64_t tame_indices(ZydisRegister reg, struct random *random, uint8_t *x
         }
         unsigned at;
         if (n >= 16) {
-            at = 1664 + 64 * (n - 16) + 8 * part;
+            at = xsave_component(COMPONENT_ZMM16).offset + 64 * (n - 16) + 8 * part;
         } else if (part < 2) {
             at = 160 + 16 * n + 8 * part;
         } else if (part < 4) {
-            at = 576 + 16 * n + 8 * (part - 2);
+            at = xsave_component(COMPONENT_YMM).offset + 16 * n + 8 * (part - 2);
         } else {
-            at = 1152 + 32 * n + 8 * (part - 4);
+            at = xsave_component(COMPONENT_ZMM).offset + 32 * n + 8 * (part - 4);
         }
         memcpy(xsave + at, &value, 8);
     }

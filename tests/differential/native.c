@@ -77,7 +77,12 @@ static void load_case(const struct test_case *test, ucontext_t *frame)
     uint64_t components;
     memcpy(&components, test->before.xsave + XSTATE_BV, 8);
     memcpy(vectors + XSTATE_BV, &components, 8);
-    memcpy(vectors + 576, test->before.xsave + 576, XSAVE_AREA_SIZE - 576 - 64);
+    for (unsigned n = COMPONENT_YMM; n <= COMPONENT_ZMM16; n++) {
+        struct xsave_component part = xsave_component(n);
+        if (components >> n & 1) { /* the kernel's frame has no room for others */
+            memcpy(vectors + part.offset, test->before.xsave + part.offset, part.size);
+        }
+    }
 }
 
 static void on_signal(int signal, siginfo_t *information, void *context)
