@@ -4,10 +4,13 @@
 #   make fuzz T=NAME [TIME=60]   look for TIME seconds; new inputs stay below build/corpus
 #   make fuzz-all [TIME=60]      each fuzzer, one after another
 #   make corpus [T=NAME]         what build/corpus adds in coverage goes to tests/corpus, minimized
+#   make fuzz-soak [SECONDS=2600] [T=NAME]  each until it used SECONDS of CPU time; goes on where it
+#                                was interrupted (make fuzz-report says how far it is)
 #   make fuzz-replay             run the committed inputs: part of make check
 #   make fuzz-coverage           lines covered by the committed inputs; at least 85% is wanted
 
 TIME ?= 60
+SECONDS ?= 2600
 FUZZ_NAMES := $(sort $(patsubst %_fuzz.c,%,$(notdir $(FUZZERS))))
 FUZZ_CHOSEN := $(if $(T),$(T),$(FUZZ_NAMES))
 FUZZ_PROGRAMS := $(foreach name,$(FUZZ_CHOSEN),$(patsubst %.c,$(OUT)/%,$(filter %/$(name)_fuzz.c,$(FUZZERS))))
@@ -28,6 +31,11 @@ fuzz-all:
 	$(FUZZ_MAKE) SAN=fuzz fuzz-programs
 	@tools/fuzz run $(TIME) $(FUZZ_CHOSEN)
 
+fuzz-soak fuzz-report:
+	$(FUZZ_MAKE) SAN=fuzz fuzz-programs
+	$(FUZZ_MAKE) SAN=coverage fuzz-programs
+	@tools/fuzz $(@:fuzz-%=%) $(SECONDS) $(FUZZ_CHOSEN)
+
 corpus:
 	$(FUZZ_MAKE) SAN=fuzz fuzz-programs
 	@tools/fuzz minimize $(FUZZ_CHOSEN)
@@ -40,4 +48,4 @@ fuzz-coverage:
 	$(FUZZ_MAKE) SAN=coverage fuzz-programs
 	@tools/fuzz coverage $(FUZZ_CHOSEN)
 
-.PHONY: fuzz fuzz-all fuzz-programs corpus fuzz-replay fuzz-coverage
+.PHONY: fuzz fuzz-all fuzz-soak fuzz-report fuzz-programs corpus fuzz-replay fuzz-coverage
