@@ -9,6 +9,7 @@
  *
  * Guests that need interrupt controllers or a second CPU run in the whole machine (run-machine).
  */
+#include <cpuid.h>
 #include <errno.h>
 #include <getopt.h>
 #include <signal.h>
@@ -368,20 +369,24 @@ static void report_difference(void *owner, const char *section, const char *fiel
  */
 static void spell_out_vectors(uint8_t *xsave)
 {
-    static const struct {
-        unsigned bit, offset, size;
-    } parts[] = {{0, 0, 24},    {0, 32, 128},   {1, 160, 256},  {2, 576, 256},
-                 {5, 1088, 64}, {6, 1152, 512}, {7, 1664, 1024}};
     uint64_t present;
     memcpy(&present, xsave + 512, 8);
-    for (unsigned i = 0; i < sizeof parts / sizeof parts[0]; i++) {
-        if (!(present >> parts[i].bit & 1)) {
-            memset(xsave + parts[i].offset, 0, parts[i].size);
-        }
-    }
     if (!(present & 1)) {
+        memset(xsave, 0, 24);
+        memset(xsave + 32, 0, 128);
         xsave[0] = 0x7f, xsave[1] = 3; /* FCW */
     }
+    if (!(present & 2)) {
+        memset(xsave + 160, 0, 256);
+    }
+    for (unsigned n = 2; n < 8; n++) { /* AVX and AVX-512 are where leaf 0DH says */
+        unsigned size, offset, ecx, edx;
+        __cpuid_count(0xd, n, size, offset, ecx, edx);
+        if (!(present >> n & 1) && offset + size <= XSAVE_AREA_SIZE) {
+            memset(xsave + offset, 0, size);
+        }
+    }
+    memset(xsave + 28, 0, 4); /* MXCSR_MASK is the host's */
     memset(xsave + 464, 0, 112);
 }
 

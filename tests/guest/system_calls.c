@@ -16,7 +16,8 @@ enum {
     KERNEL_GS,
     SYSENTER_CS = 0x174,
     SYSENTER_ESP,
-    SYSENTER_EIP
+    SYSENTER_EIP,
+    AMD = 0x68747541 /* the first letters of the vendor in leaf 0: "Auth" */
 };
 
 SNIPPET(call_user, "stc; syscall; nop");
@@ -88,6 +89,15 @@ static void test_syscall(void)
 static void test_sysenter(void)
 {
     struct context c;
+    if (cpuid(0, 0).ebx == AMD) { /* has them in legacy mode only: AMD64 manual, volume 3 */
+        context_init_user(&c, enter_user);
+        context_run(&c);
+        check_stop("SYSENTER in long mode", &c, UD, NO_ERROR, USER(enter_user));
+        context_init(&c, sysexit_64);
+        context_run(&c);
+        check_stop("SYSEXIT in long mode", &c, UD, NO_ERROR, (uintptr_t)sysexit_64);
+        return;
+    }
     write_msr(SYSENTER_CS, 0);
     context_init_user(&c, enter_user);
     context_run(&c);

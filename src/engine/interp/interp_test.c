@@ -129,6 +129,7 @@ struct value_case {
     uint64_t rax, rcx, flags; /* before */
     uint64_t memory;          /* at DATA */
     uint64_t ret_rax, ret_flags, ret_memory;
+    uint64_t undefined; /* flags that the manual leaves open, and vendors fill differently */
 };
 
 #define BYTES(string) string, sizeof string - 1
@@ -140,31 +141,32 @@ struct value_case {
 #define OF            FLAG_OF
 
 static const struct value_case values[] = {
-    {"add al, cl", BYTES("\x00\xc8"), 0x1ff, 1, 0, 0, 0x100, CF | PF | AF | ZF, 0},
-    {"add eax, ecx", BYTES("\x01\xc8"), ~0ull, 2, 0, 0, 1, CF | AF, 0},
-    {"adc rax, rcx", BYTES("\x48\x11\xc8"), 1, 2, CF, 0, 4, 0, 0},
-    {"sub ah, cl", BYTES("\x28\xcc"), 0x1234, 0x12, 0, 0, 0x34, PF | ZF, 0},
-    {"neg [rsi]", BYTES("\x48\xf7\x1e"), 0, 0, 0, 1, 0, CF | PF | AF | SF, ~0ull},
+    {"add al, cl", BYTES("\x00\xc8"), 0x1ff, 1, 0, 0, 0x100, CF | PF | AF | ZF, 0, 0},
+    {"add eax, ecx", BYTES("\x01\xc8"), ~0ull, 2, 0, 0, 1, CF | AF, 0, 0},
+    {"adc rax, rcx", BYTES("\x48\x11\xc8"), 1, 2, CF, 0, 4, 0, 0, 0},
+    {"sub ah, cl", BYTES("\x28\xcc"), 0x1234, 0x12, 0, 0, 0x34, PF | ZF, 0, 0},
+    {"neg [rsi]", BYTES("\x48\xf7\x1e"), 0, 0, 0, 1, 0, CF | PF | AF | SF, ~0ull, 0},
     {"lock inc [rsi]", BYTES("\xf0\xff\x06"), 0, 0, CF, 0x7fffffff, 0, CF | PF | AF | SF | OF,
-     0x80000000},
-    {"lock xadd [rsi], rax", BYTES("\xf0\x48\x0f\xc1\x06"), 5, 0, 0, 7, 7, PF, 12},
-    {"xchg [rsi], rax", BYTES("\x48\x87\x06"), 5, 0, ZF, 7, 7, ZF, 5},
-    {"lock cmpxchg [rsi], ecx, equal", BYTES("\xf0\x0f\xb1\x0e"), 7, 9, 0, 7, 7, PF | ZF, 9},
-    {"lock cmpxchg [rsi], ecx, not", BYTES("\xf0\x0f\xb1\x0e"), 8, 9, 0, 7, 7, 0, 7},
-    {"lock bts [rsi], rcx", BYTES("\xf0\x48\x0f\xab\x0e"), 0, 63, 0, 0, 0, 0, 1ull << 63},
-    {"shl eax, cl", BYTES("\xd3\xe0"), 0x80000001, 1, 0, 0, 2, CF | OF, 0},
-    {"shl eax, 0 keeps flags", BYTES("\xd3\xe0"), 3, 32, CF | OF, 0, 3, CF | OF, 0},
-    {"bswap rax", BYTES("\x48\x0f\xc8"), 0x0102030405060708, 0, 0, 0, 0x0807060504030201, 0, 0},
-    {"cmove eax, ecx, not taken", BYTES("\x0f\x44\xc1"), ~0ull, 2, 0, 0, 0xffffffff, 0, 0},
-    {"setb al", BYTES("\x0f\x92\xc0"), 0xff00, 0, CF, 0, 0xff01, CF, 0},
-    {"movsx rax, byte [rsi]", BYTES("\x48\x0f\xbe\x06"), 0, 0, 0, 0x80, -0x80ull, 0, 0x80},
-    {"imul eax, ecx, -1", BYTES("\x6b\xc1\xff"), 0, 3, 0, 0, 0xfffffffd, SF, 0},
-    {"crc32 eax, cl", BYTES("\xf2\x0f\x38\xf0\xc1"), 0, 1, 0, 0, 0xf26b8303, 0, 0},
-    {"popcnt eax, ecx", BYTES("\xf3\x0f\xb8\xc1"), 0, 0xff, CF, 0, 8, 0, 0},
-    {"in eax, dx at CPL 0", BYTES("\xe5\x60"), 0, 0, 0, 0, 0x12340060, 0, 0},
-    {"movd xmm0, [rsi]", BYTES("\x66\x0f\x6e\x06"), 0, 0, 0, 5, 0, 0, 5},
+     0x80000000, 0},
+    {"lock xadd [rsi], rax", BYTES("\xf0\x48\x0f\xc1\x06"), 5, 0, 0, 7, 7, PF, 12, 0},
+    {"xchg [rsi], rax", BYTES("\x48\x87\x06"), 5, 0, ZF, 7, 7, ZF, 5, 0},
+    {"lock cmpxchg [rsi], ecx, equal", BYTES("\xf0\x0f\xb1\x0e"), 7, 9, 0, 7, 7, PF | ZF, 9, 0},
+    {"lock cmpxchg [rsi], ecx, not", BYTES("\xf0\x0f\xb1\x0e"), 8, 9, 0, 7, 7, 0, 7, 0},
+    {"lock bts [rsi], rcx", BYTES("\xf0\x48\x0f\xab\x0e"), 0, 63, 0, 0, 0, 0, 1ull << 63,
+     OF | SF | AF | PF},
+    {"shl eax, cl", BYTES("\xd3\xe0"), 0x80000001, 1, 0, 0, 2, CF | OF, 0, AF},
+    {"shl eax, 0 keeps flags", BYTES("\xd3\xe0"), 3, 32, CF | OF, 0, 3, CF | OF, 0, 0},
+    {"bswap rax", BYTES("\x48\x0f\xc8"), 0x0102030405060708, 0, 0, 0, 0x0807060504030201, 0, 0, 0},
+    {"cmove eax, ecx, not taken", BYTES("\x0f\x44\xc1"), ~0ull, 2, 0, 0, 0xffffffff, 0, 0, 0},
+    {"setb al", BYTES("\x0f\x92\xc0"), 0xff00, 0, CF, 0, 0xff01, CF, 0, 0},
+    {"movsx rax, byte [rsi]", BYTES("\x48\x0f\xbe\x06"), 0, 0, 0, 0x80, -0x80ull, 0, 0x80, 0},
+    {"imul eax, ecx, -1", BYTES("\x6b\xc1\xff"), 0, 3, 0, 0, 0xfffffffd, 0, 0, SF | ZF | AF | PF},
+    {"crc32 eax, cl", BYTES("\xf2\x0f\x38\xf0\xc1"), 0, 1, 0, 0, 0xf26b8303, 0, 0, 0},
+    {"popcnt eax, ecx", BYTES("\xf3\x0f\xb8\xc1"), 0, 0xff, CF, 0, 8, 0, 0, 0},
+    {"in eax, dx at CPL 0", BYTES("\xe5\x60"), 0, 0, 0, 0, 0x12340060, 0, 0, 0},
+    {"movd xmm0, [rsi]", BYTES("\x66\x0f\x6e\x06"), 0, 0, 0, 5, 0, 0, 5, 0},
     {"cvtsi2sd, cvttsd2si", BYTES("\xf2\x48\x0f\x2d\x06"), 0, 0, 0, 0x4045000000000000, 42, 0,
-     0x4045000000000000},
+     0x4045000000000000, 0},
 };
 
 static void test_values(void **state)
@@ -183,7 +185,7 @@ static void test_values(void **state)
         assert_int_equal(memory_read(fixture->memory, DATA, &memory, 8), 0);
         assert_int_equal(vcpu->state.rip, CODE + c->length);
         assert_int_equal(vcpu->state.gpr[RAX], c->ret_rax);
-        assert_int_equal(vcpu->state.rflags & FLAGS_ARITHMETIC, c->ret_flags);
+        assert_int_equal(vcpu->state.rflags & FLAGS_ARITHMETIC & ~c->undefined, c->ret_flags);
         assert_int_equal(memory, c->ret_memory);
     }
 }
