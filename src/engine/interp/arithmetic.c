@@ -7,42 +7,20 @@
 typedef uint64_t binary_fn(uint64_t a, uint64_t b, unsigned size, uint64_t *packed);
 typedef uint64_t unary_fn(uint64_t a, unsigned size, uint64_t *packed);
 
-#define BINARY_CASE(bytes, name, suffix, modifier)                                                 \
-    case bytes:                                                                                    \
-        __asm__(FLAGS_IN #name suffix " %" modifier "[b], %" modifier "[a]" FLAGS_OUT              \
-                : "+a"(*packed), [a] "+q"(a)                                                       \
-                : [b] "q"(b)                                                                       \
-                : "cc");                                                                           \
-        break;
-
 #define BINARY(name)                                                                               \
     static uint64_t host_##name(uint64_t a, uint64_t b, unsigned size, uint64_t *packed)           \
     {                                                                                              \
         switch (size) {                                                                            \
-            BINARY_CASE(1, name, "b", "b")                                                         \
-            BINARY_CASE(2, name, "w", "w")                                                         \
-            BINARY_CASE(4, name, "l", "k")                                                         \
-            BINARY_CASE(8, name, "q", "q")                                                         \
+            FLAGS_CASES(*packed, #name, FLAGS_ON_A_B, [b] "q"(b))                                  \
         }                                                                                          \
         return a;                                                                                  \
     }
-
-#define UNARY_CASE(bytes, name, suffix, modifier)                                                  \
-    case bytes:                                                                                    \
-        __asm__(FLAGS_IN #name suffix " %" modifier "[a]" FLAGS_OUT                                \
-                : "+a"(*packed), [a] "+q"(a)                                                       \
-                :                                                                                  \
-                : "cc");                                                                           \
-        break;
 
 #define UNARY(name)                                                                                \
     static uint64_t host_##name(uint64_t a, unsigned size, uint64_t *packed)                       \
     {                                                                                              \
         switch (size) {                                                                            \
-            UNARY_CASE(1, name, "b", "b")                                                          \
-            UNARY_CASE(2, name, "w", "w")                                                          \
-            UNARY_CASE(4, name, "l", "k")                                                          \
-            UNARY_CASE(8, name, "q", "q")                                                          \
+            FLAGS_CASES(*packed, #name, FLAGS_ON_A, )                                              \
         }                                                                                          \
         return a;                                                                                  \
     }
@@ -266,20 +244,10 @@ enum step execute_mul(struct vcpu *vcpu, const struct insn *insn)
     return multiply_wide(vcpu, insn, host_mul_wide);
 }
 
-#define IMUL_CASE(bytes, suffix, modifier)                                                         \
-    case bytes:                                                                                    \
-        __asm__(FLAGS_IN "imul" suffix " %" modifier "[b], %" modifier "[a]" FLAGS_OUT             \
-                : "+a"(*packed), [a] "+r"(a)                                                       \
-                : [b] "r"(b)                                                                       \
-                : "cc");                                                                           \
-        break;
-
 static uint64_t host_imul(uint64_t a, uint64_t b, unsigned size, uint64_t *packed)
 {
     switch (size) {
-        IMUL_CASE(2, "w", "w")
-        IMUL_CASE(4, "l", "k")
-        IMUL_CASE(8, "q", "q")
+        FLAGS_WIDE_CASES(*packed, "imul", FLAGS_ON_A_B, [b] "r"(b))
     }
     return a;
 }

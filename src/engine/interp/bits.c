@@ -72,14 +72,6 @@ enum step execute_btc(struct vcpu *vcpu, const struct insn *insn)
 }
 
 /* Two-operand instructions whose result and flags the host computes from the source alone. */
-#define SCAN_CASE(bytes, name, suffix, modifier)                                                   \
-    case bytes:                                                                                    \
-        __asm__(FLAGS_IN #name suffix " %" modifier "[b], %" modifier "[a]" FLAGS_OUT              \
-                : "+a"(packed), [a] "+r"(a)                                                        \
-                : [b] "r"(b)                                                                       \
-                : "cc");                                                                           \
-        break;
-
 #define SCAN(name)                                                                                 \
     static enum step scan_##name(struct vcpu *vcpu, const struct insn *insn)                       \
     {                                                                                              \
@@ -89,9 +81,7 @@ enum step execute_btc(struct vcpu *vcpu, const struct insn *insn)
         TRY(operand_load(vcpu, insn, 1, &b));                                                      \
         TRY(operand_load(vcpu, insn, 0, &a));                                                      \
         switch (operand_bytes(insn, 0)) {                                                          \
-            SCAN_CASE(2, name, "w", "w")                                                           \
-            SCAN_CASE(4, name, "l", "k")                                                           \
-            SCAN_CASE(8, name, "q", "q")                                                           \
+            FLAGS_WIDE_CASES(packed, #name, FLAGS_ON_A_B, [b] "r"(b))                              \
         }                                                                                          \
         vcpu->state.rflags = flags_unpack(vcpu->state.rflags, packed);                             \
         return operand_store(vcpu, insn, 0, a);                                                    \

@@ -13,6 +13,28 @@
 #define FLAGS_IN  "addb $0x7f, %%al\n\tsahf\n\t"
 #define FLAGS_OUT "\n\tlahf\n\tseto %%al"
 
+/*
+ * The cases of a switch over operand sizes: a host instruction on [a], with flags from and to
+ * `packed`. `operands` is a macro that spells the operands for a size's modifier; what it names
+ * besides [a] are the inputs behind it.
+ */
+#define FLAGS_CASE(bytes, packed, instruction, operands, ...)                                      \
+    case bytes:                                                                                    \
+        __asm__(FLAGS_IN instruction " " operands FLAGS_OUT                                        \
+                : "+a"(packed), [a] "+q"(a)                                                        \
+                : __VA_ARGS__                                                                      \
+                : "cc");                                                                           \
+        break;
+#define FLAGS_WIDE_CASES(packed, name, operands, ...)                                              \
+    FLAGS_CASE(2, packed, name "w", operands("w"), __VA_ARGS__)                                    \
+    FLAGS_CASE(4, packed, name "l", operands("k"), __VA_ARGS__)                                    \
+    FLAGS_CASE(8, packed, name "q", operands("q"), __VA_ARGS__)
+#define FLAGS_CASES(packed, name, operands, ...)                                                   \
+    FLAGS_CASE(1, packed, name "b", operands("b"), __VA_ARGS__)                                    \
+    FLAGS_WIDE_CASES(packed, name, operands, __VA_ARGS__)
+#define FLAGS_ON_A(modifier)   "%" modifier "[a]"
+#define FLAGS_ON_A_B(modifier) "%" modifier "[b], %" modifier "[a]"
+
 static inline uint64_t flags_pack(uint64_t rflags)
 {
     return (rflags >> 11 & 1) | (rflags & 0xff) << 8;

@@ -8,13 +8,21 @@
 
 enum { CACHE_LINE = 64 };
 
-#define LOCKED_CASE(type, name, suffix, modifier)                                                  \
+/* The cases of a switch over operand sizes; what comes back in [b] matters to exchanges only. */
+#define LOCKED_CASE(type, instruction, operands)                                                   \
     case sizeof(type):                                                                             \
-        __asm__ volatile(FLAGS_IN "lock " #name suffix " %" modifier "[b], %[memory]" FLAGS_OUT    \
-                         : "+a"(packed), [memory] "+m"(*(type *)host)                              \
-                         : [b] "q"(b)                                                              \
+        __asm__ volatile(FLAGS_IN "lock " instruction " " operands FLAGS_OUT                       \
+                         : "+a"(packed), [b] "+q"(b), [memory] "+m"(*(type *)host)                 \
+                         :                                                                         \
                          : "cc", "memory");                                                        \
         break;
+#define LOCKED_CASES(name, operands)                                                               \
+    LOCKED_CASE(uint8_t, name "b", operands("b"))                                                  \
+    LOCKED_CASE(uint16_t, name "w", operands("w"))                                                 \
+    LOCKED_CASE(uint32_t, name "l", operands("k"))                                                 \
+    LOCKED_CASE(uint64_t, name "q", operands("q"))
+#define ON_MEMORY(modifier)   "%[memory]"
+#define ON_MEMORY_B(modifier) "%" modifier "[b], %[memory]"
 
 #define LOCKED_BINARY(name)                                                                        \
     static enum step locked_##name(struct vcpu *vcpu, const struct insn *insn, void *host)         \
@@ -24,33 +32,20 @@ enum { CACHE_LINE = 64 };
                                                                                                    \
         TRY(operand_load(vcpu, insn, 1, &b));                                                      \
         switch (operand_bytes(insn, 0)) {                                                          \
-            LOCKED_CASE(uint8_t, name, "b", "b")                                                   \
-            LOCKED_CASE(uint16_t, name, "w", "w")                                                  \
-            LOCKED_CASE(uint32_t, name, "l", "k")                                                  \
-            LOCKED_CASE(uint64_t, name, "q", "q")                                                  \
+            LOCKED_CASES(#name, ON_MEMORY_B)                                                       \
         }                                                                                          \
         vcpu->state.rflags = flags_unpack(vcpu->state.rflags, packed);                             \
         return STEP_NEXT;                                                                          \
     }
 
-#define LOCKED_UNARY_CASE(type, name, suffix)                                                      \
-    case sizeof(type):                                                                             \
-        __asm__ volatile(FLAGS_IN "lock " #name suffix " %[memory]" FLAGS_OUT                      \
-                         : "+a"(packed), [memory] "+m"(*(type *)host)                              \
-                         :                                                                         \
-                         : "cc", "memory");                                                        \
-        break;
-
 #define LOCKED_UNARY(name)                                                                         \
     static enum step locked_##name(struct vcpu *vcpu, const struct insn *insn, void *host)         \
     {                                                                                              \
         uint64_t packed = flags_pack(vcpu->state.rflags);                                          \
+        uint64_t b = 0; /* not used */                                                             \
                                                                                                    \
         switch (operand_bytes(insn, 0)) {                                                          \
-            LOCKED_UNARY_CASE(uint8_t, name, "b")                                                  \
-            LOCKED_UNARY_CASE(uint16_t, name, "w")                                                 \
-            LOCKED_UNARY_CASE(uint32_t, name, "l")                                                 \
-            LOCKED_UNARY_CASE(uint64_t, name, "q")                                                 \
+            LOCKED_CASES(#name, ON_MEMORY)                                                         \
         }                                                                                          \
         vcpu->state.rflags = flags_unpack(vcpu->state.rflags, packed);                             \
         return STEP_NEXT;                                                                          \
@@ -68,14 +63,6 @@ LOCKED_UNARY(dec)
 LOCKED_UNARY(neg)
 LOCKED_UNARY(not )
 
-#define EXCHANGE_CASE(type, name, suffix, modifier)                                                \
-    case sizeof(type):                                                                             \
-        __asm__ volatile(FLAGS_IN "lock " #name suffix " %" modifier "[b], %[memory]" FLAGS_OUT    \
-                         : "+a"(packed), [b] "+q"(b), [memory] "+m"(*(type *)host)                 \
-                         :                                                                         \
-                         : "cc", "memory");                                                        \
-        break;
-
 /* XADD and XCHG: the register operand gets the old contents. */
 #define LOCKED_EXCHANGE(name)                                                                      \
     static enum step locked_##name(struct vcpu *vcpu, const struct insn *insn, void *host)         \
@@ -86,10 +73,7 @@ LOCKED_UNARY(not )
                                                                                                    \
         TRY(operand_load(vcpu, insn, source, &b));                                                 \
         switch (operand_bytes(insn, source)) {                                                     \
-            EXCHANGE_CASE(uint8_t, name, "b", "b")                                                 \
-            EXCHANGE_CASE(uint16_t, name, "w", "w")                                                \
-            EXCHANGE_CASE(uint32_t, name, "l", "k")                                                \
-            EXCHANGE_CASE(uint64_t, name, "q", "q")                                                \
+            LOCKED_CASES(#name, ON_MEMORY_B)                                                       \
         }                                                                                          \
         vcpu->state.rflags = flags_unpack(vcpu->state.rflags, packed);                             \
         return operand_store(vcpu, insn, source, b);                                               \

@@ -9,22 +9,12 @@ typedef uint64_t shift_fn(uint64_t a, uint8_t count, unsigned size, uint64_t *pa
 typedef uint64_t double_shift_fn(uint64_t a, uint64_t b, uint8_t count, unsigned size,
                                  uint64_t *packed);
 
-#define SHIFT_CASE(bytes, name, suffix, modifier)                                                  \
-    case bytes:                                                                                    \
-        __asm__(FLAGS_IN #name suffix " %%cl, %" modifier "[a]" FLAGS_OUT                          \
-                : "+a"(*packed), [a] "+q"(a)                                                       \
-                : "c"(count)                                                                       \
-                : "cc");                                                                           \
-        break;
-
+#define BY_CL(modifier) "%%cl, %" modifier "[a]"
 #define SHIFT(name)                                                                                \
     static uint64_t host_##name(uint64_t a, uint8_t count, unsigned size, uint64_t *packed)        \
     {                                                                                              \
         switch (size) {                                                                            \
-            SHIFT_CASE(1, name, "b", "b")                                                          \
-            SHIFT_CASE(2, name, "w", "w")                                                          \
-            SHIFT_CASE(4, name, "l", "k")                                                          \
-            SHIFT_CASE(8, name, "q", "q")                                                          \
+            FLAGS_CASES(*packed, #name, BY_CL, "c"(count))                                         \
         }                                                                                          \
         return a;                                                                                  \
     }
@@ -37,22 +27,13 @@ SHIFT(ror)
 SHIFT(rcl)
 SHIFT(rcr)
 
-#define DOUBLE_CASE(bytes, name, suffix, modifier)                                                 \
-    case bytes:                                                                                    \
-        __asm__(FLAGS_IN #name suffix " %%cl, %" modifier "[b], %" modifier "[a]" FLAGS_OUT        \
-                : "+a"(*packed), [a] "+r"(a)                                                       \
-                : "c"(count), [b] "r"(b)                                                           \
-                : "cc");                                                                           \
-        break;
-
+#define BY_CL_FROM_B(modifier) "%%cl, " FLAGS_ON_A_B(modifier)
 #define DOUBLE(name)                                                                               \
     static uint64_t host_##name(uint64_t a, uint64_t b, uint8_t count, unsigned size,              \
                                 uint64_t *packed)                                                  \
     {                                                                                              \
         switch (size) {                                                                            \
-            DOUBLE_CASE(2, name, "w", "w")                                                         \
-            DOUBLE_CASE(4, name, "l", "k")                                                         \
-            DOUBLE_CASE(8, name, "q", "q")                                                         \
+            FLAGS_WIDE_CASES(*packed, #name, BY_CL_FROM_B, "c"(count), [b] "r"(b))                 \
         }                                                                                          \
         return a;                                                                                  \
     }

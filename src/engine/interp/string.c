@@ -92,23 +92,12 @@ static enum step iterate_lods(struct vcpu *vcpu, const struct string *string)
     return STEP_NEXT;
 }
 
-#define COMPARE_CASE(bytes, suffix, modifier)                                                      \
-    case bytes:                                                                                    \
-        __asm__("cmp" suffix " %" modifier "[b], %" modifier "[a]" FLAGS_OUT                       \
-                : "+a"(packed)                                                                     \
-                : [a] "q"(a), [b] "q"(b)                                                           \
-                : "cc");                                                                           \
-        break;
-
 static void compare_flags(struct vcpu *vcpu, uint64_t a, uint64_t b, unsigned size)
 {
     uint64_t packed = 0;
 
     switch (size) {
-        COMPARE_CASE(1, "b", "b")
-        COMPARE_CASE(2, "w", "w")
-        COMPARE_CASE(4, "l", "k")
-        COMPARE_CASE(8, "q", "q")
+        FLAGS_CASES(packed, "cmp", FLAGS_ON_A_B, [b] "q"(b))
     }
     vcpu->state.rflags = flags_unpack(vcpu->state.rflags, packed);
 }
