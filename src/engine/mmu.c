@@ -172,33 +172,48 @@ static bool crosses_page(gva_t gva, unsigned size)
     return (gva & (PAGE_SIZE - 1)) + size > PAGE_SIZE;
 }
 
+/* Where the bytes of an access are: at a host address, or in one or two pieces. */
+struct target {
+    uint8_t *host; /* NULL: not plain RAM in one page */
+    struct piece pieces[2];
+};
+
+static enum step find_slowly(struct vcpu *vcpu, gva_t gva, unsigned size, uint32_t access,
+                             struct target *ret_target)
+{
+    if (crosses_page(gva, size)) {
+        return split(vcpu, gva, size, access, ret_target->pieces);
+    }
+    ret_target->pieces[0].size = size;
+    ret_target->pieces[1].size = 0;
+    return locate(vcpu, gva, size, access, &ret_target->host, &ret_target->pieces[0].gpa);
+}
+
+/* Find the target of an access, or its fault; nothing is accessed yet. */
+static inline enum step find(struct vcpu *vcpu, gva_t gva, unsigned size, uint32_t access,
+                             struct target *ret_target)
+{
+    ret_target->host = tlb_lookup(vcpu, gva, size, access);
+    if (__builtin_expect(ret_target->host != NULL, 1)) {
+        return STEP_NEXT;
+    }
+    return find_slowly(vcpu, gva, size, access, ret_target);
+}
+
 enum step mmu_read(struct vcpu *vcpu, gva_t gva, void *buffer, unsigned size, uint32_t access)
 {
-    access &= PF_USER;
-    uint8_t *host = tlb_lookup(vcpu, gva, size, access);
-    if (__builtin_expect(host != NULL, 1)) {
-        copy_small(buffer, host, size);
-        return STEP_NEXT;
-    }
-    if (crosses_page(gva, size)) {
-        struct piece pieces[2];
-        enum step step = split(vcpu, gva, size, access, pieces);
-        if (step != STEP_NEXT) {
-            return step;
-        }
-        physical_read(vcpu, pieces[0], buffer);
-        physical_read(vcpu, pieces[1], (uint8_t *)buffer + pieces[0].size);
-        return STEP_NEXT;
-    }
-    struct piece piece = {.size = size};
-    enum step step = locate(vcpu, gva, size, access, &host, &piece.gpa);
+    struct target target;
+    enum step step = find(vcpu, gva, size, access & PF_USER, &target);
     if (step != STEP_NEXT) {
         return step;
     }
-    if (host) {
-        copy_small(buffer, host, size);
-    } else {
-        physical_read(vcpu, piece, buffer);
+    if (target.host) {
+        copy_small(buffer, target.host, size);
+        return STEP_NEXT;
+    }
+    physical_read(vcpu, target.pieces[0], buffer);
+    if (target.pieces[1].size) {
+        physical_read(vcpu, target.pieces[1], (uint8_t *)buffer + target.pieces[0].size);
     }
     return STEP_NEXT;
 }
@@ -206,64 +221,34 @@ enum step mmu_read(struct vcpu *vcpu, gva_t gva, void *buffer, unsigned size, ui
 enum step mmu_write(struct vcpu *vcpu, gva_t gva, const void *buffer, unsigned size,
                     uint32_t access)
 {
-    access = (access & PF_USER) | PF_WRITE;
-    uint8_t *host = tlb_lookup(vcpu, gva, size, access);
-    if (__builtin_expect(host != NULL, 1)) {
-        copy_small(host, buffer, size);
-        return STEP_NEXT;
-    }
-    if (crosses_page(gva, size)) {
-        struct piece pieces[2];
-        enum step step = split(vcpu, gva, size, access, pieces);
-        if (step != STEP_NEXT) {
-            return step;
-        }
-        physical_write(vcpu, pieces[0], buffer);
-        physical_write(vcpu, pieces[1], (const uint8_t *)buffer + pieces[0].size);
-        return STEP_NEXT;
-    }
-    struct piece piece = {.size = size};
-    enum step step = locate(vcpu, gva, size, access, &host, &piece.gpa);
+    struct target target;
+    enum step step = find(vcpu, gva, size, (access & PF_USER) | PF_WRITE, &target);
     if (step != STEP_NEXT) {
         return step;
     }
-    if (host) {
-        copy_small(host, buffer, size);
-    } else {
-        physical_write(vcpu, piece, buffer);
+    if (target.host) {
+        copy_small(target.host, buffer, size);
+        return STEP_NEXT;
+    }
+    physical_write(vcpu, target.pieces[0], buffer);
+    if (target.pieces[1].size) {
+        physical_write(vcpu, target.pieces[1], (const uint8_t *)buffer + target.pieces[0].size);
     }
     return STEP_NEXT;
 }
 
 enum step mmu_check_write(struct vcpu *vcpu, gva_t gva, unsigned size, uint32_t access)
 {
-    access = (access & PF_USER) | PF_WRITE;
-    if (tlb_lookup(vcpu, gva, size, access)) {
-        return STEP_NEXT;
-    }
-    if (crosses_page(gva, size)) {
-        struct piece pieces[2];
-        return split(vcpu, gva, size, access, pieces);
-    }
-    gpa_t gpa;
-    uint8_t *host;
-    return locate(vcpu, gva, size, access, &host, &gpa);
+    struct target target;
+    return find(vcpu, gva, size, (access & PF_USER) | PF_WRITE, &target);
 }
 
 enum step mmu_host(struct vcpu *vcpu, gva_t gva, unsigned size, uint32_t access, uint8_t **ret_host)
 {
-    gpa_t gpa;
-
-    access &= PF_USER | PF_WRITE;
-    *ret_host = tlb_lookup(vcpu, gva, size, access);
-    if (*ret_host) {
-        return STEP_NEXT;
-    }
-    if (crosses_page(gva, size)) {
-        struct piece pieces[2];
-        return split(vcpu, gva, size, access, pieces);
-    }
-    return locate(vcpu, gva, size, access, ret_host, &gpa);
+    struct target target;
+    enum step step = find(vcpu, gva, size, access & (PF_USER | PF_WRITE), &target);
+    *ret_host = target.host;
+    return step;
 }
 
 enum step mmu_translate_fetch(struct vcpu *vcpu, gva_t rip, gpa_t *ret_gpa, bool *ret_global)
