@@ -12,7 +12,7 @@
 #include <cmocka.h>
 
 #include "base/bytes.h"
-#include "persist/visitor.h"
+#include "engine/test_engine.h"
 #include "x86/cpuid.h"
 
 /* Real mode throughout. Every handler is a HLT, which ends run(); `jmp .` would not end. */
@@ -28,11 +28,8 @@ enum { IRQ_VECTOR = 0x20 };
 static const struct engine_ops *const engines[] = {&interp_engine, &translate_engine};
 
 struct side {
-    const struct engine_ops *ops;
-    struct memory *memory;
+    struct test_engine engine;
     struct cpuid_table *cpuid;
-    struct engine_vm *vm;
-    struct engine_vcpu *vcpu;
     unsigned interrupts; /* that the machine's interrupt controller still has */
 };
 
@@ -42,32 +39,21 @@ static int acknowledge(void *owner, unsigned vcpu)
     return side->interrupts && side->interrupts-- ? IRQ_VECTOR : -1;
 }
 
-static uint64_t no_cr8(void *owner, unsigned vcpu)
-{
-    return 0;
-}
-
 static void put(struct side *side, gpa_t at, const void *bytes, size_t size)
 {
-    assert_int_equal(memory_write(side->memory, at, bytes, size), 0);
+    assert_int_equal(memory_write(side->engine.memory, at, bytes, size), 0);
 }
 
 static void side_open(struct side *side, const struct engine_ops *ops, unsigned index)
 {
     const struct memory_range ram = {0, RAM_SIZE};
     const struct cpuid_config model = {.model = CPU_MODEL_V2, .cpus = 2, .tsc_hz = 1000000000};
-    *side = (struct side){.ops = ops};
-    assert_int_equal(memory_new(&ram, 1, "vcpu_test", &side->memory), 0);
+    *side = (struct side){0};
     assert_int_equal(cpuid_table_new(&model, &side->cpuid), 0);
-    const struct engine_config config = {
-        .memory = side->memory,
-        .cpuid = side->cpuid,
-        .host = {.interrupt_acknowledge = acknowledge, .cr8_read = no_cr8, .owner = side},
-        .cpus = 2,
-        .cache_size = MIB(4),
-    };
-    assert_int_equal(ops->vm_new(&config, &side->vm), 0);
-    assert_int_equal(ops->vcpu_new(side->vm, index, &side->vcpu), 0);
+    struct engine_config config = {
+        .cpuid = side->cpuid, .host = test_host(side), .cpus = 2, .cache_size = MIB(4)};
+    config.host.interrupt_acknowledge = acknowledge;
+    assert_int_equal(test_engine_open(&side->engine, ops, &ram, 1, config, index), 0);
     static const uint16_t nmi[2] = {NMI_HANDLER, 0}, irq[2] = {IRQ_HANDLER, 0};
     put(side, 4 * EXCEPTION_NMI, nmi, sizeof nmi);
     put(side, 4 * IRQ_VECTOR, irq, sizeof irq);
@@ -79,29 +65,15 @@ static void side_open(struct side *side, const struct engine_ops *ops, unsigned 
 
 static void side_close(struct side *side)
 {
-    side->ops->vcpu_free(side->vcpu);
-    side->ops->vm_free(side->vm);
+    test_engine_close(&side->engine);
     cpuid_table_free(side->cpuid);
-    memory_free(side->memory);
 }
 
-/* From here to there in the stream that a snapshot would use. */
 static void carry(struct side *from, struct side *to)
 {
-    struct cpu_state state, read;
-    size_t size;
-    from->ops->get_state(from->vcpu, &state);
-    from->ops->take_pending(from->vcpu, &state);
-    struct visitor *out = visitor_new_write();
-    cpu_state_visit(&state, out);
-    const void *stream = visitor_buffer(out, &size);
-    struct visitor *in = visitor_new_read(stream, size);
-    memset(&read, 0xa5, sizeof read);
-    cpu_state_visit(&read, in);
-    assert_int_equal(visitor_error(in), 0);
-    visitor_free(in);
-    visitor_free(out);
-    to->ops->set_state(to->vcpu, &read);
+    struct cpu_state state;
+    assert_int_equal(test_engine_state_saved(&from->engine, &state), 0);
+    to->engine.ops->set_state(to->engine.vcpu, &state);
 }
 
 static void start_at_code(struct side *side, uint64_t flags)
@@ -113,14 +85,14 @@ static void start_at_code(struct side *side, uint64_t flags)
     state.rip = CODE;
     state.gpr[RSP] = 0x5000;
     state.rflags |= flags;
-    side->ops->set_state(side->vcpu, &state);
+    side->engine.ops->set_state(side->engine.vcpu, &state);
 }
 
 static void check_halted(struct side *side, uint64_t at)
 {
     struct cpu_state state;
-    assert_int_equal(side->ops->run(side->vcpu), EXIT_HALT);
-    side->ops->get_state(side->vcpu, &state);
+    assert_int_equal(side->engine.ops->run(side->engine.vcpu), EXIT_HALT);
+    side->engine.ops->get_state(side->engine.vcpu, &state);
     assert_int_equal(state.activity, ACTIVITY_HALTED);
     assert_int_equal(state.segment[CS].base + state.rip, at + 1);
     assert_false(state.init_pending || state.sipi_pending || state.nmi_pending);
@@ -133,15 +105,15 @@ static void carry_init_and_sipi(const struct engine_ops *a, const struct engine_
     side_open(&from, a, 1);
     side_open(&to, b, 1);
     start_at_code(&from, 0);
-    a->kick(from.vcpu, KICK_INIT, 0);
-    a->kick(from.vcpu, KICK_SIPI, SIPI_PAGE);
+    a->kick(from.engine.vcpu, KICK_INIT, 0);
+    a->kick(from.engine.vcpu, KICK_SIPI, SIPI_PAGE);
     carry(&from, &to);
     check_halted(&to, SIPI_PAGE << 12);
     /* Nothing stays behind: a state that is set afterwards is not started. */
     cpu_state_reset(&state, false);
-    a->set_state(from.vcpu, &state);
-    assert_int_equal(a->run(from.vcpu), EXIT_HALT);
-    a->get_state(from.vcpu, &state);
+    a->set_state(from.engine.vcpu, &state);
+    assert_int_equal(a->run(from.engine.vcpu), EXIT_HALT);
+    a->get_state(from.engine.vcpu, &state);
     assert_int_equal(state.activity, ACTIVITY_WAIT_SIPI);
     side_close(&from);
     side_close(&to);
@@ -153,7 +125,7 @@ static void carry_nmi(const struct engine_ops *a, const struct engine_ops *b)
     side_open(&from, a, 0);
     side_open(&to, b, 0);
     start_at_code(&from, 0);
-    a->kick(from.vcpu, KICK_NMI, 0);
+    a->kick(from.engine.vcpu, KICK_NMI, 0);
     carry(&from, &to);
     check_halted(&to, NMI_HANDLER);
     side_close(&from);

@@ -10,14 +10,11 @@
 #include <string.h>
 
 #include "base/error.h"
-#include "memory/memory.h"
+#include "engine/test_engine.h"
 #include "x86/walk.h"
 
 struct engine_side {
-    const struct engine_ops *ops;
-    struct memory *memory;
-    struct engine_vm *vm;
-    struct engine_vcpu *vcpu;
+    struct test_engine engine;
     struct cpu_state initial;
     uint8_t code[4096]; /* what the guest's code page holds now */
 };
@@ -37,46 +34,9 @@ enum {
 };
 #define KERNEL 0xffff800000000000ull
 
-static uint32_t port_read(void *owner, unsigned vcpu, uint16_t port, unsigned size)
-{
-    return UINT32_MAX;
-}
-static void port_write(void *owner, unsigned vcpu, uint16_t port, unsigned size, uint32_t value)
-{
-}
-static uint64_t mmio_read(void *owner, unsigned vcpu, gpa_t gpa, unsigned size)
-{
-    return UINT64_MAX;
-}
-static void mmio_write(void *owner, unsigned vcpu, gpa_t gpa, unsigned size, uint64_t value)
-{
-}
-static bool msr_read(void *owner, unsigned vcpu, uint32_t index, uint64_t *ret_value)
-{
-    return false;
-}
-static bool msr_write(void *owner, unsigned vcpu, uint32_t index, uint64_t value)
-{
-    return false;
-}
-static int interrupt_acknowledge(void *owner, unsigned vcpu)
-{
-    return -1;
-}
-static uint64_t cr8_read(void *owner, unsigned vcpu)
-{
-    return 0;
-}
-static void cr8_write(void *owner, unsigned vcpu, uint64_t value)
-{
-}
-static void tsc_changed(void *owner, unsigned vcpu, uint64_t tsc_offset)
-{
-}
-
 static int put(struct engine_side *side, gpa_t gpa, const void *data, size_t size)
 {
-    return memory_write(side->memory, gpa, data, size);
+    return memory_write(side->engine.memory, gpa, data, size);
 }
 
 static int put_u64(struct engine_side *side, gpa_t gpa, uint64_t value)
@@ -92,7 +52,7 @@ static int map(struct engine_side *side, gpa_t *next, uint64_t address, gpa_t pa
     for (unsigned shift = 39; shift > 12; shift -= 9) {
         gpa_t entry = table + 8 * (address >> shift & 511);
         uint64_t value = 0;
-        r = r ? r : memory_load(side->memory, entry, 8, &value);
+        r = r ? r : memory_load(side->engine.memory, entry, 8, &value);
         if (!value) {
             value = *next | PTE_P | PTE_W | PTE_U | PTE_A;
             *next += 4096;
@@ -159,34 +119,10 @@ int engine_side_open(const struct engine_ops *ops, const struct cpuid_table *cpu
 {
     static const struct memory_range range = {0, RAM_SIZE};
     struct engine_side *side = calloc(1, sizeof *side);
-    side->ops = ops;
     *ret_side = side;
-    int r = memory_new(&range, 1, "differential", &side->memory);
-    if (r) {
-        return r;
-    }
     const struct engine_config config = {
-        .memory = side->memory,
-        .cpuid = cpuid,
-        .host =
-            {
-                .port_read = port_read,
-                .port_write = port_write,
-                .mmio_read = mmio_read,
-                .mmio_write = mmio_write,
-                .msr_read = msr_read,
-                .msr_write = msr_write,
-                .interrupt_acknowledge = interrupt_acknowledge,
-                .cr8_read = cr8_read,
-                .cr8_write = cr8_write,
-                .tsc_changed = tsc_changed,
-                .owner = side,
-            },
-        .cpus = 1,
-        .time_mode = TIME_DETERMINISTIC,
-    };
-    r = ops->vm_new(&config, &side->vm);
-    r = r ? r : ops->vcpu_new(side->vm, 0, &side->vcpu);
+        .cpuid = cpuid, .host = test_host(side), .cpus = 1, .time_mode = TIME_DETERMINISTIC};
+    int r = test_engine_open(&side->engine, ops, &range, 1, config, 0);
     r = r ? r : build_kernel(side);
     build_state(side, components);
     return r;
@@ -194,13 +130,7 @@ int engine_side_open(const struct engine_ops *ops, const struct cpuid_table *cpu
 
 void engine_side_close(struct engine_side *side)
 {
-    if (side->vcpu) {
-        side->ops->vcpu_free(side->vcpu);
-    }
-    if (side->vm) {
-        side->ops->vm_free(side->vm);
-    }
-    memory_free(side->memory);
+    test_engine_close(&side->engine);
     free(side);
 }
 
@@ -231,8 +161,8 @@ static int take_outcome(struct engine_side *side, const struct cpu_state *state,
     }
     uint64_t frame[6] = {0};
     bool error = has_error_code(outcome->vector);
-    int r =
-        memory_read(side->memory, STACK_TOP - (error ? 48 : 40), frame + !error, error ? 48 : 40);
+    int r = memory_read(side->engine.memory, STACK_TOP - (error ? 48 : 40), frame + !error,
+                        error ? 48 : 40);
     outcome->error = frame[0];
     outcome->after.rip = frame[1];
     outcome->after.rflags = frame[3];
@@ -240,7 +170,7 @@ static int take_outcome(struct engine_side *side, const struct cpu_state *state,
     outcome->after.gpr[RSP] = frame[4];
     outcome->cr2 = state->cr2;
     memcpy(outcome->after.xsave, state->xsave, XSAVE_AREA_SIZE);
-    return r ? r : memory_read(side->memory, DATA, outcome->after.data, 4096);
+    return r ? r : memory_read(side->engine.memory, DATA, outcome->after.data, 4096);
 }
 
 int engine_side_run(struct engine_side *side, const struct test_case *test, struct outcome *outcome)
@@ -255,12 +185,12 @@ int engine_side_run(struct engine_side *side, const struct test_case *test, stru
     state.rip = test->before.rip;
     state.rflags = test->before.rflags;
     memcpy(state.xsave, test->before.xsave, XSAVE_AREA_SIZE);
-    side->ops->set_state(side->vcpu, &state);
-    enum exit_kind kind = side->ops->run(side->vcpu);
+    side->engine.ops->set_state(side->engine.vcpu, &state);
+    enum exit_kind kind = side->engine.ops->run(side->engine.vcpu);
     if (kind != EXIT_HALT) {
         return kind == EXIT_TRIPLE_FAULT ? fail(-EPROTO, "triple fault")
                                          : fail(-EPROTO, "exit %d: %s", kind, trail_text());
     }
-    side->ops->get_state(side->vcpu, &state);
+    side->engine.ops->get_state(side->engine.vcpu, &state);
     return take_outcome(side, &state, outcome);
 }

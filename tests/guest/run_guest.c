@@ -20,9 +20,7 @@
 
 #include "base/error.h"
 #include "boot/boot.h"
-#include "engine/engine.h"
-#include "memory/memory.h"
-#include "persist/visitor.h"
+#include "engine/test_engine.h"
 #include "x86/cpuid.h"
 
 enum {
@@ -43,11 +41,8 @@ struct options {
 /* One guest on one engine, for as long as it is not moved. */
 struct guest {
     const struct options *options;
-    const struct engine_ops *ops;
+    struct test_engine engine;
     struct cpuid_table *cpuid;
-    struct memory *memory;
-    struct engine_vm *vm;
-    struct engine_vcpu *vcpu;
     char *output; /* of the serial port */
     size_t output_size;
     FILE *serial;
@@ -58,15 +53,14 @@ struct guest {
     uint64_t cr8;
 };
 
-static struct engine_vcpu *running; /* for the alarm */
-static const struct engine_ops *running_ops;
+static const struct test_engine *running; /* for the alarm */
 static volatile sig_atomic_t timed_out;
 
 static void on_alarm(int signal)
 {
     timed_out = 1;
     if (running) {
-        running_ops->kick(running, KICK_STOP, 0);
+        running->ops->kick(running->vcpu, KICK_STOP, 0);
     }
 }
 
@@ -84,33 +78,9 @@ static void port_write(void *owner, unsigned vcpu, uint16_t port, unsigned size,
     } else if (port == SERIAL) {
         fputc((int)(value & 0xff), guest->serial);
         if ((value & 0xff) == '\n' && ++guest->lines == guest->next_move) {
-            guest->ops->kick(guest->vcpu, KICK_STOP, 0);
+            guest->engine.ops->kick(guest->engine.vcpu, KICK_STOP, 0);
         }
     }
-}
-
-static uint64_t mmio_read(void *owner, unsigned vcpu, gpa_t gpa, unsigned size)
-{
-    return UINT64_MAX >> (64 - 8 * size);
-}
-
-static void mmio_write(void *owner, unsigned vcpu, gpa_t gpa, unsigned size, uint64_t value)
-{
-}
-
-static bool msr_read(void *owner, unsigned vcpu, uint32_t index, uint64_t *ret_value)
-{
-    return false;
-}
-
-static bool msr_write(void *owner, unsigned vcpu, uint32_t index, uint64_t value)
-{
-    return false;
-}
-
-static int interrupt_acknowledge(void *owner, unsigned vcpu)
-{
-    return -1;
 }
 
 static uint64_t cr8_read(void *owner, unsigned vcpu)
@@ -125,54 +95,21 @@ static void cr8_write(void *owner, unsigned vcpu, uint64_t value)
     guest->cr8 = value;
 }
 
-static void tsc_changed(void *owner, unsigned vcpu, uint64_t tsc_offset)
-{
-}
-
 /* A fresh memory and a fresh engine; both empty. */
-static int guest_open(struct guest *guest)
+static int guest_open(struct guest *guest, const struct engine_ops *ops)
 {
     static const struct memory_range ranges[] = {{0, 0xa0000}, {0x100000, RAM_SIZE - 0x100000}};
-    int r = memory_new(ranges, 2, "guest-test", &guest->memory);
-    if (r) {
-        return r;
-    }
-    const struct engine_config config = {
-        .memory = guest->memory,
+    struct engine_config config = {
         .cpuid = guest->cpuid,
-        .host =
-            {
-                .port_read = port_read,
-                .port_write = port_write,
-                .mmio_read = mmio_read,
-                .mmio_write = mmio_write,
-                .msr_read = msr_read,
-                .msr_write = msr_write,
-                .interrupt_acknowledge = interrupt_acknowledge,
-                .cr8_read = cr8_read,
-                .cr8_write = cr8_write,
-                .tsc_changed = tsc_changed,
-                .owner = guest,
-            },
+        .host = test_host(guest),
         .cpus = 1,
         .time_mode = TIME_DETERMINISTIC,
     };
-    r = guest->ops->vm_new(&config, &guest->vm);
-    return r ? r : guest->ops->vcpu_new(guest->vm, 0, &guest->vcpu);
-}
-
-static void guest_close(struct guest *guest)
-{
-    if (guest->vcpu) {
-        guest->ops->vcpu_free(guest->vcpu);
-    }
-    if (guest->vm) {
-        guest->ops->vm_free(guest->vm);
-    }
-    memory_free(guest->memory);
-    guest->vcpu = NULL;
-    guest->vm = NULL;
-    guest->memory = NULL;
+    config.host.port_read = port_read;
+    config.host.port_write = port_write;
+    config.host.cr8_read = cr8_read;
+    config.host.cr8_write = cr8_write;
+    return test_engine_open(&guest->engine, ops, ranges, 2, config, 0);
 }
 
 static int guest_load(struct guest *guest, const char *path)
@@ -190,10 +127,10 @@ static int guest_load(struct guest *guest, const char *path)
     }
     struct cpu_state state;
     cpu_state_reset(&state, true);
-    r = boot_load(guest->memory, &board, &request, &state);
+    r = boot_load(guest->engine.memory, &board, &request, &state);
     boot_file_free(&request.kernel);
     if (!r) {
-        guest->ops->set_state(guest->vcpu, &state);
+        guest->engine.ops->set_state(guest->engine.vcpu, &state);
     }
     return r;
 }
@@ -214,32 +151,18 @@ static int copy_memory(struct memory *from, struct memory *to)
     return 0;
 }
 
-/* Carry the guest over by the stream that a snapshot would use. */
+/* Carry the guest over to a fresh engine as a snapshot would. */
 static int guest_move(struct guest *guest)
 {
-    struct cpu_state state, restored;
-    guest->ops->get_state(guest->vcpu, &state);
-    struct visitor *out = visitor_new_write();
-    cpu_state_visit(&state, out);
-    size_t size;
-    const void *stream = visitor_buffer(out, &size);
-    struct visitor *in = visitor_new_read(stream, size);
-    memset(&restored, 0xa5, sizeof restored);
-    cpu_state_visit(&restored, in);
-    int r = visitor_error(in);
-    visitor_free(in);
-    visitor_free(out);
-
-    struct guest old = *guest;
-    guest->memory = NULL;
-    guest->vm = NULL;
-    guest->vcpu = NULL;
-    r = r ? r : guest_open(guest);
-    r = r ? r : copy_memory(old.memory, guest->memory);
+    struct test_engine old = guest->engine;
+    struct cpu_state state;
+    int r = test_engine_state_saved(&old, &state);
+    r = r ? r : guest_open(guest, old.ops);
+    r = r ? r : copy_memory(old.memory, guest->engine.memory);
     if (!r) {
-        guest->ops->set_state(guest->vcpu, &restored);
+        old.ops->set_state(guest->engine.vcpu, &state);
     }
-    guest_close(&old);
+    test_engine_close(&old);
     guest->moves++;
     return r;
 }
@@ -250,9 +173,8 @@ static int guest_run(struct guest *guest)
         if (guest->options->move_lines) {
             guest->next_move = guest->lines + guest->options->move_lines;
         }
-        running_ops = guest->ops;
-        running = guest->vcpu;
-        enum exit_kind kind = guest->ops->run(guest->vcpu);
+        running = &guest->engine;
+        enum exit_kind kind = guest->engine.ops->run(guest->engine.vcpu);
         running = NULL;
         if (timed_out) {
             return fail(-ETIME, "still running after %u s", guest->options->seconds);
@@ -294,7 +216,7 @@ static uint64_t memory_hash(struct memory *memory)
 static void dump_state(struct guest *guest)
 {
     struct cpu_state state;
-    guest->ops->get_state(guest->vcpu, &state);
+    guest->engine.ops->get_state(guest->engine.vcpu, &state);
     fprintf(stderr, "rip %llx rsp %llx rflags %llx cr0 %llx cr2 %llx cr3 %llx cr4 %llx cs %x\n",
             (unsigned long long)state.rip, (unsigned long long)state.gpr[RSP],
             (unsigned long long)state.rflags, (unsigned long long)state.cr0,
@@ -325,11 +247,11 @@ static void print_lines(const char *output, bool only_failures)
 static int run_on(const struct engine_ops *ops, const struct options *options, const char *path,
                   struct outcome *ret_outcome)
 {
-    struct guest guest = {.options = options, .ops = ops};
+    struct guest guest = {.options = options};
     const struct cpuid_config config = {.model = options->model, .cpus = 1, .tsc_hz = TSC_HZ};
     guest.serial = open_memstream(&guest.output, &guest.output_size);
     int r = cpuid_table_new(&config, &guest.cpuid);
-    r = r ? r : guest_open(&guest);
+    r = r ? r : guest_open(&guest, ops);
     r = r ? r : guest_load(&guest, path);
     timed_out = 0;
     alarm(options->seconds);
@@ -338,7 +260,7 @@ static int run_on(const struct engine_ops *ops, const struct options *options, c
     fclose(guest.serial);
     if (r) {
         printf("%s: %s: %s\n", path, ops->name, trail_text());
-        if (guest.vcpu) {
+        if (guest.engine.vcpu) {
             dump_state(&guest);
         }
     } else if (guest.exit_value != PASS) {
@@ -347,13 +269,13 @@ static int run_on(const struct engine_ops *ops, const struct options *options, c
     }
     print_lines(guest.output, options->quiet);
     if (!r) {
-        ops->get_state(guest.vcpu, &ret_outcome->state);
-        ret_outcome->hash = memory_hash(guest.memory);
+        ops->get_state(guest.engine.vcpu, &ret_outcome->state);
+        ret_outcome->hash = memory_hash(guest.engine.memory);
         printf("%s: %s passed, %u lines, moved %u times\n", path, ops->name, guest.lines,
                guest.moves);
     }
     ret_outcome->output = guest.output;
-    guest_close(&guest);
+    test_engine_close(&guest.engine);
     cpuid_table_free(guest.cpuid);
     return r;
 }
