@@ -87,21 +87,9 @@ static bool may_speak(const struct run *run)
     return run->verbose || isatty(STDERR_FILENO);
 }
 
-/* A bug of ours must not leave the user with a terminal in raw mode. */
-static void on_crash(int signal)
-{
-    console_stdio_restore();
-    /* SA_RESETHAND: returning repeats the fault, now with the default action */
-}
-
-/* Ends by signal come through the loop; the terminal is restored on all of them. */
+/* Ends by signal come through the loop. (The console restores the terminal on all others.) */
 static int take_signals(struct run *run)
 {
-    static const int crashes[] = {SIGABRT, SIGSEGV, SIGBUS, SIGILL, SIGFPE};
-    struct sigaction crash = {.sa_handler = on_crash, .sa_flags = SA_RESETHAND};
-    for (size_t i = 0; i < sizeof crashes / sizeof crashes[0]; i++) {
-        sigaction(crashes[i], &crash, NULL);
-    }
     signal(SIGPIPE, SIG_IGN);
     signal(SIGXFSZ, SIG_IGN); /* an image that may not grow is an I/O error for the guest */
     sigset_t ends;

@@ -321,7 +321,7 @@ static int add_serial(struct vm *vm)
         r = open_stdio(vm, &board->serial_console);
         break;
     case CONSOLE_FILE:
-        r = console_file_open(vm->config->console_path, &board->serial_console);
+        r = console_file_open(vm->config->console_path, vm->loop, &board->serial_console);
         break;
     case CONSOLE_VIRTIO:
         break;

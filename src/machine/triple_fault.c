@@ -7,6 +7,7 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "backend/console/console.h"
 #include "base/bytes.h"
 #include "machine/report.h"
 #include "machine/vm_internal.h"
@@ -122,5 +123,6 @@ void triple_fault_report(struct vm *vm, unsigned vcpu, const struct cpu_state *s
     print_segments(out, state);
     print_code(out, vm, state);
     fclose(out);
+    console_flush(vm->board.serial_console); /* the guest's last words come first */
     report("%s", text);
 }

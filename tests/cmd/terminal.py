@@ -1,9 +1,11 @@
 """terminal.py DOPPEL KERNEL: runs a guest that never ends on a pseudo-terminal, looks at what is
-shown, leaves with Ctrl-a x, and by a signal, and checks that the terminal is as it was before."""
+shown, leaves with Ctrl-a x, and by every signal that ends a process, and checks that the terminal
+is as it was before."""
 
 import fcntl
 import os
 import pty
+import resource
 import select
 import signal
 import sys
@@ -19,25 +21,30 @@ def read_until(fd, text, seconds=20):
     return seen
 
 
-def session(leave):
+def session(engine, leave, farewell):
     master, slave = pty.openpty()
     before = termios.tcgetattr(slave)
     child = os.fork()
     if child == 0:
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         os.setsid()
         fcntl.ioctl(slave, termios.TIOCSCTTY, 0)
         for fd in (0, 1, 2):
             os.dup2(slave, fd)
-        os.execv(sys.argv[1], [sys.argv[1], "run", "--kernel", sys.argv[2]])
+        command = [sys.argv[1], "run", "--engine", engine, "--kernel", sys.argv[2]]
+        os.execv(command[0], command)
     seen = read_until(master, b"Ctrl-a x")
     assert not termios.tcgetattr(slave)[3] & termios.ICANON, "not in raw mode"
     os.write(master, b"\x01h")
     seen = read_until(master, b"Ctrl-a")
     leave(master, child)
-    read_until(master, b"ended by")
+    if farewell:
+        read_until(master, farewell)
     _, status = os.waitpid(child, 0)
     after = termios.tcgetattr(slave)
-    assert before == after, "the terminal is not as it was"
+    assert before == after, f"the terminal is not as it was; status {status:#x}"
+    os.close(master)
+    os.close(slave)
     return status
 
 
@@ -45,10 +52,12 @@ def by_key(master, child):
     os.write(master, b"\x01x")
 
 
-def by_signal(master, child):
-    os.kill(child, signal.SIGTERM)
-
-
-assert session(by_key) == 0
-status = session(by_signal)
-assert os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGTERM, status
+asked = [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT]
+crashes = [signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.SIGABRT,
+           signal.SIGTRAP, signal.SIGSYS, signal.SIGXCPU, signal.SIGALRM, signal.SIGUSR2]
+for engine in ("translate", "interp"):
+    assert session(engine, by_key, b"ended by") == 0
+    for number in asked + crashes:
+        farewell = b"ended by" if number in asked else None
+        status = session(engine, lambda _, child: os.kill(child, number), farewell)
+        assert os.WIFSIGNALED(status) and os.WTERMSIG(status) == number, (engine, number, status)

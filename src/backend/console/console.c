@@ -9,6 +9,13 @@ void console_write(struct console *console, const uint8_t *bytes, size_t count)
     }
 }
 
+void console_flush(struct console *console)
+{
+    if (console && console->ops->flush) {
+        console->ops->flush(console);
+    }
+}
+
 size_t console_room(struct console *console)
 {
     return console && console->ops->room ? console->ops->room(console) : SIZE_MAX;

@@ -27,6 +27,8 @@ struct console_receiver {
 struct console;
 struct console_ops {
     void (*write)(struct console *console, const uint8_t *bytes, size_t count);
+    /* Write out what is gathered. NULL: nothing ever is. */
+    void (*flush)(struct console *console);
     /* The device has room again. */
     void (*ready)(struct console *console);
     /* How many bytes write() takes now without waiting. NULL: any number. */
@@ -45,6 +47,9 @@ struct console {
 /*
  * NULL is a valid, silent console for all of these.
  *
+ * Output of few bytes is gathered for up to a millisecond, or until console_flush();
+ * console_free() writes out what is left.
+ *
  * Flow control: output goes into a bounded buffer when the outside reads slowly. A device that can
  * wait asks console_room() and, at 0, holds its output back until receiver.drained(): nothing is
  * lost. A device that writes without room is held for a short time (at most 50 ms for each call,
@@ -52,6 +57,8 @@ struct console {
  * a serial line without flow control.
  */
 void console_write(struct console *console, const uint8_t *bytes, size_t count);
+/* Do not gather any longer what was written so far. Any thread. */
+void console_flush(struct console *console);
 size_t console_room(struct console *console);
 void console_ready(struct console *console);
 /* The struct is copied. From the loop's thread, or before it runs. */
@@ -73,17 +80,16 @@ struct console_stdio_config {
     void *owner;
 };
 /*
- * Standard input and output. A terminal is set to raw mode and restored on every way out
- * (console_stdio_restore() is async-signal-safe); Ctrl-a x quits, Ctrl-a h helps, Ctrl-a b
- * sends a break, Ctrl-a Ctrl-a a literal Ctrl-a. Pipes and files pass bytes unchanged. A closed
- * or ended standard input is no error.
+ * Standard input and output. A terminal is set to raw mode and restored on every way out but
+ * SIGKILL (also the jail's); Ctrl-a x quits, Ctrl-a h helps, Ctrl-a b sends a break, Ctrl-a Ctrl-a
+ * a literal Ctrl-a. Pipes and files pass bytes unchanged. A closed or ended standard input is no
+ * error.
  */
 int console_stdio_open(const struct console_stdio_config *config, struct console **ret_console)
     __attribute__((warn_unused_result));
-void console_stdio_restore(void);
 /* Is standard input a terminal that this process reads (so that the escape keys work)? */
 bool console_stdio_is_terminal(void);
 
-/* Output into a file (created or truncated), no input. */
-int console_file_open(const char *path, struct console **ret_console)
+/* Output into a file (created or truncated), no input. A full disk loses output. */
+int console_file_open(const char *path, struct loop *loop, struct console **ret_console)
     __attribute__((warn_unused_result));

@@ -18,6 +18,7 @@
 
 enum {
     SMALL_PIECE = 256, /* what a writable terminal or pipe surely takes */
+    GATHER_MAX = 4096, /* more than that goes out at once */
     LAST_PATIENCE_MS = 2000,
 };
 
@@ -134,9 +135,9 @@ static uint64_t now_ms(void)
     return (uint64_t)now.tv_sec * 1000 + (uint64_t)now.tv_nsec / 1000000;
 }
 
-bool outlet_write(struct outlet *outlet, const uint8_t *bytes, size_t count)
+/* Write out what waits and then these; what the descriptor does not take goes into the buffer. */
+static void write_through(struct outlet *outlet, const uint8_t *bytes, size_t count)
 {
-    pthread_mutex_lock(&outlet->lock);
     uint64_t deadline = 0;
     while (count && !outlet->is_gone) {
         flush_buffer(outlet);
@@ -155,9 +156,22 @@ bool outlet_write(struct outlet *outlet, const uint8_t *bytes, size_t count)
             }
         }
     }
-    bool waits = outlet->count > 0;
+}
+
+enum outlet_need outlet_write(struct outlet *outlet, const uint8_t *bytes, size_t count)
+{
+    enum outlet_need need = OUTLET_NOTHING;
+    pthread_mutex_lock(&outlet->lock);
+    if (outlet->count + count <= GATHER_MAX && !outlet->is_gone) {
+        buffer(outlet, bytes, count);
+        need = outlet->is_gathering ? OUTLET_NOTHING : OUTLET_SOON;
+        outlet->is_gathering = true;
+    } else {
+        write_through(outlet, bytes, count);
+        need = outlet->count ? OUTLET_WRITABLE : OUTLET_NOTHING;
+    }
     pthread_mutex_unlock(&outlet->lock);
-    return waits;
+    return need;
 }
 
 size_t outlet_room(struct outlet *outlet)
@@ -172,6 +186,7 @@ size_t outlet_room(struct outlet *outlet)
 bool outlet_flush(struct outlet *outlet)
 {
     pthread_mutex_lock(&outlet->lock);
+    outlet->is_gathering = false;
     flush_buffer(outlet);
     bool waits = outlet->count > 0;
     pthread_mutex_unlock(&outlet->lock);

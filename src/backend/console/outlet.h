@@ -1,5 +1,7 @@
 /*
- * Bytes to a descriptor that may be slow: a bounded buffer, written by whoever finds room.
+ * Bytes to a descriptor that may be slow: a bounded buffer, written by whoever finds room. A guest
+ * that writes byte by byte costs no system call for each: small writes are gathered for a
+ * millisecond.
  *
  * Never waits for long, and never sets O_NONBLOCK on a file description that others share.
  * Threads: any; it has its own lock, which is never held while calling out.
@@ -12,6 +14,15 @@
 #include <stdint.h>
 
 enum { OUTLET_CAPACITY = 1 << 20, OUTLET_PATIENCE_MS = 50 };
+/* How long small writes are gathered: less than anybody sees. */
+enum { OUTLET_GATHER_NS = 1000000 };
+
+/* What whoever wrote has to see to. */
+enum outlet_need {
+    OUTLET_NOTHING,
+    OUTLET_SOON,     /* outlet_flush() after OUTLET_GATHER_NS */
+    OUTLET_WRITABLE, /* outlet_flush() when the descriptor is writable */
+};
 
 struct outlet {
     pthread_mutex_t lock;
@@ -20,6 +31,7 @@ struct outlet {
     bool is_direct;      /* a regular file: always takes everything at once */
     bool is_nonblocking; /* the file description is our own, with O_NONBLOCK */
     bool is_starved;     /* somebody was told that there is no room */
+    bool is_gathering;   /* somebody was told to flush soon */
     uint8_t *bytes;      /* a ring of OUTLET_CAPACITY; NULL until needed */
     size_t first, count;
 };
@@ -29,8 +41,7 @@ void outlet_init(struct outlet *outlet, int fd);
 /* Writes out what is left, as long as the reader gets on (at most 2 seconds without). */
 void outlet_fini(struct outlet *outlet);
 
-/* Returns whether bytes wait in the buffer: then outlet_flush() must be called on writability. */
-bool outlet_write(struct outlet *outlet, const uint8_t *bytes, size_t count);
+enum outlet_need outlet_write(struct outlet *outlet, const uint8_t *bytes, size_t count);
 /* Bytes that outlet_write() takes without waiting; SIZE_MAX: any number. */
 size_t outlet_room(struct outlet *outlet);
 /* Write what the descriptor takes. Returns whether bytes still wait. */

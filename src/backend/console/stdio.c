@@ -1,8 +1,8 @@
 /*
- * Standard input and output as a console. Input is read on the loop's thread and kept, bounded,
- * until the device takes it; output goes through an outlet. Other threads wake the loop's thread
- * through an eventfd. On a terminal Ctrl-a is the escape character, and is obeyed even when the
- * device takes no input.
+ * Standard input and output as a console, or a file that only takes output. Input is read on the
+ * loop's thread and kept, bounded, until the device takes it; output goes through an outlet. Other
+ * threads wake the loop's thread through an eventfd. On a terminal Ctrl-a is the escape character,
+ * and is obeyed even when the device takes no input.
  */
 #include <fcntl.h>
 #include <signal.h>
@@ -48,7 +48,8 @@ struct stdio_console {
     struct watch *input_watch; /* NULL while we do not want more */
 
     struct outlet outlet;
-    struct watch *output_watch; /* NULL while nothing waits */
+    struct watch *output_watch; /* NULL while nothing waits for the descriptor */
+    struct timer *output_timer; /* ends the gathering of small writes */
 
     int wake; /* eventfd */
     struct watch *wake_watch;
@@ -231,14 +232,8 @@ static void output_ready(void *owner, unsigned events)
     }
 }
 
-/* Another thread wrote more than the outlet's descriptor took, or has room for input. */
-static void woken(void *owner, unsigned events)
+static void flush_output(struct stdio_console *stdio)
 {
-    struct stdio_console *stdio = owner;
-    uint64_t count;
-    if (read(stdio->wake, &count, sizeof count) < 0) {
-        return;
-    }
     if (!stdio->output_watch && outlet_flush(&stdio->outlet)) {
         int error = watch_new(stdio->loop, stdio->outlet.fd, LOOP_WRITABLE, output_ready, stdio,
                               &stdio->output_watch);
@@ -249,6 +244,22 @@ static void woken(void *owner, unsigned events)
     if (!stdio->output_watch) {
         output_ready(stdio, 0);
     }
+}
+
+static void output_timer_expired(void *owner)
+{
+    flush_output(owner);
+}
+
+/* Another thread wrote more than the outlet's descriptor took, or has room for input. */
+static void woken(void *owner, unsigned events)
+{
+    struct stdio_console *stdio = owner;
+    uint64_t count;
+    if (read(stdio->wake, &count, sizeof count) < 0) {
+        return;
+    }
+    flush_output(stdio);
     deliver(stdio);
     if (stdio->is_file) {
         read_file(stdio);
@@ -273,7 +284,22 @@ static void size_timer_expired(void *owner)
 static void stdio_write(struct console *console, const uint8_t *bytes, size_t count)
 {
     struct stdio_console *stdio = stdio_of(console);
-    if (outlet_write(&stdio->outlet, bytes, count)) {
+    switch (outlet_write(&stdio->outlet, bytes, count)) {
+    case OUTLET_NOTHING:
+        break;
+    case OUTLET_SOON:
+        timer_arm(stdio->output_timer, now_ns() + OUTLET_GATHER_NS);
+        break;
+    case OUTLET_WRITABLE:
+        wake_loop(stdio);
+        break;
+    }
+}
+
+static void stdio_flush(struct console *console)
+{
+    struct stdio_console *stdio = stdio_of(console);
+    if (outlet_flush(&stdio->outlet)) {
         wake_loop(stdio);
     }
 }
@@ -303,6 +329,7 @@ static void stdio_free(struct console *console)
     watch_free(stdio->output_watch);
     watch_free(stdio->wake_watch);
     timer_free(stdio->size_timer);
+    timer_free(stdio->output_timer);
     outlet_fini(&stdio->outlet);
     if (stdio->wake >= 0) {
         close(stdio->wake);
@@ -315,6 +342,7 @@ static void stdio_free(struct console *console)
 
 static const struct console_ops stdio_ops = {
     .write = stdio_write,
+    .flush = stdio_flush,
     .ready = stdio_ready,
     .room = stdio_room,
     .connected = stdio_connected,
@@ -344,6 +372,7 @@ static int arrange_events(struct stdio_console *stdio)
     if (stdio->wake < 0) {
         return fail(-errno, "make an event descriptor: %s", strerror(errno));
     }
+    stdio->output_timer = timer_new(stdio->loop, output_timer_expired, stdio);
     int error =
         watch_new(stdio->loop, stdio->wake, LOOP_READABLE, woken, stdio, &stdio->wake_watch);
     uint16_t columns, rows;
@@ -354,22 +383,28 @@ static int arrange_events(struct stdio_console *stdio)
     return error;
 }
 
-int console_stdio_open(const struct console_stdio_config *config, struct console **ret_console)
+static struct stdio_console *stdio_new(struct loop *loop, int output)
 {
     struct stdio_console *stdio = calloc(1, sizeof *stdio);
     ASSERT(stdio);
-    CLEANUP(console_free) struct console *console = &stdio->console;
-    console->ops = &stdio_ops;
-    stdio->loop = config->loop;
-    stdio->command = config->command;
-    stdio->command_owner = config->owner;
+    stdio->console.ops = &stdio_ops;
+    stdio->loop = loop;
     stdio->input = stdio->wake = -1;
+    outlet_init(&stdio->outlet, output);
     /* A reader that goes away is found by EPIPE; it must not end the virtual machine. */
     struct sigaction current;
     if (!sigaction(SIGPIPE, NULL, &current) && current.sa_handler == SIG_DFL) {
         signal(SIGPIPE, SIG_IGN);
     }
-    outlet_init(&stdio->outlet, STDOUT_FILENO);
+    return stdio;
+}
+
+int console_stdio_open(const struct console_stdio_config *config, struct console **ret_console)
+{
+    struct stdio_console *stdio = stdio_new(config->loop, STDOUT_FILENO);
+    CLEANUP(console_free) struct console *console = &stdio->console;
+    stdio->command = config->command;
+    stdio->command_owner = config->owner;
     int error = open_input(stdio);
     if (!error) {
         error = arrange_events(stdio);
@@ -381,9 +416,23 @@ int console_stdio_open(const struct console_stdio_config *config, struct console
     return 0;
 }
 
-void console_stdio_restore(void)
+int console_file_open(const char *path, struct loop *loop, struct console **ret_console)
 {
-    terminal_leave();
+    /* Opened without waiting: a pipe without a reader is an error, not a hang. */
+    CLEANUP_FD int fd =
+        open(path, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC | O_NOCTTY | O_NONBLOCK, 0644);
+    if (fd < 0) {
+        return fail(-errno, "open console file '%s': %s", path, strerror(errno));
+    }
+    struct stdio_console *stdio = stdio_new(loop, fd);
+    CLEANUP(console_free) struct console *console = &stdio->console;
+    stdio->outlet.is_nonblocking = true;
+    int error = arrange_events(stdio);
+    if (error) {
+        return error;
+    }
+    *ret_console = TAKE(console);
+    return 0;
 }
 
 bool console_stdio_is_terminal(void)

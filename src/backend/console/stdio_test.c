@@ -17,6 +17,8 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/ioctl.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
 #include <sys/wait.h>
 #include <termios.h>
 #include <time.h>
@@ -493,11 +495,13 @@ static void window_size(void **state)
 
 static void console_in_file(void **state)
 {
+    struct loop *loop;
+    assert_int_equal(loop_new(&loop), 0);
     char path[] = "/tmp/stdio_test.file.XXXXXX", back[16];
     int fd = mkstemp(path);
     struct console *console;
     assert_int_equal(write(fd, "old contents", 12), 12);
-    assert_int_equal(console_file_open(path, &console), 0);
+    assert_int_equal(console_file_open(path, loop, &console), 0);
     console_write(console, (const uint8_t *)"new", 3);
     assert_int_equal(console_room(console), SIZE_MAX);
     console_ready(console);
@@ -506,11 +510,90 @@ static void console_in_file(void **state)
     assert_memory_equal(back, "new", 3);
     close(fd);
     unlink(path);
-    assert_int_equal(console_file_open("/nonexistent/file", &console), -ENOENT);
-    assert_int_equal(console_file_open("/tmp", &console), -EISDIR);
-    assert_int_equal(console_file_open("/dev/full", &console), 0);
+    assert_int_equal(console_file_open("/nonexistent/file", loop, &console), -ENOENT);
+    assert_int_equal(console_file_open("/tmp", loop, &console), -EISDIR);
+    assert_int_equal(console_file_open("/dev/full", loop, &console), 0);
     console_write(console, (const uint8_t *)"lost", 4);
     console_free(console);
+    loop_free(loop);
+}
+
+enum { SERIAL_BYTES = 2000 };
+
+static int write_bytes(struct loop *loop, struct console *console)
+{
+    for (unsigned i = 0; i < SERIAL_BYTES; i++) {
+        uint8_t byte = (uint8_t)(i % 251);
+        console_write(console, &byte, 1);
+    }
+    struct timer *timer = timer_new(loop, give_up, loop);
+    timer_arm(timer, in_seconds(0) + 500000000);
+    int error = loop_run(loop);
+    timer_free(timer);
+    return error;
+}
+
+static int write_byte_by_byte(void)
+{
+    struct device device;
+    start_device(&device, 0);
+    if (write_bytes(device.loop, device.console)) {
+        return 1;
+    }
+    _exit(0); /* nothing is left to be written at the end */
+}
+
+/* Many small writes become few, which come by themselves, in order and whole. */
+static void small_writes_are_gathered(void **state)
+{
+    int pair[2], null = open("/dev/null", O_RDWR);
+    uint8_t bytes[SERIAL_BYTES + 1];
+    assert_int_equal(socketpair(AF_UNIX, SOCK_SEQPACKET, 0, pair), 0);
+    pid_t child = spawn(null, pair[1], write_byte_by_byte);
+    close(pair[1]);
+    size_t count = 0;
+    unsigned writes = 0;
+    for (ssize_t got = 1; got > 0 && count < sizeof bytes; writes++) {
+        got = read(pair[0], bytes + count, sizeof bytes - count);
+        assert_true(got >= 0);
+        count += (size_t)got;
+    }
+    assert_int_equal(status_of(child), 0);
+    assert_int_equal(count, SERIAL_BYTES);
+    for (size_t i = 0; i < count; i++) {
+        assert_int_equal(bytes[i], i % 251);
+    }
+    assert_in_range(writes, 2, SERIAL_BYTES / 20);
+    close(pair[0]), close(null);
+}
+
+/* The same for a file that is a pipe, and whose reader is slow. */
+static void file_that_is_a_pipe(void **state)
+{
+    enum { PIPE_ROOM = 65536 };
+    char path[] = "/tmp/stdio_test.fifo.XXXXXX";
+    static uint8_t bytes[PIPE_ROOM];
+    struct loop *loop;
+    struct console *console;
+    close(mkstemp(path));
+    unlink(path);
+    assert_int_equal(mkfifo(path, 0600), 0);
+    assert_int_equal(loop_new(&loop), 0);
+    assert_int_equal(console_file_open(path, loop, &console), -ENXIO);
+    int reader = open(path, O_RDONLY | O_NONBLOCK);
+    assert_int_equal(console_file_open(path, loop, &console), 0);
+    console_write(console, bytes, sizeof bytes); /* the pipe is full */
+    assert_int_equal(write_bytes(loop, console), 0);
+    assert_int_equal(read_all(reader, (char *)bytes, PIPE_ROOM), PIPE_ROOM);
+    assert_int_equal(write_bytes(loop, console), 0); /* without another flush but the loop's */
+    assert_int_equal(read_all(reader, (char *)bytes, 2 * SERIAL_BYTES), 2 * SERIAL_BYTES);
+    assert_int_equal(bytes[SERIAL_BYTES - 1], (SERIAL_BYTES - 1) % 251);
+    assert_int_equal(bytes[2 * SERIAL_BYTES - 1], (SERIAL_BYTES - 1) % 251);
+    close(reader);
+    console_write(console, bytes, 100); /* nobody reads: no signal, no wait */
+    console_free(console);
+    loop_free(loop);
+    unlink(path);
 }
 
 static void no_console(void **state)
@@ -526,12 +609,19 @@ static void no_console(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(pipes),         cmocka_unit_test(file_in_file_out),
-        cmocka_unit_test(no_input),      cmocka_unit_test(slow_device),
-        cmocka_unit_test(slow_reader),   cmocka_unit_test(stuck_reader),
-        cmocka_unit_test(terminal_keys), cmocka_unit_test(terminal_is_restored),
-        cmocka_unit_test(window_size),   cmocka_unit_test(console_in_file),
+        cmocka_unit_test(pipes),
+        cmocka_unit_test(file_in_file_out),
+        cmocka_unit_test(no_input),
+        cmocka_unit_test(slow_device),
+        cmocka_unit_test(slow_reader),
+        cmocka_unit_test(stuck_reader),
+        cmocka_unit_test(terminal_keys),
+        cmocka_unit_test(terminal_is_restored),
+        cmocka_unit_test(window_size),
+        cmocka_unit_test(console_in_file),
         cmocka_unit_test(no_console),
+        cmocka_unit_test(small_writes_are_gathered),
+        cmocka_unit_test(file_that_is_a_pipe),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -21,8 +21,11 @@ static struct {
     struct termios before;
 } terminal = {.fd = -1};
 
-static const int fatal_signals[] = {SIGHUP,  SIGINT, SIGQUIT, SIGTERM, SIGABRT,
-                                    SIGSEGV, SIGBUS, SIGILL,  SIGFPE,  SIGSYS};
+/* Whose default action ends the process; SIGKILL cannot be handled (docs/doppel.1 says what then).
+ */
+static const int fatal_signals[] = {
+    SIGHUP,  SIGINT,  SIGQUIT, SIGTERM, SIGABRT, SIGSEGV,   SIGBUS,  SIGILL,    SIGFPE, SIGSYS,
+    SIGTRAP, SIGALRM, SIGUSR1, SIGUSR2, SIGXCPU, SIGVTALRM, SIGPROF, SIGSTKFLT, SIGIO,  SIGPWR};
 
 bool terminal_is_ours(int fd)
 {
@@ -49,10 +52,14 @@ void terminal_leave(void)
     sigprocmask(SIG_SETMASK, &before, NULL);
 }
 
-/* Its disposition is the default again (SA_RESETHAND): the process dies of it as it should. */
-static void leave_and_die(int number)
+/*
+ * The process dies of it as it should. Handlers of faults that were installed later call this one
+ * for what is not theirs, so SA_RESETHAND would not do.
+ */
+static void leave_and_die(int number, siginfo_t *info, void *context)
 {
     terminal_leave();
+    signal(number, SIG_DFL);
     raise(number);
 }
 
@@ -66,8 +73,8 @@ static void arrange_leaving(void)
     atexit(terminal_leave);
     for (size_t i = 0; i < ARRAY_SIZE(fatal_signals); i++) {
         struct sigaction current;
-        struct sigaction action = {.sa_handler = leave_and_die,
-                                   .sa_flags = (int)(SA_RESETHAND | SA_ONSTACK)};
+        struct sigaction action = {.sa_sigaction = leave_and_die,
+                                   .sa_flags = SA_SIGINFO | SA_ONSTACK};
         sigfillset(&action.sa_mask);
         if (!sigaction(fatal_signals[i], NULL, &current) && current.sa_handler == SIG_DFL) {
             sigaction(fatal_signals[i], &action, NULL);
