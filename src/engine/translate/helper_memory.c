@@ -59,7 +59,7 @@ uint64_t helper_memory(struct block *block, uint32_t number)
 
 /* ---- FXSAVE64 and FXRSTOR64 on the live registers ---- */
 
-enum { FX_IMAGE_WRITTEN = 416, FX_MXCSR = 24, FX_MXCSR_RESERVED = ~0xffff };
+enum { FX_IMAGE_WRITTEN = 416, FX_MXCSR = 24, FX_MXCSR_MASK = 28, MXCSR_WRITABLE = 0xffff };
 
 /* What is odd about the operand is for interp. */
 static bool is_plain_fx_image(const struct block *block, gva_t gva)
@@ -77,6 +77,7 @@ uint64_t helper_fxsave(struct block *block, uint32_t number)
         return place_execute(block, &place);
     }
     __asm__ volatile("fxsave64 %0" : "=m"(block->fx_image));
+    store_le32(block->fx_image + FX_MXCSR_MASK, MXCSR_WRITABLE); /* not the host's */
     x87_pointers_hide(block, block->fx_image);
     if (mmu_write(&block->vcpu, gva, block->fx_image, FX_IMAGE_WRITTEN, user) != STEP_NEXT) {
         return place_execute(block, &place);
@@ -92,7 +93,7 @@ uint64_t helper_fxrstor(struct block *block, uint32_t number)
     gva_t gva = block->address;
     if (!is_plain_fx_image(block, gva) ||
         mmu_read(&block->vcpu, gva, block->fx_image, sizeof block->fx_image, user) != STEP_NEXT ||
-        (load_le32(block->fx_image + FX_MXCSR) & (uint32_t)FX_MXCSR_RESERVED)) {
+        (load_le32(block->fx_image + FX_MXCSR) & ~(uint32_t)MXCSR_WRITABLE)) {
         return place_execute(block, &place);
     }
     __asm__ volatile("fxrstor64 %0" : : "m"(block->fx_image));
