@@ -3,6 +3,8 @@
  * and the entry and exit paths of context_run(). Nothing is mapped until the test turns paging
  * on. Exceptions from CPL 0 arrive on the experiment's own stack, as this mode has it.
  */
+#include "start.h"
+
     .section .multiboot, "a"
     .balign 4
 #ifdef KLUDGE /* a flat binary that says itself where it goes (Multiboot 1, 3.1.3) */
@@ -22,11 +24,7 @@ start:
     mov $boot_stack_top, %esp
     mov %eax, multiboot_magic
     mov %ebx, multiboot_information
-    mov $task_segment, %eax
-    mov %ax, gdt + TASK_OFFSET + 2
-    shr $16, %eax
-    mov %al, gdt + TASK_OFFSET + 4
-    mov %ah, gdt + TASK_OFFSET + 7
+    fill_task_descriptor
     lgdt gdt_pointer
     ljmp $8, $1f
 1:  mov $0x10, %eax
@@ -44,9 +42,7 @@ start:
     or $0x10022, %eax
     mov %eax, %cr0
     fninit
-    mov $0xff, %al /* whoever started us may have left the interrupt controllers on */
-    out %al, $0x21
-    out %al, $0xa1
+    mask_interrupt_controllers
     mov $idt, %edi
     mov $stubs, %eax
     mov $256, %ecx
@@ -65,18 +61,7 @@ start:
     call test_main
     call finish
 
-    .balign 16
-stubs:
-    .set vector, 0
-    .rept 256
-    .balign 16
-    .if !((vector == 8) || (vector == 17) || ((vector >= 10) && (vector <= 14)))
-    push $-1
-    .endif
-    push $vector
-    jmp stub_common
-    .set vector, vector + 1
-    .endr
+    exception_stubs
 
 /*
  * Stack here: vector, error, EIP, CS, EFLAGS, and from an outer level or virtual-8086 mode ESP,
@@ -216,24 +201,7 @@ context_run:
     iret
 
     .data
-    .balign 16
-    .globl gdt
-gdt:
-    .quad 0
-    .quad 0x00cf9b000000ffff /* 08 kernel code */
-    .quad 0x00cf93000000ffff /* 10 kernel data */
-    .quad 0x00cf9b000000ffff /* 18 kernel code, 32 bit */
-    .quad 0x00cffb000000ffff /* 20 user code, 32 bit */
-    .quad 0x00cff3000000ffff /* 28 user data */
-    .quad 0x00cffb000000ffff /* 30 user code */
-    .quad 0x00009b000000ffff /* 38 kernel code, 16 bit */
-    .quad 0x000093000000ffff /* 40 kernel data, 16 bit */
-    .set TASK_OFFSET, . - gdt
-    .quad 0x0000890000002067 /* 48 TSS with an I/O permission map of 8 KiB */
-    .quad 0
-    .quad 0
-    .fill 32, 8, 0 /* 60 spare */
-gdt_end:
+    descriptors CODE_32, 0x2067 /* with an I/O permission map of 8 KiB */
     .globl gdt_pointer, idt_pointer
 gdt_pointer:
     .word gdt_end - gdt - 1

@@ -4,9 +4,22 @@
  * Map: the first GiB and the last one are the identity (supervisor); USER_WINDOW shows the first
  * 16 MiB again for user mode.
  */
+#include "start.h"
+
     .section .multiboot, "a"
     .balign 4
     .long 0x1badb002, 0x3, -(0x1badb002 + 0x3)
+
+/* Pages of 2 MiB from one on, whose address comes with the bits of its entry. */
+    .macro fill_directory directory, first, count
+    mov $\directory, %edi
+    mov $\first, %eax
+    mov $\count, %ecx
+1:  mov %eax, (%edi)
+    add $0x200000, %eax
+    add $8, %edi
+    loop 1b
+    .endm
 
     .text
     .code32
@@ -22,33 +35,10 @@ start:
     movl $pd0 + 3, (%edi)
     movl $pd1 + 7, 8(%edi)
     movl $pd3 + 3, 24(%edi)
-    mov $pd0, %edi
-    mov $0x83, %eax
-    mov $512, %ecx
-1:  mov %eax, (%edi)
-    add $0x200000, %eax
-    add $8, %edi
-    loop 1b
-    mov $pd3, %edi
-    mov $0xc0000093, %eax
-    mov $512, %ecx
-1:  mov %eax, (%edi)
-    add $0x200000, %eax
-    add $8, %edi
-    loop 1b
-    mov $pd1, %edi
-    mov $0x87, %eax
-    mov $8, %ecx
-1:  mov %eax, (%edi)
-    add $0x200000, %eax
-    add $8, %edi
-    loop 1b
-    /* fill in the base of the TSS descriptor */
-    mov $task_segment, %eax
-    mov %ax, gdt + TASK_OFFSET + 2
-    shr $16, %eax
-    mov %al, gdt + TASK_OFFSET + 4
-    mov %ah, gdt + TASK_OFFSET + 7
+    fill_directory pd0, 0x83, 512
+    fill_directory pd3, 0xc0000093, 512
+    fill_directory pd1, 0x87, 8
+    fill_task_descriptor
     call long_mode_on
     ljmp $8, $start_64
 
@@ -80,9 +70,7 @@ start_64:
     lldt %ax
     mov $boot_stack_top, %rsp
     fninit
-    mov $0xff, %al /* whoever started us may have left the interrupt controllers on */
-    out %al, $0x21
-    out %al, $0xa1
+    mask_interrupt_controllers
     call idt_fill
     lidt idt_pointer
     mov $TASK_OFFSET, %eax
@@ -108,18 +96,7 @@ idt_fill:
     loop 1b
     ret
 
-    .balign 16
-stubs:
-    .set vector, 0
-    .rept 256
-    .balign 16
-    .if !((vector == 8) || (vector == 17) || ((vector >= 10) && (vector <= 14)))
-    push $-1
-    .endif
-    push $vector
-    jmp stub_common
-    .set vector, vector + 1
-    .endr
+    exception_stubs
 
 /*
  * Stack here: vector, error, RIP, CS, RFLAGS, RSP, SS. The offsets are those of struct context.
@@ -240,24 +217,7 @@ context_run:
     iretq
 
     .data
-    .balign 16
-    .globl gdt
-gdt:
-    .quad 0
-    .quad 0x00af9b000000ffff /* 08 kernel code */
-    .quad 0x00cf93000000ffff /* 10 kernel data */
-    .quad 0x00cf9b000000ffff /* 18 kernel code, 32 bit */
-    .quad 0x00cffb000000ffff /* 20 user code, 32 bit */
-    .quad 0x00cff3000000ffff /* 28 user data */
-    .quad 0x00affb000000ffff /* 30 user code */
-    .quad 0x00009b000000ffff /* 38 kernel code, 16 bit */
-    .quad 0x000093000000ffff /* 40 kernel data, 16 bit */
-    .set TASK_OFFSET, . - gdt
-    .quad 0x0000890000000067 /* 48 TSS */
-    .quad 0
-    .quad 0
-    .fill 32, 8, 0 /* 60 spare */
-gdt_end:
+    descriptors CODE_64, 0x67
     .globl gdt_pointer, idt_pointer
 gdt_pointer:
     .word gdt_end - gdt - 1
