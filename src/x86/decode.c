@@ -33,6 +33,31 @@ static bool is_undefined(ZydisMnemonic mnemonic)
            mnemonic == ZYDIS_MNEMONIC_UD2;
 }
 
+/*
+ * Zydis takes R13D for the base of a SIB operand that has none (mod 0, base 5, with REX.B) where
+ * 67H makes addresses 32 bits wide, and forgets its displacement. SDM volume 2, table 2-3.
+ */
+static void correct_sib_without_base(struct insn *insn)
+{
+    const ZydisDecodedInstruction *info = &insn->info;
+
+    if (info->machine_mode != ZYDIS_MACHINE_MODE_LONG_64 || info->address_width != 32 ||
+        !(info->attributes & ZYDIS_ATTRIB_HAS_SIB) || info->raw.modrm.mod != 0 ||
+        (info->raw.sib.base & 7) != 5) {
+        return;
+    }
+    for (unsigned i = 0; i < info->operand_count; i++) {
+        ZydisDecodedOperand *operand = &insn->operands[i];
+        if (operand->encoding == ZYDIS_OPERAND_ENCODING_MODRM_RM &&
+            operand->type == ZYDIS_OPERAND_TYPE_MEMORY &&
+            operand->mem.base == ZYDIS_REGISTER_R13D) {
+            operand->mem.base = ZYDIS_REGISTER_NONE;
+            operand->mem.disp.has_displacement = ZYAN_TRUE;
+            operand->mem.disp.value = info->raw.disp.value;
+        }
+    }
+}
+
 enum decode_result decode(enum decode_mode mode, const uint8_t *bytes, size_t available,
                           struct insn *ret_insn)
 {
@@ -46,6 +71,7 @@ enum decode_result decode(enum decode_mode mode, const uint8_t *bytes, size_t av
         if (is_undefined(ret_insn->info.mnemonic)) {
             return DECODE_INVALID;
         }
+        correct_sib_without_base(ret_insn);
         bytes_fill(ret_insn->bytes, 0, sizeof ret_insn->bytes);
         bytes_copy(ret_insn->bytes, bytes, ret_insn->info.length);
         return DECODE_OK;

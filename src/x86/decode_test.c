@@ -143,12 +143,31 @@ static void test_operands(void **state)
     assert_int_equal(insn.operands[1].size, 64);
 }
 
+/* SIB with base 5 and mod 0 is an address without base, whatever REX.B and the address size. */
+static void test_sib_without_base(void **state)
+{
+    static const uint8_t loads[][9] = {
+        {0x67, 0x43, 0x8b, 0x04, 0x65, 1, 2, 3, 0x84}, /* mov eax, [r12d*2-0x7bfcfdff] */
+        {0x43, 0x8b, 0x04, 0x65, 1, 2, 3, 0x84, 0xcc}, /* the same with 64-bit addresses */
+    };
+    for (size_t i = 0; i < ARRAY_SIZE(loads); i++) {
+        struct insn insn;
+        assert_int_equal(decode(DECODE_64, loads[i], sizeof loads[i], &insn), DECODE_OK);
+        const ZydisDecodedOperandMem *memory = &insn.operands[1].mem;
+        assert_int_equal(memory->base, ZYDIS_REGISTER_NONE);
+        assert_int_equal(memory->index, i == 0 ? ZYDIS_REGISTER_R12D : ZYDIS_REGISTER_R12);
+        assert_true(memory->disp.has_displacement);
+        assert_int_equal(memory->disp.value, (int32_t)0x84030201);
+    }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_examples),
         cmocka_unit_test(test_prefixes),
         cmocka_unit_test(test_operands),
+        cmocka_unit_test(test_sib_without_base),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
