@@ -181,7 +181,7 @@ static enum vector_family family_of(const struct insn *insn)
         return FAMILY_FWAIT;
     }
     if (insn->info.meta.isa_ext == ZYDIS_ISA_EXT_X87 ||
-        insn->info.meta.isa_set == ZYDIS_ISA_SET_SSE3X87 ||
+        insn->info.mnemonic == ZYDIS_MNEMONIC_FISTTP ||
         insn->info.meta.isa_set == ZYDIS_ISA_SET_FCMOV) {
         return FAMILY_X87;
     }
@@ -363,12 +363,13 @@ enum pass { PASS_READ, PASS_CHECK, PASS_WRITE };
 static enum step transfer(struct vcpu *vcpu, const struct native_plan *plan, uint8_t *buffer,
                           enum pass pass)
 {
-    unsigned count = is_whole(plan) ? 1 : plan->count;
+    bool all = plan->faults_whole && pass == PASS_CHECK;
+    unsigned count = all || is_whole(plan) ? 1 : plan->count;
     unsigned size = plan->chunk * plan->count / count;
     uint32_t access = user_access(vcpu);
     gva_t gva;
 
-    if (!plan->active) {
+    if (!plan->active && !all) {
         return STEP_NEXT;
     }
     for (unsigned n = 0; n < count; n++) {

@@ -15,7 +15,8 @@ struct native_plan {
     uint64_t active; /* bit n: chunk n */
     bool reads;
     bool writes;
-    bool at_rdi; /* MASKMOVQ, MASKMOVDQU: the host finds the bytes by RDI */
+    bool faults_whole; /* though only the active chunks are written, all must be writable */
+    bool at_rdi;       /* MASKMOVQ, MASKMOVDQU: the host finds the bytes by RDI */
 };
 
 /* Which chunks a masked instruction accesses; leaves a plain one alone. (native_mask.c) */

@@ -102,8 +102,6 @@ static bool suppresses_faults(const struct insn *insn)
     case ZYDIS_MNEMONIC_VGF2P8AFFINEQB:
     case ZYDIS_MNEMONIC_VGF2P8AFFINEINVQB:
         return false;
-    case ZYDIS_MNEMONIC_VPSHUFBITQMB:
-        return true;
     default:
         break;
     }
@@ -142,14 +140,15 @@ static unsigned broadcast_count(ZydisBroadcastMode mode)
 }
 
 /*
- * The number of elements that the mask counts: of memory that is stored to, else of the first
- * vector register, else (the destination is a mask) of the whole vector.
+ * The number of elements that the mask counts: of memory that is stored to or says which bits
+ * become a mask, else of the first vector register, else (the destination is a mask) of the whole
+ * vector.
  */
 static unsigned masked_elements(const struct insn *insn, const ZydisDecodedOperand *memory)
 {
     unsigned element = memory->element_size ? memory->element_size : 8;
 
-    if (memory == &insn->operands[0]) {
+    if (memory == &insn->operands[0] || insn->info.mnemonic == ZYDIS_MNEMONIC_VPSHUFBITQMB) {
         return memory->size / element;
     }
     for (unsigned n = 0; n < insn->info.operand_count; n++) {
@@ -182,7 +181,8 @@ static void plan_opmask(const struct vcpu *vcpu, const struct insn *insn,
     unsigned elements = masked_elements(insn, memory);
     unsigned element = plan->chunk / (elements ? elements : 1);
 
-    if (insn->info.avx.broadcast.mode != ZYDIS_BROADCAST_MODE_INVALID) {
+    if (insn->info.avx.broadcast.mode != ZYDIS_BROADCAST_MODE_INVALID &&
+        !insn->info.avx.broadcast.is_static) {
         elements = broadcast_count(insn->info.avx.broadcast.mode);
         uint64_t counted = elements < 64 ? mask & ((1ull << elements) - 1) : mask;
         plan->active = counted ? 1 : 0;
@@ -235,5 +235,6 @@ void native_plan_mask(const struct vcpu *vcpu, const struct insn *insn,
                   insn->info.avx.mask.reg <= ZYDIS_REGISTER_K7;
     if (masked && (plan->writes || suppresses_faults(insn))) {
         plan_opmask(vcpu, insn, memory, plan);
+        plan->faults_whole = !suppresses_faults(insn);
     }
 }

@@ -83,10 +83,13 @@ enum step execute_sysexit(struct vcpu *vcpu, const struct insn *insn)
     uint16_t base = (uint16_t)(state->sysenter_cs & 0xfffc);
     bool to_64bit = is_64bit(vcpu) && operand_width(insn) == 8;
 
+    if (!is_protected(vcpu) || cpl_of(vcpu) != 0 || is_v86(vcpu)) {
+        return raise_gp(vcpu);
+    }
     if (is_long(vcpu) && is_amd(vcpu)) {
         return raise_ud(vcpu);
     }
-    if (!is_protected(vcpu) || base == 0 || cpl_of(vcpu) != 0 || is_v86(vcpu)) {
+    if (base == 0) {
         return raise_gp(vcpu);
     }
     if (to_64bit && (!is_canonical(state->gpr[RCX]) || !is_canonical(state->gpr[RDX]))) {
