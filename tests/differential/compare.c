@@ -1,13 +1,12 @@
 /*
- * What must agree between the real CPU and an engine. Flags that the manual leaves undefined are
- * left out, and of a #PF above the user's half the host's kernel hides the P bit.
+ * What must agree between the real CPU and an engine: everything but what model_specific.c knows.
  */
 #include "tests/differential/differential.h"
 
 #include <stdio.h>
 #include <string.h>
 
-enum { XSTATE_BV = 512, PF_P = 1 };
+enum { XSTATE_BV = 512 };
 
 /* A component that is not in XSTATE_BV has its initial value. */
 static void normalize(uint8_t *area)
@@ -31,51 +30,6 @@ static void normalize(uint8_t *area)
     for (unsigned i = 0; i < 8; i++) { /* 10 of 16 bytes count */
         memset(area + 32 + 16 * i + 10, 0, 6);
     }
-}
-
-static bool is_x87(const struct insn *insn)
-{
-    return insn->info.meta.isa_ext == ZYDIS_ISA_EXT_X87;
-}
-
-/*
- * Operands that the CPU handles in pieces: which byte beyond the page it names in CR2 is its own
- * choice (SDM volume 3, 4.7 promises an address of the access only).
- */
-static bool is_in_pieces(const struct insn *insn)
-{
-    switch (insn->info.mnemonic) {
-    case ZYDIS_MNEMONIC_FLDENV:
-    case ZYDIS_MNEMONIC_FNSTENV:
-    case ZYDIS_MNEMONIC_FRSTOR:
-    case ZYDIS_MNEMONIC_FNSAVE:
-    case ZYDIS_MNEMONIC_FXSAVE:
-    case ZYDIS_MNEMONIC_FXSAVE64:
-    case ZYDIS_MNEMONIC_FXRSTOR:
-    case ZYDIS_MNEMONIC_FXRSTOR64:
-    case ZYDIS_MNEMONIC_MASKMOVQ:
-    case ZYDIS_MNEMONIC_MASKMOVDQU:
-    case ZYDIS_MNEMONIC_ENTER:
-        return true;
-    default:
-        return insn->info.encoding == ZYDIS_INSTRUCTION_ENCODING_EVEX ||
-               insn->info.encoding == ZYDIS_INSTRUCTION_ENCODING_VEX;
-    }
-}
-
-/*
- * Real CPUs let two things of an instruction that faults on memory be seen: the switch of the x87
- * stack to MMX, and the flags of a conversion whose store faults (SDM volume 2, VCVTPS2PH).
- */
-static bool is_mmx(const struct insn *insn)
-{
-    for (unsigned i = 0; i < insn->info.operand_count; i++) {
-        if (insn->operands[i].type == ZYDIS_OPERAND_TYPE_REGISTER &&
-            ZydisRegisterGetClass(insn->operands[i].reg.value) == ZYDIS_REGCLASS_MMX) {
-            return true;
-        }
-    }
-    return false;
 }
 
 struct report {
@@ -109,41 +63,17 @@ static void compare_bytes(struct report *report, const char *what, const uint8_t
     }
 }
 
-static uint64_t undefined_flags(const struct insn *insn, const struct test_case *test)
-{
-    const ZydisAccessedFlags *flags = insn->info.cpu_flags;
-    uint64_t undefined = flags ? flags->undefined : 0;
-    (void)test;
-    return undefined | FLAG_RF;
-}
-
-static void compare_vectors(struct report *report, const struct insn *insn,
-                            const struct outcome *native, const struct outcome *engine,
+static void compare_vectors(struct report *report, const uint8_t *a, const uint8_t *b,
                             uint64_t components)
 {
-    uint8_t a[XSAVE_AREA_SIZE], b[XSAVE_AREA_SIZE];
-    memcpy(a, native->after.xsave, sizeof a);
-    memcpy(b, engine->after.xsave, sizeof b);
-    normalize(a);
-    normalize(b);
-    if (native->vector == EXCEPTION_PF && is_mmx(insn)) {
-        memcpy(b, a, 24);
-        memcpy(b + 32, a + 32, 128);
-    }
-    if (native->vector == EXCEPTION_PF && insn->info.mnemonic == ZYDIS_MNEMONIC_VCVTPS2PH) {
-        memcpy(b + 24, a + 24, 4);
-    }
-    compare_bytes(report, "x87", a, b, 0, 5);
-    if (!is_x87(insn)) { /* the last-instruction fields are compared by a guest test */
-        compare_bytes(report, "x87", a + 6, b + 6, 6, 18);
-    }
-    compare_bytes(report, "mxcsr", a + 24, b + 24, 0, 4);
-    compare_bytes(report, "st", a + 32, b + 32, 0, 128);
-    compare_bytes(report, "xmm", a + 160, b + 160, 0, 256);
     static const char *const names[] = {[COMPONENT_YMM] = "ymm",
                                         [COMPONENT_OPMASK] = "k",
                                         [COMPONENT_ZMM] = "zmm",
                                         [COMPONENT_ZMM16] = "zmm16"};
+    compare_bytes(report, "x87", a, b, 0, 24);
+    compare_bytes(report, "mxcsr", a + 24, b + 24, 0, 4);
+    compare_bytes(report, "st", a + 32, b + 32, 0, 128);
+    compare_bytes(report, "xmm", a + 160, b + 160, 0, 256);
     for (unsigned n = COMPONENT_YMM; n <= COMPONENT_ZMM16; n++) {
         struct xsave_component part = xsave_component(n);
         if (components >> n & 1) {
@@ -152,44 +82,49 @@ static void compare_vectors(struct report *report, const struct insn *insn,
     }
 }
 
+static void compare_exceptions(struct report *report, const struct outcome *native,
+                               const struct outcome *engine)
+{
+    bool has_error = native->vector == EXCEPTION_PF || native->vector == EXCEPTION_GP ||
+                     native->vector == EXCEPTION_SS;
+    if (has_error && native->error != engine->error) {
+        differ(report, "error", native->error, engine->error);
+    }
+    if (native->vector == EXCEPTION_PF && native->cr2 != engine->cr2) {
+        differ(report, "cr2", native->cr2, engine->cr2);
+    }
+}
+
 bool compare(const struct insn *insn, const struct test_case *test, const struct outcome *native,
              const struct outcome *engine, uint64_t components, bool print)
 {
     struct report report = {.print = print};
-    if (native->vector != engine->vector) {
-        differ(&report, "vector", native->vector, engine->vector);
+    struct outcome a = *native, b = *engine;
+    if (is_model_specific(insn, test, native, engine)) {
+        return false;
+    }
+    if (a.vector != b.vector) {
+        differ(&report, "vector", a.vector, b.vector);
         return true;
     }
-    bool completed = native->vector == EXCEPTION_BP;
-    if (native->vector == EXCEPTION_PF) {
-        uint64_t hidden = native->cr2 >> 47 ? PF_P : 0;
-        if ((native->error ^ engine->error) & ~hidden) {
-            differ(&report, "error", native->error, engine->error);
-        }
-        uint64_t precision = is_in_pieces(insn) ? ~0xfffull : ~0ull;
-        if ((native->cr2 ^ engine->cr2) & precision) {
-            differ(&report, "cr2", native->cr2, engine->cr2);
-        }
-    } else if (native->vector == EXCEPTION_GP || native->vector == EXCEPTION_SS) {
-        if (native->error != engine->error) {
-            differ(&report, "error", native->error, engine->error);
-        }
+    normalize(a.after.xsave);
+    normalize(b.after.xsave);
+    take_over_model_specific(insn, test, &a, &b);
+    compare_exceptions(&report, &a, &b);
+    if (a.after.rip != b.after.rip) {
+        differ(&report, "rip", a.after.rip, b.after.rip);
     }
-    if (native->after.rip != engine->after.rip) {
-        differ(&report, "rip", native->after.rip, engine->after.rip);
-    }
-    uint64_t ignored = completed ? undefined_flags(insn, test) : FLAG_RF;
-    if ((native->after.rflags ^ engine->after.rflags) & ~ignored) {
-        differ(&report, "rflags", native->after.rflags & ~ignored, engine->after.rflags & ~ignored);
+    if (a.after.rflags != b.after.rflags) {
+        differ(&report, "rflags", a.after.rflags, b.after.rflags);
     }
     for (unsigned i = 0; i < 16; i++) {
-        if (native->after.gpr[i] != engine->after.gpr[i]) {
+        if (a.after.gpr[i] != b.after.gpr[i]) {
             char name[8];
             snprintf(name, sizeof name, "gpr%u", i);
-            differ(&report, name, native->after.gpr[i], engine->after.gpr[i]);
+            differ(&report, name, a.after.gpr[i], b.after.gpr[i]);
         }
     }
-    compare_bytes(&report, "memory", native->after.data, engine->after.data, 0, 4096);
-    compare_vectors(&report, insn, native, engine, components);
+    compare_bytes(&report, "memory", a.after.data, b.after.data, 0, sizeof a.after.data);
+    compare_vectors(&report, a.after.xsave, b.after.xsave, components);
     return report.differs;
 }

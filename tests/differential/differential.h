@@ -8,6 +8,7 @@
  * native.c     cases on the real CPU, one signal each
  * on_engine.c  the same cases in a guest at CPL 3 with the same two pages mapped
  * compare.c    what must agree
+ * model_specific.c  where CPUs differ, and the manual lets them
  */
 #pragma once
 
@@ -84,6 +85,8 @@ uint64_t random_value(struct random *random);
 /* Bytes of one instance of the form; false if none was found. */
 bool generate_bytes(const struct form *form, struct random *random, struct test_case *ret_case,
                     struct insn *ret_insn);
+/* Where a byte of a vector register is in an XSAVE area. */
+unsigned vector_byte_place(unsigned number, unsigned byte);
 /* A state for these bytes. */
 void generate_state(const struct insn *insn, uint64_t components, struct random *random,
                     struct test_case *test);
@@ -104,6 +107,13 @@ int engine_side_open(const struct engine_ops *ops, const struct cpuid_table *cpu
 void engine_side_close(struct engine_side *side);
 int engine_side_run(struct engine_side *side, const struct test_case *test,
                     struct outcome *ret_outcome);
+
+/* May the outcomes differ altogether, because CPUs do? Then they are not compared. */
+bool is_model_specific(const struct insn *insn, const struct test_case *test,
+                       const struct outcome *native, const struct outcome *engine);
+/* What the manual leaves open in this outcome becomes the same as in native's. */
+void take_over_model_specific(const struct insn *insn, const struct test_case *test,
+                              const struct outcome *native, struct outcome *engine);
 
 /* Prints what differs and returns true, or returns false. */
 bool compare(const struct insn *insn, const struct test_case *test, const struct outcome *native,

@@ -281,28 +281,31 @@ static int gpr_number(ZydisRegister reg)
                : -1;
 }
 
+unsigned vector_byte_place(unsigned number, unsigned byte)
+{
+    if (number >= 16) {
+        return xsave_component(COMPONENT_ZMM16).offset + 64 * (number - 16) + byte;
+    }
+    if (byte < 16) {
+        return 160 + 16 * number + byte;
+    }
+    return byte < 32 ? xsave_component(COMPONENT_YMM).offset + 16 * number + byte - 16
+                     : xsave_component(COMPONENT_ZMM).offset + 32 * number + byte - 32;
+}
+
 /* VSIB: every element lands near the base. */
 static int64_t tame_indices(ZydisRegister reg, struct random *random, uint8_t *xsave)
 {
     unsigned n = (unsigned)ZydisRegisterGetId(reg);
     static const int offsets[] = {0, 1, 2, -1, 4, 8, -4, 16};
     bool wide = random_next(random) & 1;
-    for (unsigned part = 0; part < 8; part++) { /* 8 bytes at a time, 64 in all */
+    unsigned parts = ZydisRegisterGetWidth(ZYDIS_MACHINE_MODE_LONG_64, reg) / 64;
+    for (unsigned part = 0; part < parts; part++) { /* 8 bytes at a time */
         uint64_t value = (uint64_t)(int64_t)offsets[below(random, 8)];
         if (!wide) {
             value = (uint32_t)value | (uint64_t)(uint32_t)offsets[below(random, 8)] << 32;
         }
-        unsigned at;
-        if (n >= 16) {
-            at = xsave_component(COMPONENT_ZMM16).offset + 64 * (n - 16) + 8 * part;
-        } else if (part < 2) {
-            at = 160 + 16 * n + 8 * part;
-        } else if (part < 4) {
-            at = xsave_component(COMPONENT_YMM).offset + 16 * n + 8 * (part - 2);
-        } else {
-            at = xsave_component(COMPONENT_ZMM).offset + 32 * n + 8 * (part - 4);
-        }
-        memcpy(xsave + at, &value, 8);
+        memcpy(xsave + vector_byte_place(n, 8 * part), &value, 8);
     }
     return 0;
 }
