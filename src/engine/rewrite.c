@@ -87,6 +87,12 @@ const ZydisDecodedOperand *rewrite_memory_operand(const struct insn *insn)
     return NULL;
 }
 
+/* CPUs leave the destination as it is when the source is zero. SDM volume 2, BSF and BSR. */
+static bool is_bit_scan(const struct insn *insn)
+{
+    return insn->info.mnemonic == ZYDIS_MNEMONIC_BSF || insn->info.mnemonic == ZYDIS_MNEMONIC_BSR;
+}
+
 void rewrite_registers(const struct insn *insn, struct rewrite_registers *ret_registers)
 {
     struct rewrite_registers found = {0};
@@ -108,7 +114,7 @@ void rewrite_registers(const struct insn *insn, struct rewrite_registers *ret_re
         /* A conditional or a narrow write leaves a part of the old value: that is a read too. */
         bool reads = (operand->actions &
                       (ZYDIS_OPERAND_ACTION_MASK_READ | ZYDIS_OPERAND_ACTION_CONDWRITE)) ||
-                     (writes && operand->size < 32);
+                     (writes && (operand->size < 32 || is_bit_scan(insn)));
         bool is_explicit = operand->visibility == ZYDIS_OPERAND_VISIBILITY_EXPLICIT &&
                            operand->encoding != ZYDIS_OPERAND_ENCODING_NONE;
         if (is_explicit) {

@@ -9,6 +9,10 @@ SNIPPET(x87_divide, "fninit; fldcw (%rdi); fld1; fldz; fdivrp; nop; fwait; nop")
 SNIPPET(x87_divide_silent, "fninit; fldcw (%rdi); fld1; fldz; fdivrp; fnstsw %ax; mov %eax, %ebx;"
                            "fnclex; fwait; fnstsw %ax; nop");
 SNIPPET(x87_next, "fninit; fldcw (%rdi); fld1; fldz; fdivrp; fnstsw %ax; fld1");
+SNIPPET(x87_next_hole, "fninit; fldcw (%rdi); fld1; fldz; fdivrp; fldl (%r8)");
+SNIPPET(mmx_next_hole, "fninit; fldcw (%rdi); fld1; fldz; fdivrp; paddb (%r8), %mm2");
+SNIPPET(x87_hole, "fninit; fldl (%r8)");
+SNIPPET(sse_hole, "addps (%r8), %xmm1");
 SNIPPET(x87_pointers, "fninit; fldl (%rdi); fnstenv (%rsi)");
 SNIPPET(sse_divide, "ldmxcsr (%rdi); movaps (%rsi), %xmm1; xorps %xmm2, %xmm2;"
                     "divps %xmm2, %xmm1; nop");
@@ -33,14 +37,37 @@ SNIPPET(mmx, "fninit; movq (%rdi), %mm3; paddw %mm3, %mm3; movq %mm3, (%rdi); fn
 static uint8_t area[4096] __attribute__((aligned(4096)));
 static uint32_t word[16] __attribute__((aligned(64)));
 
-static struct context run(const char *code)
+#define HOLE 0x80000000ul /* nothing is mapped there */
+
+static struct context run_at(const char *code, uintptr_t operand)
 {
     struct context c;
     context_init(&c, code);
     c.gpr[RDI] = (uintptr_t)word;
     c.gpr[RSI] = (uintptr_t)area;
+    c.gpr[R8] = operand;
     context_run(&c);
     return c;
+}
+
+static struct context run(const char *code)
+{
+    return run_at(code, HOLE);
+}
+
+/* What a #PF of the operand comes behind. SDM volume 3, table 6-2. */
+static void test_fault_priority(void)
+{
+    struct context c = run(x87_next_hole);
+    check_stop("#MF before #PF", &c, MF, NO_ERROR, (uintptr_t)x87_next_hole_end - 3);
+    c = run(mmx_next_hole);
+    check_stop("#MF before #PF, MMX", &c, MF, NO_ERROR, (uintptr_t)mmx_next_hole_end - 4);
+    c = run(x87_hole);
+    check_stop("#PF with no #MF pending", &c, PF, 0, (uintptr_t)x87_hole_end - 3);
+    c = run_at(sse_hole, HOLE + 8);
+    check_stop("misalignment before #PF", &c, GP, 0, (uintptr_t)sse_hole);
+    c = run_at(sse_hole, HOLE);
+    check_stop("#PF if aligned", &c, PF, 0, (uintptr_t)sse_hole);
 }
 
 static void test_x87(void)
@@ -54,6 +81,7 @@ static void test_x87(void)
     check("  status after", c.gpr[RAX] & 0x80ff, 0);
     c = run(x87_next);
     check_stop("#MF at the next x87 instruction", &c, MF, NO_ERROR, (uintptr_t)x87_next_end - 2);
+    test_fault_priority();
     *(double *)word = 0;
     word[1] = 0x3ff00000;
     c = run(x87_pointers);
@@ -133,7 +161,7 @@ static void test_survival(void)
     struct context c;
     context_init(&c, xmm_load);
     c.gpr[RDI] = (uintptr_t)area;
-    c.gpr[RSI] = 0x80000000; /* a hole */
+    c.gpr[RSI] = HOLE;
     context_run(&c);
     check("fault behind a load", c.vector, PF);
     write_cr0(read_cr0() | 8);

@@ -28,7 +28,8 @@ SNIPPET(jrcxz, "jrcxz 1f; mov $1, %eax; 1: nop");
 SNIPPET(xlat, "xlat");
 SNIPPET(cmov_fault, "cmp %eax, %eax; cmovnz (%rdi), %rax");
 SNIPPET(cmov_zero, "cmp %eax, %eax; cmovnz %ecx, %eax");
-SNIPPET(bsf_zero, "bsf %rcx, %rax");
+SNIPPET(bsf_zero, "bsf %rcx, %rax; mov %rbx, %rsi; bsr %rcx, %rsi; mov %rbx, %r13;"
+                  "mov %rbx, %r15; mov %rcx, %r14; bsf %rcx, %r13; bsr %rcx, %r15");
 SNIPPET(lahf, "lahf");
 SNIPPET(sahf, "sahf; pushf; pop %rbx");
 SNIPPET(popf_user, "push %rax; popf; pushf; pop %rbx");
@@ -210,9 +211,12 @@ static void test_bits(void)
     c = run(shift_0, true, 0xffffffff80000001, 0, 32, 0, FLAGS_ARITHMETIC);
     check("shift by 32: flags stay", c.flags & FLAGS_ARITHMETIC, FLAGS_ARITHMETIC);
     check("  but the upper half goes", c.gpr[RAX], 0x80000001);
-    c = run(bsf_zero, true, 0x1234, 0, 0, 0, 0);
+    c = run(bsf_zero, true, 0x1234, 0x5678, 0, 0, 0);
     check("BSF of zero: ZF", c.flags & FLAG_ZF, FLAG_ZF);
     check("  the destination stays", c.gpr[RAX], 0x1234);
+    check("  so does R13", c.gpr[R13], 0x5678);
+    check("BSR of zero: R15 stays", c.gpr[R15], 0x5678);
+    check("  so does RSI", c.gpr[RSI], 0x5678);
     c = run(bswap, true, 0x0102030405060708, 0xffffffff01020304, 0, 0, 0);
     check("BSWAP 64", c.gpr[RAX], 0x0807060504030201);
     check("BSWAP 32", c.gpr[RBX], 0x04030201);

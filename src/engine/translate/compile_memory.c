@@ -109,12 +109,42 @@ void compile_check(struct compiler *c, unsigned size, bool write, const uint64_t
     outline(c, OUTLINE_MEMORY, branch, site, tag);
     emit_gs_scratch2(e, true, OP_ADD, SCRATCH, host);
 }
+
+/* Does the instruction look at pending x87 exceptions, or raise one by storing? */
+static bool has_early_faults(const struct insn *insn)
+{
+    for (unsigned i = 0; i < insn->info.operand_count; i++) {
+        const ZydisDecodedOperand *operand = &insn->operands[i];
+        ZydisRegisterClass class = operand->type == ZYDIS_OPERAND_TYPE_REGISTER
+                                       ? ZydisRegisterGetClass(operand->reg.value)
+                                       : ZYDIS_REGCLASS_INVALID;
+        if (class == ZYDIS_REGCLASS_X87 || class == ZYDIS_REGCLASS_MMX) {
+            return true;
+        }
+    }
+    return insn->info.meta.isa_ext == ZYDIS_ISA_EXT_X87 ||
+           insn->info.mnemonic == ZYDIS_MNEMONIC_VCVTPS2PH;
+}
+
+/*
+ * What comes before the #PF of an operand: a pending #MF, the #XM of a store that converts, the
+ * #GP of a vector (or CMPXCHG16B's operand) that must be aligned. SDM volume 3, table 6-2.
+ */
+static void note_early_faults(struct site *site, const struct insn *insn, unsigned size)
+{
+    bool is_vector = size == 16 || size == 32 || size == 64;
+    site->is_ordered = has_early_faults(insn);
+    site->alignment = is_vector ? (uint8_t)(size - 1) : 0;
+}
+
 void compile_operand_check(struct compiler *c, const ZydisDecodedOperand *operand, bool write)
 {
     uint64_t constant;
     flags_for_check(c);
     bool is_constant = compile_address(c, operand, &constant);
+    uint32_t site = c->vm->site_count;
     compile_check(c, operand->size / 8, write, is_constant ? &constant : NULL);
+    note_early_faults(&c->vm->sites[site], compiler_insn(c), operand->size / 8);
 }
 
 /* ---- copies ---- */

@@ -33,6 +33,7 @@ uint64_t helper_memory(struct block *block, uint32_t number)
     struct place place = place_of(block, number);
     bool is_group = site->is_group;
     gva_t gva = block->address;
+    bool is_ordered = site->is_ordered || (gva & site->alignment);
     bool crosses = (gva & (PAGE_SIZE - 1)) + site->size > PAGE_SIZE || site->size == 255;
     if (crosses && is_group) {
         return place_start_over_plain(block, &place);
@@ -47,14 +48,14 @@ uint64_t helper_memory(struct block *block, uint32_t number)
         return place_is_current(block, &place) ? place.retry_address
                                                : place_start_over(block, &place);
     case TLB_FAULT:
-        return is_group ? place_start_over_plain(block, &place) : deliver_fault(block, &place);
-    case TLB_SLOW:
-        if (is_group) {
-            return place_start_over_plain(block, &place);
+        if (!is_group && !is_ordered) {
+            return deliver_fault(block, &place);
         }
         break;
+    case TLB_SLOW:
+        break;
     }
-    return place_execute(block, &place);
+    return is_group ? place_start_over_plain(block, &place) : place_execute(block, &place);
 }
 
 /* ---- FXSAVE64 and FXRSTOR64 on the live registers ---- */
