@@ -1,9 +1,8 @@
 /*
- * Vector instructions (x87, MMX, SSE, AVX, AVX-512) run on the host CPU, one at a time: a snippet
- * holds the rewritten instruction, its memory operand is a bounce buffer with the guest's
- * alignment, and the vector state is that of state.xsave. What the host CPU objects to (unmasked
- * floating-point exceptions, alignment, reserved bits) arrives as a signal and becomes the
- * guest's exception.
+ * Vector instructions (x87, MMX, SSE, AVX, AVX-512) run on the host CPU, one at a time, as snippets
+ * (native_snippet.c): whether the guest may run it, its memory operand to and from the bounce
+ * buffer, and the order of its exceptions. What the host CPU objects to (unmasked floating-point
+ * exceptions, reserved bits) becomes the guest's exception.
  *
  * Promises: the guest sees no host address (x87 instruction pointers are replaced), and no memory
  *           is written before every check has passed.
@@ -11,137 +10,9 @@
 #include "engine/interp/native.h"
 
 #include <errno.h>
-#include <sys/mman.h>
-#include <unistd.h>
 
 #include "base/error.h"
-#include "engine/interp/flags.h"
 #include "engine/interp/vector_state.h"
-#include "engine/rewrite.h"
-#include "engine/signal.h"
-
-enum {
-    SLOT_SIZE = 32,
-    SLOTS = 512,
-    CODE_SIZE = SLOTS * SLOT_SIZE,
-    MAP_SIZE = CODE_SIZE + PAGE_SIZE, /* behind the slots: a RET alone */
-    BOUNCE_ALIGNMENT = 64,
-    BOUNCE_SIZE = 256,
-    OPCODE_RET = 0xc3,
-};
-
-/* Shared with native_call.S. */
-struct native_frame {
-    uint64_t host[16]; /* by host register */
-    uint64_t flags;    /* as in flags.h */
-    const uint8_t *body;
-    uint8_t *xsave;
-    uint64_t mask;  /* components to load and save */
-    uint64_t fault; /* 0, or the vector of the fault plus 1 */
-    uint32_t mxcsr; /* the host's own */
-    uint16_t fcw;
-};
-_Static_assert(offsetof(struct native_frame, fcw) == 172, "native_call.S knows the layout");
-
-void native_call(struct native_frame *frame);
-void native_fault(void);
-
-/* What a slot of the code page holds: the guest's bytes and mode. */
-struct snippet_key {
-    uint64_t bytes[2];
-};
-
-struct snippet {
-    struct snippet_key key;
-    struct rewrite_map map;
-    uint16_t loads; /* guest registers to load; to store */
-    uint16_t stores;
-};
-
-struct native {
-    struct native_frame frame;
-    alignas(BOUNCE_ALIGNMENT) uint8_t bounce[BOUNCE_SIZE];
-    struct snippet snippets[SLOTS];
-    uint8_t *write;      /* the code page, twice: */
-    const uint8_t *code; /* where it may be written, and where it may run */
-};
-
-/* A fault inside a snippet: go on behind it, with the vector noted. */
-static bool on_fault(siginfo_t *info, ucontext_t *context, void *owner)
-{
-    struct native *native = owner;
-    greg_t *registers = context->uc_mcontext.gregs;
-
-    if ((uint64_t)registers[REG_RIP] - (uintptr_t)native->code >= CODE_SIZE) {
-        return false;
-    }
-    native->frame.fault = (uint64_t)registers[REG_TRAPNO] + 1;
-    registers[REG_RIP] = (greg_t)(uintptr_t)native_fault;
-    return true;
-}
-
-static int code_open(struct native *native)
-{
-    int fd = memfd_create("doppel-interp", MFD_CLOEXEC);
-    int error = 0;
-
-    if (fd < 0) {
-        return fail(-errno, "make the memory file for interp's snippets");
-    }
-    if (ftruncate(fd, MAP_SIZE) != 0) {
-        error = -errno;
-    } else {
-        native->write = mmap(NULL, MAP_SIZE, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
-        native->code = mmap(NULL, MAP_SIZE, PROT_READ | PROT_EXEC, MAP_SHARED, fd, 0);
-        if (native->write == MAP_FAILED || native->code == MAP_FAILED) {
-            error = -errno;
-        }
-    }
-    close(fd);
-    if (!error) {
-        native->write[CODE_SIZE] = OPCODE_RET;
-    }
-    return error ? fail(error, "map the page for interp's snippets") : 0;
-}
-
-int interp_attach(struct vcpu *vcpu)
-{
-    struct native *native =
-        mmap(NULL, sizeof *native, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-
-    if (native == MAP_FAILED) {
-        return fail(-errno, "allocate interp's snippets");
-    }
-    native->write = MAP_FAILED;
-    native->code = MAP_FAILED;
-    vcpu->native = native;
-    int error = code_open(native);
-    if (!error) {
-        error = fault_handler_add(on_fault, native);
-    }
-    if (error) {
-        interp_detach(vcpu);
-    }
-    return error;
-}
-
-void interp_detach(struct vcpu *vcpu)
-{
-    struct native *native = vcpu->native;
-
-    if (!native) {
-        return;
-    }
-    fault_handler_remove(on_fault, native);
-    if (native->write != MAP_FAILED) {
-        munmap(native->write, MAP_SIZE);
-    }
-    if (native->code != MAP_FAILED) {
-        munmap((void *)native->code, MAP_SIZE);
-    }
-    munmap(native, sizeof *native);
-    vcpu->native = NULL;
-}
 
 enum vector_family {
     FAMILY_NONE,
@@ -231,116 +102,6 @@ static enum step check_enabled(struct vcpu *vcpu, enum vector_family family)
         return raise_ud(vcpu);
     }
     return state->cr0 & CR0_TS ? raise_exception(vcpu, EXCEPTION_NM) : STEP_NEXT;
-}
-
-static struct snippet_key key_of(const struct insn *insn)
-{
-    struct snippet_key key = {{load_le64(insn->bytes), load_le64(insn->bytes + 8)}};
-
-    /* The 16th byte is never part of an instruction: it tells the modes apart, and from empty. */
-    key.bytes[1] |= (0x80ull | insn->info.machine_mode) << 56;
-    return key;
-}
-
-static unsigned slot_of(struct snippet_key key)
-{
-    uint64_t hash = (key.bytes[0] ^ key.bytes[1] * 31) * 0x9e3779b97f4a7c15;
-
-    return (unsigned)(hash >> 32) % SLOTS;
-}
-
-static uint8_t take_register(uint16_t *free)
-{
-    uint8_t reg = (uint8_t)__builtin_ctz(*free);
-
-    *free &= (uint16_t) ~(1u << reg);
-    return reg;
-}
-
-/* Registers stay where they are, but RSP and R15 (the frame) move, and memory needs a base. */
-static void choose_registers(const struct insn *insn, struct snippet *snippet)
-{
-    const uint16_t reserved = 1u << RSP | 1u << R15;
-    struct rewrite_registers registers;
-
-    rewrite_registers(insn, &registers);
-    snippet->loads = registers.read | registers.implicit_read;
-    snippet->stores = registers.written | registers.implicit_written;
-    snippet->loads |= snippet->stores; /* partial writes keep the rest */
-    uint16_t free = (uint16_t) ~(snippet->loads | reserved);
-    for (uint8_t n = 0; n < GPR_COUNT; n++) {
-        bool moves = (reserved & snippet->loads) >> n & 1;
-        snippet->map.host[n] = moves ? take_register(&free) : n;
-    }
-    snippet->map.memory_base = take_register(&free);
-    snippet->map.memory_offset = 0;
-}
-
-/*
- * The opcode of MASKMOVQ and MASKMOVDQU alone, without the prefixes that chose the guest's address:
- * their memory operand has no place in ModRM.
- */
-static size_t copy_without_address(const struct insn *insn, uint8_t *out)
-{
-    size_t length = 0;
-
-    for (unsigned n = 0; n < insn->info.raw.prefix_count; n++) {
-        uint8_t prefix = insn->info.raw.prefixes[n].value;
-        if (prefix == 0x66 && insn->info.mnemonic == ZYDIS_MNEMONIC_MASKMOVDQU) {
-            out[length++] = prefix;
-            break;
-        }
-    }
-    if (insn->info.attributes & ZYDIS_ATTRIB_HAS_REX) {
-        out[length++] = insn->bytes[insn->info.raw.rex.offset];
-    }
-    unsigned start = insn->info.raw.modrm.offset - 2; /* 0FH and the opcode */
-    if (insn->info.encoding == ZYDIS_INSTRUCTION_ENCODING_VEX) {
-        start = insn->info.raw.vex.offset;
-    }
-    size_t rest = insn->info.length - start;
-    bytes_copy(out + length, insn->bytes + start, rest);
-    return length + rest;
-}
-
-static bool stores_at_rdi(ZydisMnemonic mnemonic)
-{
-    return mnemonic == ZYDIS_MNEMONIC_MASKMOVQ || mnemonic == ZYDIS_MNEMONIC_MASKMOVDQU ||
-           mnemonic == ZYDIS_MNEMONIC_VMASKMOVDQU;
-}
-
-/* Code that was written through the other mapping is seen after a serializing instruction. */
-static void serialize(void)
-{
-    uint32_t eax = 0, ebx, ecx = 0, edx;
-
-    __asm__ volatile("cpuid" : "+a"(eax), "=b"(ebx), "+c"(ecx), "=d"(edx) : : "memory");
-}
-
-/* Find or make the snippet; NULL if the instruction cannot be rewritten. */
-static const struct snippet *snippet_for(struct native *native, const struct insn *insn,
-                                         const uint8_t **ret_body)
-{
-    struct snippet_key key = key_of(insn);
-    unsigned slot = slot_of(key);
-    struct snippet *snippet = &native->snippets[slot];
-
-    *ret_body = native->code + (size_t)slot * SLOT_SIZE;
-    if (snippet->key.bytes[0] == key.bytes[0] && snippet->key.bytes[1] == key.bytes[1]) {
-        return snippet;
-    }
-    uint8_t *out = native->write + (size_t)slot * SLOT_SIZE;
-    snippet->key = (struct snippet_key){{0, 0}};
-    choose_registers(insn, snippet);
-    size_t length = stores_at_rdi(insn->info.mnemonic) ? copy_without_address(insn, out)
-                                                       : rewrite(insn, &snippet->map, out);
-    if (length == 0) {
-        return NULL;
-    }
-    out[length] = OPCODE_RET;
-    serialize();
-    snippet->key = key;
-    return snippet;
 }
 
 /* Chunk by chunk: where it is; the segment check is part of it. */
@@ -506,13 +267,13 @@ static enum step check_vector_alignment(struct vcpu *vcpu, const struct insn *in
  * what they would be in the guest. Where they are older, they are right already.
  */
 static void replace_pointers(struct vcpu *vcpu, const struct insn *insn,
-                             const struct native_plan *plan, const uint8_t *body,
+                             const struct native_plan *plan, const struct snippet *snippet,
                              const uint8_t *operand)
 {
     uint8_t *xsave = vcpu->state.xsave;
     unsigned opcode = insn->info.raw.modrm.offset;
 
-    if (load_le64(xsave + XSAVE_FIP) == (uintptr_t)body) {
+    if (load_le64(xsave + XSAVE_FIP) == (uintptr_t)snippet->body) {
         store_le64(xsave + XSAVE_FIP, vcpu->state.rip - insn->info.length);
         if (load_le16(xsave + XSAVE_FOP) && opcode > 0) {
             store_le16(xsave + XSAVE_FOP,
@@ -574,63 +335,14 @@ static enum step raise_fault(struct vcpu *vcpu, uint64_t vector)
     }
 }
 
-static void load_registers(struct vcpu *vcpu, const struct snippet *snippet, uint8_t *operand,
-                           const struct native_plan *plan)
-{
-    struct native_frame *frame = &vcpu->native->frame;
-
-    for (unsigned n = 0; n < GPR_COUNT; n++) {
-        if (snippet->loads >> n & 1) {
-            frame->host[snippet->map.host[n]] = vcpu->state.gpr[n];
-        }
-    }
-    frame->host[snippet->map.memory_base] = (uintptr_t)operand;
-    if (plan->at_rdi) {
-        frame->host[RDI] = (uintptr_t)operand;
-    }
-    frame->flags = flags_pack(vcpu->state.rflags);
-    frame->xsave = vcpu->state.xsave;
-    frame->mask = XCR0_X87 | XCR0_SSE;
-    if (vcpu->state.cr4 & CR4_OSXSAVE) {
-        frame->mask |= vcpu->state.xcr0;
-    }
-}
-
-static void store_registers(struct vcpu *vcpu, const struct snippet *snippet)
-{
-    const struct native_frame *frame = &vcpu->native->frame;
-
-    for (unsigned n = 0; n < GPR_COUNT; n++) {
-        if (snippet->stores >> n & 1) {
-            vcpu->state.gpr[n] = frame->host[snippet->map.host[n]];
-        }
-    }
-    vcpu->state.rflags = flags_unpack(vcpu->state.rflags, frame->flags);
-}
-
-/* Load and save the vector state without an instruction: the CPU settles what is derived. */
-void native_settle(struct vcpu *vcpu)
-{
-    struct native *native = vcpu->native;
-    const struct snippet none = {.map = {.memory_base = RAX}};
-    const struct native_plan plan = {0};
-
-    load_registers(vcpu, &none, NULL, &plan);
-    native->frame.body = native->code + CODE_SIZE;
-    native_call(&native->frame);
-}
-
 /* Run the body on the operand; a fault of the host becomes the guest's. */
 static enum step run_body(struct vcpu *vcpu, const struct insn *insn, const struct snippet *snippet,
-                          const struct native_plan *plan, const uint8_t *body, uint8_t *operand)
+                          const struct native_plan *plan, uint8_t *operand)
 {
-    struct native *native = vcpu->native;
+    uint64_t fault = snippet_run(vcpu, snippet, operand);
 
-    load_registers(vcpu, snippet, operand, plan);
-    native->frame.body = body;
-    native_call(&native->frame);
-    replace_pointers(vcpu, insn, plan, body, operand);
-    return native->frame.fault ? raise_fault(vcpu, native->frame.fault - 1) : STEP_NEXT;
+    replace_pointers(vcpu, insn, plan, snippet, operand);
+    return fault ? raise_fault(vcpu, fault - 1) : STEP_NEXT;
 }
 
 /*
@@ -648,14 +360,13 @@ static bool stores_late(const struct insn *insn, enum vector_family family,
 
 static enum step run_late_store(struct vcpu *vcpu, const struct insn *insn,
                                 enum vector_family family, const struct snippet *snippet,
-                                const struct native_plan *plan, const uint8_t *body,
-                                uint8_t *operand)
+                                const struct native_plan *plan, uint8_t *operand)
 {
     enum { X87_IE = 1, X87_OE = 8, X87_UE = 16 };
     uint8_t before[XSAVE_HEADER_END];
 
     bytes_copy(before, vcpu->state.xsave, sizeof before);
-    TRY(run_body(vcpu, insn, snippet, plan, body, operand));
+    TRY(run_body(vcpu, insn, snippet, plan, operand));
     if (family == FAMILY_X87 && (x87_pending(vcpu) & (X87_IE | X87_OE | X87_UE))) {
         return STEP_NEXT;
     }
@@ -671,14 +382,13 @@ static enum step run_late_store(struct vcpu *vcpu, const struct insn *insn,
 }
 
 static enum step run_checked(struct vcpu *vcpu, const struct insn *insn, enum vector_family family,
-                             const struct snippet *snippet, const struct native_plan *plan,
-                             const uint8_t *body)
+                             const struct snippet *snippet, const struct native_plan *plan)
 {
     uint64_t base = plan->active ? plan->offset + vcpu->state.segment[plan->segment].base : 0;
-    uint8_t *operand = vcpu->native->bounce + (base & (BOUNCE_ALIGNMENT - 1));
+    uint8_t *operand = snippet_operand(vcpu->native, base);
 
     if (stores_late(insn, family, plan)) {
-        return run_late_store(vcpu, insn, family, snippet, plan, body, operand);
+        return run_late_store(vcpu, insn, family, snippet, plan, operand);
     }
     TRY(check_vector_alignment(vcpu, insn, family, plan));
     if (plan->writes) {
@@ -688,7 +398,7 @@ static enum step run_checked(struct vcpu *vcpu, const struct insn *insn, enum ve
         bytes_fill(operand, 0, plan->chunk * plan->count);
         TRY(transfer(vcpu, plan, operand, PASS_READ));
     }
-    TRY(run_body(vcpu, insn, snippet, plan, body, operand));
+    TRY(run_body(vcpu, insn, snippet, plan, operand));
     return plan->writes ? transfer(vcpu, plan, operand, PASS_WRITE) : STEP_NEXT;
 }
 
@@ -696,7 +406,6 @@ enum step native_execute(struct vcpu *vcpu, const struct insn *insn)
 {
     enum vector_family family = family_of(insn);
     struct native_plan plan;
-    const uint8_t *body;
 
     TRY(check_enabled(vcpu, family));
     if (native_is_gather(insn)) {
@@ -706,13 +415,13 @@ enum step native_execute(struct vcpu *vcpu, const struct insn *insn)
         return raise_exception(vcpu, EXCEPTION_MF);
     }
     plan_make(vcpu, insn, &plan);
-    const struct snippet *snippet = snippet_for(vcpu->native, insn, &body);
-    if (!snippet || plan.chunk * plan.count > BOUNCE_SIZE - BOUNCE_ALIGNMENT) {
+    const struct snippet *snippet = snippet_for(vcpu->native, insn);
+    if (!snippet || plan.chunk * plan.count > SNIPPET_OPERAND_MAX) {
         fail(-ENOTSUP, "the vector instruction %02x %02x %02x %02x cannot be rewritten",
              insn->bytes[0], insn->bytes[1], insn->bytes[2], insn->bytes[3]);
         return STEP_ERROR;
     }
-    TRY(run_checked(vcpu, insn, family, snippet, &plan, body));
-    store_registers(vcpu, snippet);
+    TRY(run_checked(vcpu, insn, family, snippet, &plan));
+    snippet_commit(vcpu, snippet);
     return STEP_NEXT;
 }

@@ -68,7 +68,6 @@ static void plan_byte_mask(const struct vcpu *vcpu, const struct insn *insn,
     }
     plan->reads = false;
     plan->writes = true;
-    plan->at_rdi = true;
     plan_elements(plan, 1, active);
 }
 
