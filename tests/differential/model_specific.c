@@ -145,6 +145,40 @@ static bool is_compare_string(ZydisMnemonic mnemonic, bool *ret_two_operands)
     }
 }
 
+/* Does this operand give reason for this exception? */
+static bool is_due(const ZydisDecodedOperand *memory, uint64_t address,
+                   const struct test_case *test, uint64_t vector)
+{
+    const uint8_t *area = test->before.xsave;
+    unsigned size = memory->size / 8, alignment = size == 10 ? 8 : size;
+    switch (vector) {
+    case EXCEPTION_PF:
+        return address - DATA_PAGE > 4096 - size;
+    case EXCEPTION_GP: /* SSE operands, and moves that ask for alignment */
+        return size >= 16 && address % size;
+    case EXCEPTION_AC:
+        return test->before.rflags & FLAG_AC && address % alignment;
+    case EXCEPTION_MF:
+        return load16(area + FSW) & ~load16(area) & EXCEPTIONS;
+    default:
+        return false;
+    }
+}
+
+/*
+ * An operand that gives reason for two exceptions of the last class of priority, as above: #MF of
+ * an earlier instruction, #GP and #AC of one that is not aligned, #PF.
+ */
+static bool is_order_of_faults(const struct insn *insn, const struct test_case *test,
+                               const struct outcome *native, const struct outcome *engine)
+{
+    const ZydisDecodedOperand *memory = memory_operand(insn);
+    uint64_t address = memory ? operand_address(insn, memory, test) : 0;
+    return memory && native->vector != engine->vector &&
+           is_due(memory, address, test, native->vector) &&
+           is_due(memory, address, test, engine->vector);
+}
+
 /* CMPS where one operand is misaligned and the other faults: which is first, as above. */
 static bool is_operand_order(const struct insn *insn, const struct outcome *native,
                              const struct outcome *engine)
@@ -220,6 +254,7 @@ bool is_model_specific(const struct insn *insn, const struct test_case *test,
 {
     return is_vector_alignment(insn, test, native, engine) ||
            is_store_priority(insn, test, native, engine) ||
+           is_order_of_faults(insn, test, native, engine) ||
            is_operand_order(insn, native, engine) || is_unselected_byte(insn, native, engine) ||
            is_sha_alignment(insn, test, native, engine) || is_mxcsr_bit(native, engine) ||
            is_mask_of_bits(insn, native, engine) || is_other_instruction(insn, native, engine);
@@ -301,8 +336,18 @@ static bool is_in_pieces(const struct insn *insn)
         return true;
     default:
         return insn->info.encoding == ZYDIS_INSTRUCTION_ENCODING_EVEX ||
-               insn->info.encoding == ZYDIS_INSTRUCTION_ENCODING_VEX;
+               insn->info.encoding == ZYDIS_INSTRUCTION_ENCODING_VEX ||
+               (is_x87(insn) && memory_operand(insn) && memory_operand(insn)->size == 80);
     }
+}
+
+/* The operand's bytes; those of gathers and of ENTER have no place of their own. */
+static bool is_in_operand(const struct insn *insn, const struct test_case *test, uint64_t address)
+{
+    const ZydisDecodedOperand *memory = memory_operand(insn);
+    return !memory || memory->mem.type == ZYDIS_MEMOP_TYPE_VSIB ||
+           insn->info.mnemonic == ZYDIS_MNEMONIC_ENTER ||
+           address - operand_address(insn, memory, test) < memory->size / 8;
 }
 
 /* CMPS with two operands that fault: which is first is not said (SDM volume 3, table 6-2). */
@@ -317,8 +362,8 @@ static bool is_of_other_operand(const struct insn *insn, const struct outcome *n
             (native->cr2 - gpr[RDI] < size && engine->cr2 - gpr[RSI] < size));
 }
 
-static void open_fault(const struct insn *insn, const struct outcome *native,
-                       struct outcome *engine)
+static void open_fault(const struct insn *insn, const struct test_case *test,
+                       const struct outcome *native, struct outcome *engine)
 {
     enum { PF_P = 1 };
     const uint64_t user_end = 0x7ffffffff000;
@@ -326,7 +371,8 @@ static void open_fault(const struct insn *insn, const struct outcome *native,
         engine->error = (engine->error & ~(uint64_t)PF_P) | (native->error & PF_P);
     }
     if (is_of_other_operand(insn, native, engine) ||
-        (is_in_pieces(insn) && !((native->cr2 ^ engine->cr2) >> 12))) {
+        (is_in_pieces(insn) && !((native->cr2 ^ engine->cr2) >> 12) &&
+         is_in_operand(insn, test, engine->cr2))) {
         engine->cr2 = native->cr2;
     }
 }
@@ -399,7 +445,9 @@ void take_over_model_specific(const struct insn *insn, const struct test_case *t
     engine->after.rflags = (engine->after.rflags & ~flags) | (native->after.rflags & flags);
     open_memory(insn, test, native, engine);
     if (native->vector == EXCEPTION_PF) {
-        open_fault(insn, native, engine);
+        open_fault(insn, test, native, engine);
+    }
+    if (is_memory_fault(native)) {
         open_registers(insn, native, engine);
     }
     if (is_x87(insn)) { /* FOP, FIP and FDP are compared by a guest test */
