@@ -294,9 +294,14 @@ void units_fini(struct translate_vm *vm);
 /* `second_page` is where the next virtual page is now (NO_PAGE if it is not mapped). */
 struct unit *unit_find(struct translate_vm *vm, uint64_t page, uint64_t second_page,
                        uint16_t offset, uint64_t virtual_page, uint16_t mode);
-/* Keep a page marked as code while its bytes are read, from before memory_set_code(). */
-void page_begin_compile(struct translate_vm *vm, uint64_t page);
-void page_end_compile(struct translate_vm *vm, uint64_t page);
+/* Is there no room for one more unit of any size? Then everything is to be forgotten first. */
+bool units_are_full(const struct translate_vm *vm);
+/*
+ * Keep pages marked as code while their bytes are read, from before memory_set_code() on. All is
+ * void if the generation has changed between the two.
+ */
+void pages_begin_compile(struct translate_vm *vm, uint64_t page, uint64_t second_page);
+void pages_end_compile(struct translate_vm *vm, uint64_t page, uint64_t second_page);
 void unit_add(struct translate_vm *vm, struct unit *unit);
 /* Retire what was made from these bytes; true if something was. */
 bool units_retire(struct translate_vm *vm, gpa_t gpa, uint64_t length);
@@ -337,8 +342,7 @@ struct decoded {
     struct insn insn;
 };
 
-/* ---- helper.c, helper_memory.c: what stubs call; each returns the host address to go on at ----
- */
+/* ---- helper.c, helper_memory.c: what stubs call; each returns where to go on ---- */
 uint64_t helper_memory(struct block *block, uint32_t site);
 uint64_t helper_execute(struct block *block, uint32_t site);
 uint64_t helper_link(struct block *block, uint32_t site);

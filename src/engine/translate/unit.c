@@ -81,9 +81,22 @@ static struct page_units *page_make(struct translate_vm *vm, uint64_t number)
     return page;
 }
 
-void page_begin_compile(struct translate_vm *vm, uint64_t page)
+bool units_are_full(const struct translate_vm *vm)
+{
+    enum { SITES_OF_UNIT = 1024, PAGES_OF_VCPUS = 4 * ARRAY_SIZE(vm->blocks) };
+    return vm->cache.used + 2 * UNIT_MAX_HOST_BYTES > vm->cache.size ||
+           vm->unit_count + 1 >= UNITS_MAX || vm->site_count + SITES_OF_UNIT >= SITES_MAX ||
+           vm->page_count + PAGES_OF_VCPUS >= PAGES_MAX ||
+           vm->link_count[PRIVILEGE_KERNEL] + 2 * UNIT_MAX_INSTRUCTIONS >= KERNEL_LINKS_MAX ||
+           vm->link_count[PRIVILEGE_USER] + 2 * UNIT_MAX_INSTRUCTIONS >= USER_LINKS_MAX;
+}
+
+void pages_begin_compile(struct translate_vm *vm, uint64_t page, uint64_t second_page)
 {
     page_make(vm, page)->compiling++;
+    if (second_page != NO_PAGE) {
+        page_make(vm, second_page)->compiling++;
+    }
 }
 
 /* No unit and no compiler needs the page's bytes to be watched any more. */
@@ -94,12 +107,18 @@ static void page_release(struct translate_vm *vm, const struct page_units *page)
     }
 }
 
-void page_end_compile(struct translate_vm *vm, uint64_t page)
+static void page_end_compile(struct translate_vm *vm, uint64_t number)
 {
-    struct page_units *found = page_find(vm, page);
-    if (found && found->compiling) { /* units_forget() may have come between */
-        found->compiling--;
-        page_release(vm, found);
+    struct page_units *page = page_find(vm, number);
+    page->compiling--;
+    page_release(vm, page);
+}
+
+void pages_end_compile(struct translate_vm *vm, uint64_t page, uint64_t second_page)
+{
+    page_end_compile(vm, page);
+    if (second_page != NO_PAGE) {
+        page_end_compile(vm, second_page);
     }
 }
 

@@ -384,15 +384,11 @@ static void translate_wait(struct engine_vcpu *engine, uint64_t deadline_ns)
 
 /* ---- the run loop ---- */
 
-/* Room for one more unit of any size; otherwise everything is forgotten first. */
 static void make_room(struct block *block)
 {
     struct translate_vm *vm = block->vm;
     pthread_mutex_lock(&vm->lock);
-    bool full = vm->cache.used + 2 * UNIT_MAX_HOST_BYTES > vm->cache.size ||
-                vm->unit_count + 1 >= UNITS_MAX || vm->site_count + 1024 >= SITES_MAX ||
-                vm->link_count[PRIVILEGE_KERNEL] + 2 * UNIT_MAX_INSTRUCTIONS >= KERNEL_LINKS_MAX ||
-                vm->link_count[PRIVILEGE_USER] + 2 * UNIT_MAX_INSTRUCTIONS >= USER_LINKS_MAX;
+    bool full = units_are_full(vm);
     pthread_mutex_unlock(&vm->lock);
     if (!full) {
         return;
@@ -422,10 +418,8 @@ static enum step translate_here(struct block *block)
     make_room(block);
     uint64_t page = gpa >> PAGE_SHIFT, second = block_second_page(block, rip);
     pthread_mutex_lock(&vm->lock);
-    page_begin_compile(vm, page);
-    if (second != NO_PAGE) {
-        page_begin_compile(vm, second);
-    }
+    uint32_t generation = vm->generation;
+    pages_begin_compile(vm, page, second);
     pthread_mutex_unlock(&vm->lock);
     /* May wait for other vCPUs: without our lock. Afterwards every store to the pages is seen. */
     bool is_watched = memory_set_code(vm->config.memory, page) == 0;
@@ -434,17 +428,18 @@ static enum step translate_here(struct block *block)
     }
     trail_clear();
     pthread_mutex_lock(&vm->lock);
-    if (is_watched && !unit_find(vm, page, second, gpa & (PAGE_SIZE - 1),
-                                 align_down(rip, PAGE_SIZE), block->wanted_mode)) {
+    bool is_forgotten = vm->generation != generation;
+    if (is_forgotten) {
+        /* Another vCPU forgot everything meanwhile, maybe the mark of a page too: once more. */
+        pages_begin_compile(vm, page, second);
+    } else if (is_watched && !unit_find(vm, page, second, gpa & (PAGE_SIZE - 1),
+                                        align_down(rip, PAGE_SIZE), block->wanted_mode)) {
         compile(block, rip, gpa, second, block->wanted_mode);
     }
-    page_end_compile(vm, page);
-    if (second != NO_PAGE) {
-        page_end_compile(vm, second);
-    }
+    pages_end_compile(vm, page, second);
     pthread_mutex_unlock(&vm->lock);
     /* Code outside RAM, or that a device writes now, is for interp. */
-    return is_watched ? STEP_NEXT : interp_step(&block->vcpu);
+    return is_watched || is_forgotten ? STEP_NEXT : interp_step(&block->vcpu);
 }
 
 /* The engine's own kicks; the architectural ones are interp_poll()'s. */
