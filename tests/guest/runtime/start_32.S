@@ -3,7 +3,7 @@
  * and the entry and exit paths of context_run(). Nothing is mapped until the test turns paging
  * on. Exceptions from CPL 0 arrive on the experiment's own stack, as this mode has it.
  */
-#include "start.h"
+#include "start.inc"
 
     .section .multiboot, "a"
     .balign 4

@@ -4,7 +4,7 @@
  * Map: the first GiB and the last one are the identity (supervisor); USER_WINDOW shows the first
  * 16 MiB again for user mode.
  */
-#include "start.h"
+#include "start.inc"
 
     .section .multiboot, "a"
     .balign 4
