@@ -121,7 +121,7 @@ int engine_side_open(const struct engine_ops *ops, const struct cpuid_table *cpu
     struct engine_side *side = calloc(1, sizeof *side);
     *ret_side = side;
     const struct engine_config config = {
-        .cpuid = cpuid, .host = test_host(side), .cpus = 1, .time_mode = TIME_DETERMINISTIC};
+        .cpuid = cpuid, .host = test_host(side), .cpus = 1, .time_mode = TIME_HOST};
     int r = test_engine_open(&side->engine, ops, &range, 1, config, 0);
     r = r ? r : build_kernel(side);
     build_state(side, components);
