@@ -11,23 +11,24 @@ enum { COMPONENTS = 10 };
 struct xsave_component xsave_component(unsigned number)
 {
     static struct xsave_component cache[COMPONENTS];
+    static bool known[COMPONENTS]; /* hosts without a component have none of its bytes */
     uint32_t eax, ebx, ecx, edx;
 
     if (number < 2 || number >= COMPONENTS) {
         return (struct xsave_component){0};
     }
     /* Every thread would write the same constants. */
-    uint32_t size = __atomic_load_n(&cache[number].size, __ATOMIC_ACQUIRE);
-    if (size == 0) {
+    if (!__atomic_load_n(&known[number], __ATOMIC_ACQUIRE)) {
         __cpuid_count(0xd, number, eax, ebx, ecx, edx);
-        __atomic_store_n(&cache[number].offset, ebx, __ATOMIC_RELAXED);
-        __atomic_store_n(&cache[number].size, eax, __ATOMIC_RELEASE);
-        size = eax;
+        bool fits = ebx + eax <= XSAVE_AREA_SIZE;
+        __atomic_store_n(&cache[number].offset, fits ? ebx : 0, __ATOMIC_RELAXED);
+        __atomic_store_n(&cache[number].size, fits ? eax : 0, __ATOMIC_RELAXED);
+        __atomic_store_n(&known[number], true, __ATOMIC_RELEASE);
     }
-    if (cache[number].offset + size > XSAVE_AREA_SIZE) {
-        return (struct xsave_component){0};
-    }
-    return (struct xsave_component){.offset = cache[number].offset, .size = size};
+    return (struct xsave_component){
+        .offset = __atomic_load_n(&cache[number].offset, __ATOMIC_RELAXED),
+        .size = __atomic_load_n(&cache[number].size, __ATOMIC_RELAXED),
+    };
 }
 
 void xsave_materialize(struct cpu_state *state, uint64_t components)
