@@ -48,7 +48,8 @@ static void differ(struct report *report, const char *what, uint64_t native, uin
 static void compare_bytes(struct report *report, const char *what, const uint8_t *native,
                           const uint8_t *engine, unsigned from, unsigned size)
 {
-    for (unsigned i = 0; i < size; i++) {
+    bool same = !memcmp(native, engine, size);
+    for (unsigned i = 0; !same && i < size; i++) {
         if (native[i] != engine[i]) {
             char text[48];
             unsigned at = i & ~7u;

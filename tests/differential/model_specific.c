@@ -88,8 +88,8 @@ static bool is_masked(const struct insn *insn)
 
 /*
  * #AC for operands of 16 bytes and more that need not be aligned, and for smaller ones of which
- * elements are masked off. SDM volume 3, 6.15, interrupt 17: whether it is raised depends on the
- * implementation. AMD's CPUs raise it, before any #PF.
+ * elements are masked off. SDM volume 2, MOVUPS: it may or may not be generated, depending on the
+ * implementation (volume 1, 14.9 for AVX). AMD's CPUs raise it, before any #PF.
  */
 static bool is_vector_alignment(const struct insn *insn, const struct test_case *test,
                                 const struct outcome *native, const struct outcome *engine)
