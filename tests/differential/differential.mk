@@ -8,8 +8,9 @@ $(DIFFERENTIAL): $(wildcard tests/differential/*.c) tests/differential/different
 	$(CC) $(FLAGS) -I. -MF $@.d -o $@ $(filter %.c,$^) $(ARCHIVE) $(LINK)
 
 differential-test: $(DIFFERENTIAL)
-	$(DIFFERENTIAL) --engine interp --cpu-model v3 --cases 40 --sample 20
-	$(DIFFERENTIAL) --engine interp --cpu-model host --cases 40 --sample 5
+	$(DIFFERENTIAL) --engine interp --cpu-model v2 --cases 20 --sample 30
+	$(DIFFERENTIAL) --engine interp --cpu-model v3 --cases 20
+	$(DIFFERENTIAL) --engine interp --cpu-model host --cases 20 --sample 30
 	$(DIFFERENTIAL) --engine translate --cpu-model v3 --cases 40 --sample 10 --tolerate 4
 
 differential-soak: $(DIFFERENTIAL)

@@ -245,7 +245,8 @@ static void fill_vector_state(uint64_t components, struct random *random, uint8_
         memcpy(xsave + 32 + 16 * i, &mantissa, 8);
         memcpy(xsave + 40 + 16 * i, &exponent, 2);
     }
-    memcpy(xsave + 512, &components, 8);
+    uint64_t present = components | XCR0_X87 | XCR0_SSE; /* these two without XSAVE as well */
+    memcpy(xsave + 512, &present, 8);
 }
 
 static void fill_data(struct random *random, uint8_t *data)
