@@ -110,7 +110,7 @@ struct engine_ops {
     /*
      * TIME_DETERMINISTIC: leave run() once, with EXIT_INTERRUPTED, between two instructions when
      * this many have been executed (UINT64_MAX: never). On the vCPU's thread, also from within
-     * calls of engine_host. NULL: the engine cannot.
+     * calls of engine_host.
      */
     void (*set_deadline)(struct engine_vcpu *vcpu, uint64_t instructions);
 };

@@ -71,9 +71,6 @@ static int pick_engine(struct vm *vm)
     const struct engine_ops *wanted =
         vm->config->engine == ENGINE_INTERP ? &interp_engine : &translate_engine;
     int r = wanted->probe();
-    if (!r && vm->config->time_mode == TIME_DETERMINISTIC && !wanted->set_deadline) {
-        r = fail(-ENOTSUP, "--time instructions needs --engine interp");
-    }
     if (r && vm->config->engine == ENGINE_AUTO) {
         trail_clear();
         wanted = &interp_engine;
@@ -151,9 +148,9 @@ static void make_vcpus(struct vm *vm)
 /* Time stands still for a machine that is stopped: note where. */
 static void note_time(struct vm *vm)
 {
-    vm->stopped_tsc = engine_host_tsc();
     vm->stopped_ns = clock_now(vm->clock);
     if (vm->host_clock) {
+        vm->stopped_tsc = engine_host_tsc();
         host_clock_stop(vm->host_clock, vm->stopped_ns);
     }
 }

@@ -9,15 +9,16 @@ GUEST_FLAGS := -std=gnu17 -O2 -g0 -ffreestanding -fno-strict-aliasing -fno-pic -
 GUEST_FLAGS_64 := $(GUEST_FLAGS) -m64 -mno-red-zone
 GUEST_FLAGS_32 := $(GUEST_FLAGS) -m32
 
-GUEST_HOST  := tests/guest/run_guest.c tests/guest/move_machine.c
+GUEST_PROGRAMS := run_guest move_machine compare_machine
+GUEST_HOST  := $(patsubst %,tests/guest/%.c,$(GUEST_PROGRAMS))
 GUEST_32    := $(wildcard tests/guest/*_32.c)
 GUEST_64    := $(filter-out $(GUEST_32) $(GUEST_HOST),$(wildcard tests/guest/*.c))
 GUEST_TESTS := $(patsubst tests/guest/%.c,$(GUEST_OUT)/%.elf,$(GUEST_64) $(GUEST_32)) \
                $(GUEST_OUT)/multiboot_kludge.bin
 
-guest-tests: $(GUEST_TESTS) $(GUEST_OUT)/run_guest $(GUEST_OUT)/move_machine
+guest-tests: $(GUEST_TESTS) $(GUEST_PROGRAMS:%=$(GUEST_OUT)/%)
 
-$(GUEST_OUT)/run_guest $(GUEST_OUT)/move_machine: $(GUEST_OUT)/%: tests/guest/%.c $(ARCHIVE)
+$(GUEST_PROGRAMS:%=$(GUEST_OUT)/%): $(GUEST_OUT)/%: tests/guest/%.c $(ARCHIVE)
 	@mkdir -p $(@D)
 	$(CC) $(FLAGS) -MF $@.d -MT $@ -o $@ $< $(ARCHIVE) $(LINK)
 

@@ -9,7 +9,6 @@
  *
  * Guests that need interrupt controllers or a second CPU run in the whole machine (run-machine).
  */
-#include <cpuid.h>
 #include <errno.h>
 #include <getopt.h>
 #include <signal.h>
@@ -285,38 +284,11 @@ static void report_difference(void *owner, const char *section, const char *fiel
     printf("the engines differ in %s.%s\n", section, field);
 }
 
-/*
- * XSTATE_BV only says which components need not be looked at: a component in its initial state may
- * be marked or not. Make it marked, with its contents. Bytes 464 to 511 belong to nobody.
- */
-static void spell_out_vectors(uint8_t *xsave)
-{
-    uint64_t present;
-    memcpy(&present, xsave + 512, 8);
-    if (!(present & 1)) {
-        memset(xsave, 0, 24);
-        memset(xsave + 32, 0, 128);
-        xsave[0] = 0x7f, xsave[1] = 3; /* FCW */
-    }
-    if (!(present & 2)) {
-        memset(xsave + 160, 0, 256);
-    }
-    for (unsigned n = 2; n < 8; n++) { /* AVX and AVX-512 are where leaf 0DH says */
-        unsigned size, offset, ecx, edx;
-        __cpuid_count(0xd, n, size, offset, ecx, edx);
-        if (!(present >> n & 1) && offset + size <= XSAVE_AREA_SIZE) {
-            memset(xsave + offset, 0, size);
-        }
-    }
-    memset(xsave + 28, 0, 4); /* MXCSR_MASK is the host's */
-    memset(xsave + 464, 0, 112);
-}
-
 static int compare(struct outcome *a, struct outcome *b)
 {
     int r = 0;
-    spell_out_vectors(a->state.xsave);
-    spell_out_vectors(b->state.xsave);
+    test_spell_out_vectors(a->state.xsave);
+    test_spell_out_vectors(b->state.xsave);
     for (unsigned i = 0; i < XSAVE_AREA_SIZE; i++) {
         if (a->state.xsave[i] != b->state.xsave[i]) {
             printf("XSAVE byte %u: interp %02x, translate %02x\n", i, a->state.xsave[i],

@@ -433,6 +433,22 @@ static bool needs_attention(const struct engine_vcpu *v)
            v->vcpu.instructions >= v->deadline;
 }
 
+/* Can the state as it is answer one of these kicks? */
+static bool has_work(const struct engine_vcpu *v, uint32_t kicks)
+{
+    const struct cpu_state *state = &v->vcpu.state;
+
+    if (kicks & (KICK_STOP | KICK_INIT)) {
+        return true;
+    }
+    if (state->activity == ACTIVITY_WAIT_SIPI) {
+        return kicks & KICK_SIPI;
+    }
+    return state->activity == ACTIVITY_RUNNING ||
+           ((kicks & KICK_NMI || state->nmi_pending) && !state->nmi_blocked) ||
+           ((kicks & KICK_INTERRUPT) && (state->rflags & FLAG_IF));
+}
+
 static enum exit_kind run_until_exit(struct engine_vcpu *v)
 {
     for (;;) {
@@ -453,7 +469,10 @@ static enum exit_kind run_until_exit(struct engine_vcpu *v)
         case STEP_EXCEPTION:
             break;
         case STEP_HALT:
-            return EXIT_HALT;
+            if (!has_work(v, v->vcpu.kicks)) {
+                return EXIT_HALT;
+            }
+            break;
         case STEP_SHUTDOWN:
             return EXIT_TRIPLE_FAULT;
         case STEP_ERROR:
@@ -480,22 +499,6 @@ static void kick(struct engine_vcpu *v, unsigned kicks, uint8_t sipi_vector)
     if (v->waiting) {
         syscall(SYS_futex, &v->vcpu.kicks, FUTEX_WAKE_PRIVATE, INT_MAX, NULL, NULL, 0);
     }
-}
-
-/* Can the state as it is answer one of these kicks? */
-static bool has_work(const struct engine_vcpu *v, uint32_t kicks)
-{
-    const struct cpu_state *state = &v->vcpu.state;
-
-    if (kicks & (KICK_STOP | KICK_INIT)) {
-        return true;
-    }
-    if (state->activity == ACTIVITY_WAIT_SIPI) {
-        return kicks & KICK_SIPI;
-    }
-    return state->activity == ACTIVITY_RUNNING ||
-           ((kicks & KICK_NMI || state->nmi_pending) && !state->nmi_blocked) ||
-           ((kicks & KICK_INTERRUPT) && (state->rflags & FLAG_IF));
 }
 
 static void wait_for_work(struct engine_vcpu *v, uint64_t deadline_ns)

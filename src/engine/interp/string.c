@@ -174,9 +174,13 @@ static bool steps_singly(const struct vcpu *vcpu)
     return (vcpu->state.rflags & FLAG_TF) || (vcpu->state.dr7 & 0xff);
 }
 
-/* Stand at the same instruction again. */
+/*
+ * Stand at the same instruction again. It counts when it ends: the count must not depend on where
+ * an engine's soft TLB and watched pages divide it.
+ */
 static enum step again(struct vcpu *vcpu, const struct insn *insn)
 {
+    vcpu->instructions--; /* interp_execute() adds one */
     vcpu->state.rip -= insn->info.length;
     if (!is_64bit(vcpu)) {
         vcpu->state.rip = (uint32_t)vcpu->state.rip;

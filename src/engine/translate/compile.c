@@ -88,7 +88,20 @@ static void emit_outline(struct compiler *c, const struct outline *o)
         emit_constant(e, SCRATCH2, o->site);
         emit_jump(e, c->vm->stubs.poll);
         break;
+    case OUTLINE_TIME:
+        emit_constant(e, SCRATCH2, o->site);
+        emit_jump(e, c->vm->stubs.time);
+        break;
     }
+}
+
+/* A site to leave at by a branch; no instruction faults there. */
+static uint32_t site_tested(struct compiler *c, uint64_t pc)
+{
+    uint32_t site = site_new(c, SITE_POLL);
+    c->vm->sites[site].target = pc;
+    c->vm->sites[site].resume = 0;
+    return site;
 }
 
 void compile_poll(struct compiler *c, uint64_t pc, size_t word)
@@ -97,9 +110,20 @@ void compile_poll(struct compiler *c, uint64_t pc, size_t word)
     emit_gs(e, false, 0x83, 7, word); /* cmp dword gs:[word], 0 */
     emit8(e, 0);
     uint8_t *branch = emit_branch_forward(e, CONDITION_NZ);
-    uint32_t site = site_new(c, SITE_POLL);
-    c->vm->sites[site].target = pc;
-    outline(c, OUTLINE_POLL, branch, site, 0);
+    outline(c, OUTLINE_POLL, branch, site_tested(c, pc), 0);
+}
+
+void compile_deadline_check(struct compiler *c, uint64_t pc)
+{
+    struct emitter *e = &c->e;
+    if (!c->counts) {
+        return;
+    }
+    c->uncounted = 0;
+    emit_load(e, SCRATCH2, offsetof(struct block, vcpu.instructions));
+    emit_gs(e, true, OP_CMP, SCRATCH2, offsetof(struct block, units_until));
+    uint8_t *branch = emit_branch_forward(e, CONDITION_AE);
+    outline(c, OUTLINE_TIME, branch, site_tested(c, pc), 0);
 }
 
 void count_instructions(struct compiler *c, int ahead)
@@ -488,13 +512,14 @@ static enum flags_home first_need(const struct compiler *c)
 static void emit_entries(struct compiler *c)
 {
     struct unit *unit = c->unit;
-    switch (first_need(c)) {
+    switch (c->counts ? FLAGS_SAVED : first_need(c)) {
     case FLAGS_SAVED:
         unit->host_entry = emit_offset(&c->e);
         c->flags = FLAGS_HOST;
         flags_to_block(c);
         unit->saved_entry = emit_offset(&c->e);
         c->flags = FLAGS_SAVED;
+        compile_deadline_check(c, c->virtual_page + unit->offset);
         break;
     case FLAGS_HOST:
         unit->saved_entry = emit_offset(&c->e);

@@ -125,7 +125,8 @@ static void emit_return(struct compiler *c, uint32_t size)
     uint32_t site = site_new(c, SITE_EXECUTE);
     c->vm->sites[site].resume = 0;
     c->vm->sites[site].undo = size;
-    emit8(e, 0x4c); /* cmp [rsp + 8], r13 */
+    c->vm->sites[site].uncounted = c->counts ? -1 : 0; /* pops before it are done */
+    emit8(e, 0x4c);                                    /* cmp [rsp + 8], r13 */
     emit8(e, 0x39);
     emit8(e, 0x6c);
     emit8(e, 0x24);
@@ -281,6 +282,7 @@ bool compile_call(struct compiler *c)
     emit8(e, 0x24);
     emit8(e, 8);
     c->flags = FLAGS_SAVED;
+    compile_deadline_check(c, compiler_next_pc(c));
     return true;
 }
 

@@ -16,6 +16,7 @@ enum outline_kind {
     OUTLINE_RETURN,  /* a return that the private stack does not know */
     OUTLINE_EXIT,    /* a direct exit: chain or link */
     OUTLINE_POLL,    /* an interrupt may be deliverable */
+    OUTLINE_TIME,    /* deterministic time: the run loop goes on in single steps */
 };
 
 struct outline {
@@ -99,6 +100,11 @@ void outline(struct compiler *c, enum outline_kind kind, uint8_t *branch, uint32
  * in a run: for instructions that may leave the unit. Uses R14.
  */
 void count_instructions(struct compiler *c, int ahead);
+/*
+ * Deterministic time, wherever a unit is entered: leave with state.rip = `pc` if the deadline is
+ * near. Flags are saved, all instructions before are counted. Uses R14.
+ */
+void compile_deadline_check(struct compiler *c, uint64_t pc);
 /* Run the current instruction in interp, inline. */
 void compile_execute(struct compiler *c);
 /* If kicks are waiting, leave with state.rip = `pc` before it runs. Flags are saved. */

@@ -195,7 +195,14 @@ static inline void emit_set_target(struct emitter *e, uint8_t *rel32)
     store_le32(rel32, (uint32_t)(e->at - (rel32 + 4)));
 }
 
-enum { CONDITION_O = 0, CONDITION_C = 2, CONDITION_Z = 4, CONDITION_NZ = 5, CONDITION_A = 7 };
+enum {
+    CONDITION_O = 0,
+    CONDITION_C = 2,
+    CONDITION_AE = 3,
+    CONDITION_Z = 4,
+    CONDITION_NZ = 5,
+    CONDITION_A = 7,
+};
 
 /* jmp gs:[displacement] (reg 4) or call gs:[displacement] (reg 2) */
 static inline void emit_gs_transfer(struct emitter *e, unsigned reg, size_t displacement)

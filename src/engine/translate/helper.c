@@ -131,6 +131,12 @@ uint64_t helper_poll(struct block *block, uint32_t number)
     return block_resume(block, 0);
 }
 
+uint64_t helper_deadline(struct block *block, uint32_t number)
+{
+    block->vcpu.state.rip = block->vm->sites[number].target;
+    return block_leave(block, LEAVE_AGAIN);
+}
+
 static void fill_link(struct block *block, uint32_t link, uint64_t host)
 {
     bool is_user = block->mode & MODE_USER;

@@ -114,6 +114,7 @@ struct block {
     uint64_t address;       /* the guest-virtual address of a miss */
     uint16_t saved_flags;   /* LAHF in the high byte, OF in the low */
     uint8_t interrupt_flag; /* RFLAGS.IF while units run */
+    uint64_t units_until;   /* deterministic time: of vcpu.instructions; then units are left */
     _Atomic uint32_t poll_now;
 
     /*
@@ -128,6 +129,7 @@ struct block {
 
     /* ---- used by C only ---- */
     struct translate_vm *vm;
+    uint64_t deadline; /* of vcpu.instructions: then run() is left */
     uint32_t kernel_links_filled;
     bool kernel_is_local;
     enum leave_reason reason;
@@ -231,6 +233,7 @@ struct stubs {
     uint32_t execute; /* R14D = site */
     uint32_t link;    /* R14D = site: a chain or link that is not resolved */
     uint32_t poll;    /* R14D = site */
+    uint32_t time;    /* R14D = site: the deadline is near */
     uint32_t fault_host, fault_saved; /* R14D = site, set by the signal handler */
     uint32_t indirect[PRIVILEGES];    /* R13 = guest-virtual target: look it up */
     uint32_t indirect_slow;           /* the same, after the look-up failed */
@@ -278,10 +281,17 @@ struct translate_vm {
     bool drop_everything;
 };
 
+/*
+ * Between two looks at units_until no more instructions than these are executed: a unit's, and one
+ * in the shadow of another.
+ */
+enum { DEADLINE_REACH = UNIT_MAX_INSTRUCTIONS + 2 };
+
 /* Kick bits of this engine. */
 enum {
-    KICK_WORLD = 1u << 8, /* come to a safe point */
-    KICK_CODE = 1u << 9,  /* units were retired: forget jump caches, links, private stacks */
+    KICK_WORLD = 1u << 8,     /* come to a safe point */
+    KICK_CODE = 1u << 9,      /* units were retired: forget jump caches, links, private stacks */
+    KICK_DEADLINE = 1u << 10, /* a near deadline was set: leave units */
 };
 
 /* ---- cache.c ---- */
@@ -347,6 +357,7 @@ uint64_t helper_memory(struct block *block, uint32_t site);
 uint64_t helper_execute(struct block *block, uint32_t site);
 uint64_t helper_link(struct block *block, uint32_t site);
 uint64_t helper_poll(struct block *block, uint32_t site);
+uint64_t helper_deadline(struct block *block, uint32_t site);
 uint64_t helper_fault(struct block *block, uint32_t site);
 uint64_t helper_indirect(struct block *block, uint32_t unused);
 uint64_t helper_string(struct block *block, uint32_t site);

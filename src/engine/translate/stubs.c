@@ -152,6 +152,7 @@ void stubs_make(struct translate_vm *vm)
     stubs->execute = emit_call_helper(&e, helper_execute);
     stubs->link = emit_call_helper(&e, helper_link);
     stubs->poll = emit_call_helper(&e, helper_poll);
+    stubs->time = emit_call_helper(&e, helper_deadline);
     stubs->string = emit_call_helper(&e, helper_string);
     stubs->fxsave = emit_call_helper(&e, helper_fxsave);
     stubs->fxrstor = emit_call_helper(&e, helper_fxrstor);

@@ -263,6 +263,7 @@ static int translate_vcpu_new(struct engine_vm *engine, unsigned index,
     ASSERT(block->decoded);
     block->mode = MODE_INTERPRET;
     block->parked = true;
+    block->deadline = block->units_until = UINT64_MAX;
     block->thread = pthread_self();
     cpu_state_reset(&vcpu->state, index == 0);
     result = interp_attach(vcpu);
@@ -321,6 +322,18 @@ static void translate_take_pending(struct engine_vcpu *engine, struct cpu_state 
 static uint64_t translate_instructions(const struct engine_vcpu *vcpu)
 {
     return ((const struct block *)vcpu)->vcpu.instructions;
+}
+
+/* Units come near the deadline only; the last instructions are interpreted one at a time. */
+static void translate_set_deadline(struct engine_vcpu *vcpu, uint64_t instructions)
+{
+    struct block *block = block_of(vcpu);
+    block->deadline = instructions;
+    block->units_until = instructions > DEADLINE_REACH ? instructions - DEADLINE_REACH : 0;
+    if (block->vcpu.instructions >= block->units_until) {
+        atomic_fetch_or(&block->vcpu.kicks, KICK_DEADLINE);
+        block->poll_now = 1;
+    }
 }
 
 /* ---- kicks and waiting ---- */
@@ -446,7 +459,8 @@ static enum step translate_here(struct block *block)
 static void answer_engine_kicks(struct block *block)
 {
     block->poll_now = 0;
-    uint32_t kicks = atomic_fetch_and(&block->vcpu.kicks, ~(uint32_t)(KICK_WORLD | KICK_CODE));
+    uint32_t own = KICK_WORLD | KICK_CODE | KICK_DEADLINE;
+    uint32_t kicks = atomic_fetch_and(&block->vcpu.kicks, ~own);
     if (kicks & KICK_WORLD) {
         world_park(block);
         world_unpark(block);
@@ -500,6 +514,13 @@ static enum exit_kind leave_run(struct block *block, enum exit_kind kind)
     return kind;
 }
 
+/* Units neither know a shadow that is on at their start, nor stop at a deadline exactly. */
+static bool needs_single_steps(const struct block *block)
+{
+    return (block->mode & MODE_INTERPRET) || block->vcpu.state.interrupt_shadow ||
+           block->vcpu.instructions >= block->units_until;
+}
+
 static enum exit_kind translate_run(struct engine_vcpu *engine)
 {
     struct block *block = block_of(engine);
@@ -511,6 +532,10 @@ static enum exit_kind translate_run(struct engine_vcpu *engine)
     space_activate(block);
     for (;;) {
         enum step step = STEP_NEXT;
+        if (vcpu->instructions >= block->deadline) {
+            block->deadline = block->units_until = UINT64_MAX;
+            return leave_run(block, EXIT_INTERRUPTED);
+        }
         if (atomic_load(&vcpu->kicks) || block->poll_now) {
             answer_engine_kicks(block);
             if (atomic_load(&vcpu->kicks) & KICK_STOP) {
@@ -524,7 +549,7 @@ static enum exit_kind translate_run(struct engine_vcpu *engine)
         }
         if (step == STEP_NEXT) {
             block_renew_mode(block);
-            if (block->mode & MODE_INTERPRET) {
+            if (needs_single_steps(block)) {
                 vectors_save(block);
                 step = interp_step(vcpu);
             } else {
@@ -562,4 +587,5 @@ const struct engine_ops translate_engine = {
     .set_state = translate_set_state,
     .take_pending = translate_take_pending,
     .instructions = translate_instructions,
+    .set_deadline = translate_set_deadline,
 };
