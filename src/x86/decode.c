@@ -11,7 +11,7 @@
  * - MPX, CET, CLDEMOTE off: no CPU model offers them, so ENDBR64, RDSSP, BNDMOV... are the NOPs
  *   that they were made of.
  * - WBNOINVD off: it is WBINVD, which may do more than asked.
- * - KNC off: the opcodes of a coprocessor.
+ * - KNC off: the opcodes of a coprocessor. (Its MVEX prefix has no mode: see is_undefined().)
  * - LZCNT and TZCNT on: see decode.h.
  * - AMD_BRANCHES off: in 64-bit mode a near branch ignores the prefix 66H, as on Intel CPUs.
  */
@@ -26,11 +26,15 @@ static const ZydisDecoder decoders[] = {
     [DECODE_64] = {ZYDIS_MACHINE_MODE_LONG_64, ZYDIS_STACK_WIDTH_64, DECODER_MODES},
 };
 
-/* The instructions that are defined to be undefined: for an executor they are just that. */
-static bool is_undefined(ZydisMnemonic mnemonic)
+/*
+ * For an executor the instructions that are defined to be undefined are just that, and so is a
+ * prefix 62H that would be EVEX but for a bit that must be one (SDM volume 2, 2.7.1).
+ */
+static bool is_undefined(const ZydisDecodedInstruction *info)
 {
-    return mnemonic == ZYDIS_MNEMONIC_UD0 || mnemonic == ZYDIS_MNEMONIC_UD1 ||
-           mnemonic == ZYDIS_MNEMONIC_UD2;
+    return info->mnemonic == ZYDIS_MNEMONIC_UD0 || info->mnemonic == ZYDIS_MNEMONIC_UD1 ||
+           info->mnemonic == ZYDIS_MNEMONIC_UD2 ||
+           info->encoding == ZYDIS_INSTRUCTION_ENCODING_MVEX;
 }
 
 /*
@@ -68,7 +72,7 @@ enum decode_result decode(enum decode_mode mode, const uint8_t *bytes, size_t av
     ZyanStatus status =
         ZydisDecoderDecodeFull(&decoders[mode], bytes, length, &ret_insn->info, ret_insn->operands);
     if (ZYAN_SUCCESS(status)) {
-        if (is_undefined(ret_insn->info.mnemonic)) {
+        if (is_undefined(&ret_insn->info)) {
             return DECODE_INVALID;
         }
         correct_sib_without_base(ret_insn);

@@ -59,17 +59,18 @@ static const struct example examples[] = {
     {DECODE_32, "66 e8 01 02", DECODE_OK, 4, ZYDIS_MNEMONIC_CALL},
 
     /* undefined */
-    {DECODE_64, "0f 0b", DECODE_INVALID, 0, 0},       /* UD2 */
-    {DECODE_64, "0f b9 c0", DECODE_INVALID, 0, 0},    /* UD1 */
-    {DECODE_64, "0f ff c0", DECODE_INVALID, 0, 0},    /* UD0 */
-    {DECODE_64, "f0 01 c0", DECODE_INVALID, 0, 0},    /* LOCK without memory */
-    {DECODE_64, "f0 8b 00", DECODE_INVALID, 0, 0},    /* LOCK with a load */
-    {DECODE_64, "f0 90", DECODE_INVALID, 0, 0},       /* LOCK NOP */
-    {DECODE_64, "0f 20 c8", DECODE_INVALID, 0, 0},    /* CR1 */
-    {DECODE_64, "8e c8", DECODE_INVALID, 0, 0},       /* MOV to CS */
-    {DECODE_64, "8e f8", DECODE_INVALID, 0, 0},       /* segment register 7 */
-    {DECODE_64, "66 c5 f8 77", DECODE_INVALID, 0, 0}, /* VEX after 66H */
-    {DECODE_64, "0f c7 c8", DECODE_INVALID, 0, 0},    /* CMPXCHG8B without memory */
+    {DECODE_64, "0f 0b", DECODE_INVALID, 0, 0},                /* UD2 */
+    {DECODE_64, "0f b9 c0", DECODE_INVALID, 0, 0},             /* UD1 */
+    {DECODE_64, "0f ff c0", DECODE_INVALID, 0, 0},             /* UD0 */
+    {DECODE_64, "f0 01 c0", DECODE_INVALID, 0, 0},             /* LOCK without memory */
+    {DECODE_64, "f0 8b 00", DECODE_INVALID, 0, 0},             /* LOCK with a load */
+    {DECODE_64, "f0 90", DECODE_INVALID, 0, 0},                /* LOCK NOP */
+    {DECODE_64, "0f 20 c8", DECODE_INVALID, 0, 0},             /* CR1 */
+    {DECODE_64, "8e c8", DECODE_INVALID, 0, 0},                /* MOV to CS */
+    {DECODE_64, "8e f8", DECODE_INVALID, 0, 0},                /* segment register 7 */
+    {DECODE_64, "66 c5 f8 77", DECODE_INVALID, 0, 0},          /* VEX after 66H */
+    {DECODE_64, "62 02 69 de 40 76 7b", DECODE_INVALID, 0, 0}, /* EVEX with P1[2] = 0 */
+    {DECODE_64, "0f c7 c8", DECODE_INVALID, 0, 0},             /* CMPXCHG8B without memory */
 
     /* truncated: every true prefix of an instruction */
     {DECODE_64, "", DECODE_TRUNCATED, 0, 0},
