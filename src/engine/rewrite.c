@@ -290,6 +290,9 @@ static size_t rewrite_legacy(const struct insn *insn, const struct fields *field
         opcode = with_modrm[opcode - 0xa0];
     } else if (fields->rm_in_opcode) {
         opcode = (uint8_t)((opcode & ~7) | (fields->rm & 7));
+        if (opcode == 0x90 && info->opcode_map == ZYDIS_OPCODE_MAP_DEFAULT && !(fields->rm & 8)) {
+            return 0; /* XCHG of RAX with itself: that is NOP, which leaves the upper half alone */
+        }
     }
 
     uint8_t rex = info->raw.rex.W ? REX_W : 0;
