@@ -54,23 +54,30 @@ static bool is_x87(const struct insn *insn)
            insn->info.mnemonic == ZYDIS_MNEMONIC_FISTTP;
 }
 
-/* One of them raised the exception, the other did not. */
-static bool only_one(const struct outcome *a, const struct outcome *b, uint64_t vector)
-{
-    return (a->vector == vector) != (b->vector == vector);
-}
-
-static bool is_memory_fault(const struct outcome *outcome)
-{
-    return outcome->vector == EXCEPTION_PF || outcome->vector == EXCEPTION_GP ||
-           outcome->vector == EXCEPTION_SS || outcome->vector == EXCEPTION_AC;
-}
-
 /* Did the instruction complete? Then the breakpoint behind it came, or a fault of its fetch. */
 static bool is_completed(const struct test_case *test, const struct outcome *outcome)
 {
     return outcome->vector == EXCEPTION_BP ||
            (outcome->vector == EXCEPTION_PF && outcome->after.rip != test->before.rip);
+}
+
+/* Did the instruction itself raise this exception? */
+static bool has_raised(const struct test_case *test, const struct outcome *outcome, uint64_t vector)
+{
+    return outcome->vector == vector && !is_completed(test, outcome);
+}
+
+/* One of them raised the exception, the other did not. */
+static bool only_one(const struct test_case *test, const struct outcome *a, const struct outcome *b,
+                     uint64_t vector)
+{
+    return has_raised(test, a, vector) != has_raised(test, b, vector);
+}
+
+static bool is_memory_fault(const struct test_case *test, const struct outcome *outcome)
+{
+    return has_raised(test, outcome, EXCEPTION_PF) || outcome->vector == EXCEPTION_GP ||
+           outcome->vector == EXCEPTION_SS || outcome->vector == EXCEPTION_AC;
 }
 
 static bool is_byte_masked(const struct insn *insn)
@@ -98,7 +105,7 @@ static bool is_vector_alignment(const struct insn *insn, const struct test_case 
     return memory && (memory->size >= 128 || is_masked(insn) || is_byte_masked(insn)) &&
            test->before.rflags & FLAG_AC &&
            operand_address(insn, memory, test) % (memory->size / 8) &&
-           only_one(native, engine, EXCEPTION_AC);
+           only_one(test, native, engine, EXCEPTION_AC);
 }
 
 /* A numeric exception that is not masked: #XM, or an x87 one that the next instruction raises. */
@@ -120,11 +127,11 @@ static bool is_store_priority(const struct insn *insn, const struct test_case *t
     const ZydisDecodedOperand *memory = memory_operand(insn);
     return memory && memory->actions & ZYDIS_OPERAND_ACTION_MASK_WRITE &&
            (is_x87(insn) || insn->info.mnemonic == ZYDIS_MNEMONIC_VCVTPS2PH) &&
-           ((is_memory_fault(native) && has_numeric_exception(test, engine)) ||
-            (is_memory_fault(engine) && has_numeric_exception(test, native)));
+           ((is_memory_fault(test, native) && has_numeric_exception(test, engine)) ||
+            (is_memory_fault(test, engine) && has_numeric_exception(test, native)));
 }
 
-/* CMPS, SCAS: the names of their four widths stand beside each other. */
+/* CMPS (of two operands in memory) and SCAS. */
 static bool is_compare_string(ZydisMnemonic mnemonic, bool *ret_two_operands)
 {
     switch (mnemonic) {
@@ -180,12 +187,13 @@ static bool is_order_of_faults(const struct insn *insn, const struct test_case *
 }
 
 /* CMPS where one operand is misaligned and the other faults: which is first, as above. */
-static bool is_operand_order(const struct insn *insn, const struct outcome *native,
-                             const struct outcome *engine)
+static bool is_operand_order(const struct insn *insn, const struct test_case *test,
+                             const struct outcome *native, const struct outcome *engine)
 {
     bool two_operands = false;
     return is_compare_string(insn->info.mnemonic, &two_operands) && two_operands &&
-           native->vector != engine->vector && is_memory_fault(native) && is_memory_fault(engine);
+           native->vector != engine->vector && is_memory_fault(test, native) &&
+           is_memory_fault(test, engine);
 }
 
 /*
@@ -193,12 +201,10 @@ static bool is_operand_order(const struct insn *insn, const struct outcome *nati
  * zeros, page faults may still be signaled (implementation dependent). APM volume 4 and 5 say
  * the same of each byte that is not selected.
  */
-static bool is_unselected_byte(const struct insn *insn, const struct outcome *native,
-                               const struct outcome *engine)
+static bool is_unselected_byte(const struct insn *insn, const struct test_case *test,
+                               const struct outcome *native, const struct outcome *engine)
 {
-    return is_byte_masked(insn) &&
-           ((native->vector == EXCEPTION_PF && engine->vector == EXCEPTION_BP) ||
-            (native->vector == EXCEPTION_BP && engine->vector == EXCEPTION_PF));
+    return is_byte_masked(insn) && only_one(test, native, engine, EXCEPTION_PF);
 }
 
 /* SHA with an operand that is not aligned: #GP (SDM volume 2, type 4), or not on AMD's CPUs. */
@@ -207,16 +213,17 @@ static bool is_sha_alignment(const struct insn *insn, const struct test_case *te
 {
     const ZydisDecodedOperand *memory = memory_operand(insn);
     return insn->info.meta.isa_set == ZYDIS_ISA_SET_SHA && memory &&
-           operand_address(insn, memory, test) % 16 && only_one(native, engine, EXCEPTION_GP);
+           operand_address(insn, memory, test) % 16 && only_one(test, native, engine, EXCEPTION_GP);
 }
 
 /*
  * MXCSR bits above 15: which exist depends on the CPU (SDM volume 1, 11.6.6: MXCSR_MASK); AMD's
  * have 17. Loading one that does not exist is #GP.
  */
-static bool is_mxcsr_bit(const struct outcome *native, const struct outcome *engine)
+static bool is_mxcsr_bit(const struct test_case *test, const struct outcome *native,
+                         const struct outcome *engine)
 {
-    return native->vector == EXCEPTION_BP && engine->vector == EXCEPTION_GP &&
+    return is_completed(test, native) && engine->vector == EXCEPTION_GP &&
            load16(native->after.xsave + MXCSR + 2);
 }
 
@@ -224,16 +231,16 @@ static bool is_mxcsr_bit(const struct outcome *native, const struct outcome *eng
  * VPSHUFBITQMB with a mask: an element that is masked off does not fault (SDM volume 2, type E4),
  * but does on AMD's CPUs.
  */
-static bool is_mask_of_bits(const struct insn *insn, const struct outcome *native,
-                            const struct outcome *engine)
+static bool is_mask_of_bits(const struct insn *insn, const struct test_case *test,
+                            const struct outcome *native, const struct outcome *engine)
 {
     return insn->info.mnemonic == ZYDIS_MNEMONIC_VPSHUFBITQMB && is_masked(insn) &&
-           only_one(native, engine, EXCEPTION_PF);
+           only_one(test, native, engine, EXCEPTION_PF);
 }
 
 /* Encodings that are other instructions, or none, on other CPUs. */
-static bool is_other_instruction(const struct insn *insn, const struct outcome *native,
-                                 const struct outcome *engine)
+static bool is_other_instruction(const struct insn *insn, const struct test_case *test,
+                                 const struct outcome *native, const struct outcome *engine)
 {
     const ZydisDecodedInstruction *info = &insn->info;
     switch (info->mnemonic) {
@@ -242,8 +249,8 @@ static bool is_other_instruction(const struct insn *insn, const struct outcome *
     case ZYDIS_MNEMONIC_NOP: /* 0F 0D is PREFETCHW, for which a register is #UD (APM volume 3) */
         return info->opcode == 0x0d && info->raw.modrm.mod == 3 && native->vector == EXCEPTION_UD;
     case ZYDIS_MNEMONIC_MOVSXD: /* 16 bits of a source (SDM volume 2), or 32 (APM volume 3) */
-        return info->operand_width == 16 &&
-               (only_one(native, engine, EXCEPTION_PF) || only_one(native, engine, EXCEPTION_AC));
+        return info->operand_width == 16 && (only_one(test, native, engine, EXCEPTION_PF) ||
+                                             only_one(test, native, engine, EXCEPTION_AC));
     default:
         return false;
     }
@@ -255,9 +262,11 @@ bool is_model_specific(const struct insn *insn, const struct test_case *test,
     return is_vector_alignment(insn, test, native, engine) ||
            is_store_priority(insn, test, native, engine) ||
            is_order_of_faults(insn, test, native, engine) ||
-           is_operand_order(insn, native, engine) || is_unselected_byte(insn, native, engine) ||
-           is_sha_alignment(insn, test, native, engine) || is_mxcsr_bit(native, engine) ||
-           is_mask_of_bits(insn, native, engine) || is_other_instruction(insn, native, engine);
+           is_operand_order(insn, test, native, engine) ||
+           is_unselected_byte(insn, test, native, engine) ||
+           is_sha_alignment(insn, test, native, engine) || is_mxcsr_bit(test, native, engine) ||
+           is_mask_of_bits(insn, test, native, engine) ||
+           is_other_instruction(insn, test, native, engine);
 }
 
 /*
@@ -447,7 +456,7 @@ void take_over_model_specific(const struct insn *insn, const struct test_case *t
     if (native->vector == EXCEPTION_PF) {
         open_fault(insn, test, native, engine);
     }
-    if (is_memory_fault(native)) {
+    if (is_memory_fault(test, native)) {
         open_registers(insn, native, engine);
     }
     if (is_x87(insn)) { /* FOP, FIP and FDP are compared by a guest test */
