@@ -67,7 +67,7 @@ static void check_entry_64(struct test_board *test, uint64_t entry)
     static const uint64_t addresses[] = {0, 0x12345, 0x1000200, 0x3fffffff, 0xffffffff};
     for (size_t i = 0; i < ARRAY_SIZE(addresses); i++) {
         struct walk_result result;
-        assert_true(walk(test->memory, &mode, addresses[i], PF_WRITE, &result));
+        assert_true(walk(test->memory, &mode, NULL, addresses[i], PF_WRITE, &result));
         assert_int_equal(result.gpa, addresses[i]);
     }
 }

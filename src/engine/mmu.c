@@ -260,7 +260,8 @@ enum step mmu_translate_fetch(struct vcpu *vcpu, gva_t rip, gpa_t *ret_gpa, bool
         vcpu->exception = (struct exception){.vector = EXCEPTION_GP, .has_error_code = true};
         return STEP_EXCEPTION;
     }
-    if (!walk(vcpu->memory, &vcpu->walk_mode, rip, PF_FETCH | user, &result)) {
+    if (!walk(vcpu->memory, &vcpu->walk_mode, &vcpu->tlb->walk_cache, rip, PF_FETCH | user,
+              &result)) {
         vcpu->exception = (struct exception){
             .vector = EXCEPTION_PF,
             .has_error_code = true,

@@ -27,6 +27,7 @@ void tlb_flush_all(struct tlb *tlb)
             tlb->local_blocks[privilege][access] = 0;
         }
     }
+    walk_cache_flush(&tlb->walk_cache);
 }
 
 static void flush_local(struct tlb *tlb, unsigned privilege, unsigned access)
@@ -50,6 +51,7 @@ void tlb_flush_non_global(struct tlb *tlb)
         flush_local(tlb, privilege, TLB_READ);
         flush_local(tlb, privilege, TLB_WRITE);
     }
+    walk_cache_flush(&tlb->walk_cache);
 }
 
 void tlb_flush_page(struct tlb *tlb, gva_t gva)
@@ -58,6 +60,7 @@ void tlb_flush_page(struct tlb *tlb, gva_t gva)
         entry_clear(tlb, privilege, TLB_READ, tlb_index(gva));
         entry_clear(tlb, privilege, TLB_WRITE, tlb_index(gva));
     }
+    walk_cache_flush(&tlb->walk_cache);
 }
 
 static void drop_physical(struct tlb *tlb, unsigned access, uint64_t first_page, uint64_t count)
@@ -98,7 +101,7 @@ static bool walk_for(struct vcpu *vcpu, gva_t gva, uint32_t access, struct walk_
             vcpu->walk_mode.rflags &= ~(uint64_t)FLAG_AC;
         }
     }
-    return walk(vcpu->memory, &vcpu->walk_mode, gva, access, ret_result);
+    return walk(vcpu->memory, &vcpu->walk_mode, &vcpu->tlb->walk_cache, gva, access, ret_result);
 }
 
 static void entry_set(struct tlb *tlb, enum tlb_privilege privilege, enum tlb_access access,

@@ -19,6 +19,7 @@
 #include <stdint.h>
 
 #include "memory/memory.h"
+#include "x86/walk.h"
 
 enum { TLB_BITS = 10, TLB_ENTRIES = 1 << TLB_BITS };
 
@@ -38,6 +39,7 @@ struct tlb {
     uint64_t pages[TLB_PRIVILEGES][TLB_ACCESSES][TLB_ENTRIES];
     /* Which blocks of 64 entries may hold some that are not global: the others need no flush. */
     uint16_t local_blocks[TLB_PRIVILEGES][TLB_ACCESSES];
+    struct walk_cache walk_cache;
 };
 _Static_assert(TLB_ENTRIES / 64 <= 16, "a bit for each block");
 

@@ -86,7 +86,7 @@ static void print_code(FILE *out, struct vm *vm, const struct cpu_state *state)
     uint64_t count = PAGE_SIZE - gva % PAGE_SIZE;
     count = count < CODE_BYTES ? count : CODE_BYTES;
     fprintf(out, "  code");
-    if (!walk(vm->memory, &mode, gva, PF_FETCH, &found) ||
+    if (!walk(vm->memory, &mode, NULL, gva, PF_FETCH, &found) ||
         memory_read(vm->memory, found.gpa, code, count)) {
         fprintf(out, " (not mapped)\n");
         return;

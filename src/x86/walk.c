@@ -2,7 +2,8 @@
  * The page walk. One loop serves all paging modes: they differ in the number of levels, the size
  * of an entry and the reserved bits. Entries are read once and remembered; accessed and dirty
  * bits are set when the access is known to be allowed, by compare-exchange against what was read,
- * and an entry that changed meanwhile starts the walk again.
+ * and an entry that changed meanwhile starts the walk again. A walk
+ * through the cache only reads the leaf: where that does not do, the whole walk decides.
  */
 #include "x86/walk.h"
 
@@ -31,6 +32,9 @@ struct walker {
     uint64_t entry[LEVELS_MAX];
     uint64_t rights;     /* AND of all levels: W, U */
     uint64_t no_execute; /* OR of all levels: NX */
+    /* Both without the level at hand, for the cache. */
+    uint64_t rights_above;
+    uint64_t no_execute_above;
 };
 
 /* Bits `low` to `high` - 1. */
@@ -53,17 +57,20 @@ struct walk_mode walk_mode(const struct cpu_state *state, unsigned physical_bits
     };
 }
 
-/* Returns false, for the caller to return. SDM volume 3, 4.7. */
-static bool fault(const struct walk_mode *mode, uint32_t access, uint32_t why,
-                  struct walk_result *ret_result)
+/* How one try of a walk ended. */
+enum attempt { ATTEMPT_DONE, ATTEMPT_AGAIN, ATTEMPT_FAULT };
+
+/* The error code of the #PF. SDM volume 3, 4.7. */
+static enum attempt refuse(const struct walker *w, uint32_t why, struct walk_result *ret_result)
 {
+    const struct walk_mode *mode = w->mode;
     bool has_nx = (mode->cr4 & CR4_PAE) && (mode->efer & EFER_NXE);
     uint32_t reported = PF_WRITE | PF_USER;
     if (has_nx || mode->cr4 & CR4_SMEP) {
         reported |= PF_FETCH;
     }
-    ret_result->error_code = why | (access & reported);
-    return false;
+    ret_result->error_code = why | (w->access & reported);
+    return ATTEMPT_FAULT;
 }
 
 /* A table outside RAM reads as all ones. */
@@ -144,22 +151,11 @@ static uint64_t entry_reserved(const struct walker *w, bool is_large)
     return w->reserved | (w->shift > 12 ? PTE_PS : 0);
 }
 
-/* Where the leaf entry of the level at hand points to. */
-static gpa_t leaf_base(const struct walker *w, uint64_t entry)
-{
-    if (w->shift == 22) {
-        return (entry & 0xffc00000) | (entry & 0x1fe000) << 19;
-    }
-    return entry & w->address_mask & ~bit_range(0, w->shift);
-}
-
 enum descent { DESCENT_LEAF, DESCENT_ABSENT, DESCENT_RESERVED };
 
 /* Go down to the leaf; nothing is changed. */
 static enum descent descend(struct walker *w)
 {
-    w->rights = PTE_W | PTE_U;
-    w->no_execute = 0;
     for (w->levels = 0;;) {
         unsigned index = (w->gva >> w->shift) & ((1u << w->index_bits) - 1);
         gpa_t at = w->table + index * w->entry_size;
@@ -174,6 +170,8 @@ static enum descent descend(struct walker *w)
         w->at[w->levels] = at;
         w->entry[w->levels] = entry;
         w->levels++;
+        w->rights_above = w->rights;
+        w->no_execute_above = w->no_execute;
         w->rights &= entry;
         w->no_execute |= entry & PTE_NX;
         if (is_large || w->shift == 12) {
@@ -185,25 +183,25 @@ static enum descent descend(struct walker *w)
 }
 
 /* Is the access allowed by what the levels said? SDM volume 3, 4.6.1. */
-static bool is_allowed(const struct walker *w)
+static bool is_allowed(const struct walk_mode *mode, uint32_t access, uint64_t rights,
+                       uint64_t no_execute)
 {
-    const struct walk_mode *mode = w->mode;
-    bool is_user_page = w->rights & PTE_U;
-    bool is_write = w->access & PF_WRITE;
-    if ((w->access & PF_FETCH) && w->no_execute) {
+    bool is_user_page = rights & PTE_U;
+    bool is_write = access & PF_WRITE;
+    if ((access & PF_FETCH) && no_execute) {
         return false;
     }
-    if (w->access & PF_USER) {
-        return is_user_page && (!is_write || w->rights & PTE_W);
+    if (access & PF_USER) {
+        return is_user_page && (!is_write || rights & PTE_W);
     }
-    if (is_user_page && (w->access & PF_FETCH)) {
+    if (is_user_page && (access & PF_FETCH)) {
         return !(mode->cr4 & CR4_SMEP);
     }
-    bool overridden = (mode->rflags & FLAG_AC) && !(w->access & WALK_IMPLICIT);
+    bool overridden = (mode->rflags & FLAG_AC) && !(access & WALK_IMPLICIT);
     if (is_user_page && (mode->cr4 & CR4_SMAP) && !overridden) {
         return false;
     }
-    return !is_write || w->rights & PTE_W || !(mode->cr0 & CR0_WP);
+    return !is_write || rights & PTE_W || !(mode->cr0 & CR0_WP);
 }
 
 /* Set the A bits of all levels and the D bit of the leaf; false if an entry has changed. */
@@ -228,20 +226,33 @@ static bool mark(struct walker *w)
     return true;
 }
 
-static void result_fill(const struct walker *w, struct walk_result *ret_result)
+/* Where the leaf entry of a level points to. */
+static gpa_t leaf_base(unsigned shift, uint64_t entry)
 {
-    uint64_t leaf = w->entry[w->levels - 1];
-    uint64_t page_size = 1ull << w->shift;
-    bool ignores_write_protection = !(w->access & PF_USER) && !(w->mode->cr0 & CR0_WP);
-    *ret_result = (struct walk_result){
-        .gpa = leaf_base(w, leaf) | (w->gva & (page_size - 1)),
-        .page_size = page_size,
-        .writable = w->rights & PTE_W || ignores_write_protection,
-        .user = w->rights & PTE_U,
-        .executable = !w->no_execute,
-        .global = leaf & PTE_G && w->mode->cr4 & CR4_PGE,
-        .dirty = leaf & PTE_D,
-    };
+    if (shift == 22) {
+        return (entry & 0xffc00000) | (entry & 0x1fe000) << 19;
+    }
+    return entry & bit_range(shift, 52);
+}
+
+/*
+ * Field by field: a struct that is built and then copied is read in wider pieces than it was
+ * written in, and such a load waits for every store before it, which may be the guest's copying.
+ */
+static inline void result_fill(struct walk_result *ret_result, const struct walk_mode *mode,
+                               uint32_t access, gva_t gva, unsigned shift, uint64_t leaf,
+                               uint64_t rights, uint64_t no_execute)
+{
+    uint64_t page_size = 1ull << shift;
+    bool ignores_write_protection = !(access & PF_USER) && !(mode->cr0 & CR0_WP);
+    ret_result->gpa = leaf_base(shift, leaf) | (gva & (page_size - 1));
+    ret_result->page_size = page_size;
+    ret_result->writable = rights & PTE_W || ignores_write_protection;
+    ret_result->user = rights & PTE_U;
+    ret_result->executable = !no_execute;
+    ret_result->global = leaf & PTE_G && mode->cr4 & CR4_PGE;
+    ret_result->dirty = leaf & PTE_D;
+    ret_result->error_code = 0;
 }
 
 static void result_without_paging(gva_t gva, struct walk_result *ret_result)
@@ -256,39 +267,121 @@ static void result_without_paging(gva_t gva, struct walk_result *ret_result)
     };
 }
 
-bool walk(struct memory *memory, const struct walk_mode *mode, gva_t gva, uint32_t access,
-          struct walk_result *ret_result)
+/* ---- the cache of last tables ---- */
+
+void walk_cache_flush(struct walk_cache *cache)
+{
+    for (unsigned i = 0; i < WALK_CACHE_ENTRIES; i++) {
+        cache->entries[i].region = 0;
+    }
+}
+
+static struct walk_cache_entry *cache_entry(struct walk_cache *cache, gva_t gva)
+{
+    return &cache->entries[(gva >> 21) % WALK_CACHE_ENTRIES];
+}
+
+/* The A bits above the leaf are set now: the next walk need not look there. */
+static void cache_remember(struct walk_cache *cache, const struct walker *w)
+{
+    if (cache && (w->mode->efer & EFER_LMA) && w->shift <= 21) {
+        bool is_large = w->shift == 21;
+        *cache_entry(cache, w->gva) = (struct walk_cache_entry){
+            .region = w->gva >> 21 | WALK_CACHE_VALID,
+            .table = w->table,
+            .rights = w->rights_above,
+            .no_execute = w->no_execute_above,
+            .shift = w->shift,
+            .must_be_clear = entry_reserved(w, is_large),
+            .must_be_set = PTE_P | PTE_A | (is_large ? PTE_PS : 0),
+        };
+    }
+}
+
+/* The whole way is known but for the leaf, and the leaf needs no change. */
+static bool walk_cached(struct memory *memory, const struct walk_mode *mode,
+                        const struct walk_cache_entry *last, gva_t gva, uint32_t access,
+                        struct walk_result *ret_result)
+{
+    uint64_t leaf;
+    gpa_t at = last->table + (gva >> last->shift & 511) * 8;
+    uint64_t must_be_set = last->must_be_set | (access & PF_WRITE ? PTE_D : 0);
+    if (last->region != (gva >> 21 | WALK_CACHE_VALID) || memory_load(memory, at, 8, &leaf) ||
+        leaf & last->must_be_clear || (leaf & must_be_set) != must_be_set) {
+        return false;
+    }
+    uint64_t rights = last->rights & leaf;
+    uint64_t no_execute = last->no_execute | (leaf & PTE_NX);
+    if (!is_allowed(mode, access, rights, no_execute)) {
+        return false;
+    }
+    result_fill(ret_result, mode, access, gva, last->shift, leaf, rights, no_execute);
+    return true;
+}
+
+/* Prepare a walk in the paging mode; false if a PAE directory is not there. */
+static bool begin(struct walker *w)
+{
+    w->rights = PTE_W | PTE_U;
+    w->no_execute = 0;
+    if (!(w->mode->cr4 & CR4_PAE)) {
+        begin_32bit(w);
+        return true;
+    }
+    return begin_64bit(w);
+}
+
+static enum attempt attempt(struct walker *w, struct walk_result *ret_result)
+{
+    switch (descend(w)) {
+    case DESCENT_ABSENT:
+        return refuse(w, 0, ret_result);
+    case DESCENT_RESERVED:
+        return refuse(w, PF_PRESENT | PF_RESERVED, ret_result);
+    case DESCENT_LEAF:
+        break;
+    }
+    if (!is_allowed(w->mode, w->access, w->rights, w->no_execute)) {
+        return refuse(w, PF_PRESENT, ret_result);
+    }
+    if (!mark(w)) {
+        return ATTEMPT_AGAIN;
+    }
+    result_fill(ret_result, w->mode, w->access, w->gva, w->shift, w->entry[w->levels - 1],
+                w->rights, w->no_execute);
+    return ATTEMPT_DONE;
+}
+
+bool walk(struct memory *memory, const struct walk_mode *mode, struct walk_cache *cache, gva_t gva,
+          uint32_t access, struct walk_result *ret_result)
 {
     if (!(mode->cr0 & CR0_PG)) {
         result_without_paging(gva, ret_result);
         return true;
     }
+    if (cache && walk_cached(memory, mode, cache_entry(cache, gva), gva, access, ret_result)) {
+        return true;
+    }
+    struct walker w; /* not cleared: begin() and descend() set the rest */
+    w.memory = memory;
+    w.mode = mode;
+    w.gva = gva;
+    w.access = access;
     for (int tries = 0; tries < TRIES_MAX; tries++) {
-        struct walker w; /* not cleared: begin_*() and descend() set the rest */
-        w.memory = memory;
-        w.mode = mode;
-        w.gva = gva;
-        w.access = access;
-        if (!(mode->cr4 & CR4_PAE)) {
-            begin_32bit(&w);
-        } else if (!begin_64bit(&w)) {
-            return fault(mode, access, 0, ret_result);
+        if (!begin(&w)) {
+            refuse(&w, 0, ret_result);
+            return false;
         }
-        switch (descend(&w)) {
-        case DESCENT_ABSENT:
-            return fault(mode, access, 0, ret_result);
-        case DESCENT_RESERVED:
-            return fault(mode, access, PF_PRESENT | PF_RESERVED, ret_result);
-        case DESCENT_LEAF:
+        switch (attempt(&w, ret_result)) {
+        case ATTEMPT_DONE:
+            cache_remember(cache, &w);
+            return true;
+        case ATTEMPT_FAULT:
+            return false;
+        case ATTEMPT_AGAIN:
             break;
         }
-        if (!is_allowed(&w)) {
-            return fault(mode, access, PF_PRESENT, ret_result);
-        }
-        if (mark(&w)) {
-            result_fill(&w, ret_result);
-            return true;
-        }
     }
-    return fault(mode, access, PF_PRESENT, ret_result);
+    refuse(&w, PF_PRESENT, ret_result);
+    return false;
 }

@@ -66,11 +66,32 @@ bool walk_load_pdpte(struct memory *memory, uint64_t cr3, unsigned physical_bits
                      uint64_t ret_pdpte[4]);
 
 /*
+ * Where walks in IA-32e mode ended: the last table of the way to each of some 2 MiB regions, as the
+ * CPU's own paging-structure caches have it. Its owner empties it wherever the CPU would (MOV CR3,
+ * INVLPG, INVPCID, changes of the paging mode). SDM volume 3, 4.10.3 and 4.10.4.
+ */
+enum { WALK_CACHE_ENTRIES = 16 };
+struct walk_cache {
+    struct walk_cache_entry {
+        uint64_t region;                     /* the linear address >> 21, and WALK_CACHE_VALID */
+        gpa_t table;                         /* that has the leaf */
+        uint64_t rights;                     /* AND of the levels above: W, U */
+        uint64_t no_execute;                 /* OR of the levels above: NX */
+        unsigned shift;                      /* of the table's level: 12 or 21 */
+        uint64_t must_be_clear, must_be_set; /* bits of a leaf that needs no second look */
+    } entries[WALK_CACHE_ENTRIES];
+};
+#define WALK_CACHE_VALID (1ull << 63)
+
+void walk_cache_flush(struct walk_cache *cache);
+
+/*
  * Walk for `access` (PF_WRITE, PF_USER, PF_FETCH, WALK_IMPLICIT). Sets A bits, and D bits for a
  * write, with a locked compare-exchange as the CPU does, once the access is known to be allowed.
  * Returns true and fills the result, or false with error_code set for #PF. `gva` must be
  * canonical. A table outside RAM reads as all ones, like a bus without a device. A walk that has
- * to set a bit may wait, as memory_compare_exchange() does.
+ * to set a bit may wait, as memory_compare_exchange() does. `cache` may be NULL; a fault is never
+ * found from it.
  */
-bool walk(struct memory *memory, const struct walk_mode *mode, gva_t gva, uint32_t access,
-          struct walk_result *ret_result);
+bool walk(struct memory *memory, const struct walk_mode *mode, struct walk_cache *cache, gva_t gva,
+          uint32_t access, struct walk_result *ret_result);

@@ -207,6 +207,21 @@ static void tables_fill(struct memory *memory, const struct walk_mode *mode, gva
     }
 }
 
+/* Through a cache that holds the way, the walk ends as without one. */
+static void check_cached(struct memory *memory, const struct walk_mode *mode, gva_t gva,
+                         uint32_t access)
+{
+    struct walk_cache cache = {0};
+    struct walk_result plain = {0}, cached = {0};
+    bool allowed = walk(memory, mode, NULL, gva, access, &plain);
+    walk(memory, mode, &cache, gva, 0, &cached);
+    ASSERT(walk(memory, mode, &cache, gva, access, &cached) == allowed);
+    ASSERT(cached.error_code == (allowed ? 0 : plain.error_code));
+    ASSERT(!allowed || (cached.gpa == plain.gpa && cached.page_size == plain.page_size &&
+                        cached.writable == plain.writable && cached.user == plain.user &&
+                        cached.executable == plain.executable && cached.global == plain.global));
+}
+
 static void check(struct memory *memory, const struct walk_mode *mode, gva_t gva, uint32_t access)
 {
     struct expectation expected = {0};
@@ -217,7 +232,7 @@ static void check(struct memory *memory, const struct walk_mode *mode, gva_t gva
         before[i] = raw_load(memory, expected.at[i], entry_size);
     }
     struct walk_result result;
-    ASSERT(walk(memory, mode, gva, access, &result) == expected.allowed);
+    ASSERT(walk(memory, mode, NULL, gva, access, &result) == expected.allowed);
     if (!expected.allowed) {
         ASSERT(result.error_code == expected.error_code);
     } else {
@@ -235,6 +250,7 @@ static void check(struct memory *memory, const struct walk_mode *mode, gva_t gva
         bool is_leaf = i + 1 == expected.levels;
         ASSERT(!(expected.allowed && is_leaf && access & PF_WRITE) || after & PTE_D);
     }
+    check_cached(memory, mode, gva, access);
 }
 
 /* What a load of CR3 reads with PAE outside of long mode. SDM volume 3, 4.4.1. */
@@ -257,7 +273,7 @@ static void check_without_paging(struct memory *memory, struct walk_mode mode, g
 {
     struct walk_result result;
     mode.cr0 &= ~CR0_PG;
-    ASSERT(walk(memory, &mode, gva, access, &result));
+    ASSERT(walk(memory, &mode, NULL, gva, access, &result));
     ASSERT(result.gpa == (gva & UINT32_MAX) && result.writable && result.executable);
 }
 

@@ -95,7 +95,7 @@ static void test_no_paging(void **state)
 {
     struct fixture *fixture = *state;
     struct walk_result result;
-    assert_true(walk(fixture->memory, &fixture->mode, 0xfffffff0, PF_WRITE, &result));
+    assert_true(walk(fixture->memory, &fixture->mode, NULL, 0xfffffff0, PF_WRITE, &result));
     assert_int_equal(result.gpa, 0xfffffff0);
     assert_true(result.writable && result.user && result.executable && result.dirty);
     assert_false(result.global);
@@ -106,7 +106,7 @@ static void test_accessed_and_dirty(void **state)
     struct fixture *fixture = *state;
     struct walk_result result;
     build_page(fixture, ALL, ALL | PTE_G);
-    assert_true(walk(fixture->memory, &fixture->mode, gva_long, PF_USER, &result));
+    assert_true(walk(fixture->memory, &fixture->mode, NULL, gva_long, PF_USER, &result));
     assert_int_equal(result.gpa, 0x42123);
     assert_int_equal(result.page_size, 4096);
     assert_true(result.writable && result.user && result.executable && result.global);
@@ -114,7 +114,7 @@ static void test_accessed_and_dirty(void **state)
     for (unsigned level = 0; level < 4; level++) {
         assert_int_equal(long_entry(fixture, gva_long, level) & (PTE_A | PTE_D), PTE_A);
     }
-    assert_true(walk(fixture->memory, &fixture->mode, gva_long, PF_WRITE, &result));
+    assert_true(walk(fixture->memory, &fixture->mode, NULL, gva_long, PF_WRITE, &result));
     assert_true(result.dirty);
     assert_int_equal(long_entry(fixture, gva_long, 3) & (PTE_A | PTE_D), PTE_A | PTE_D);
     assert_int_equal(long_entry(fixture, gva_long, 2) & PTE_D, 0);
@@ -126,7 +126,8 @@ static void test_fault_leaves_entries(void **state)
     struct fixture *fixture = *state;
     struct walk_result result;
     build_page(fixture, ALL, PTE_P | PTE_U);
-    assert_false(walk(fixture->memory, &fixture->mode, gva_long, PF_WRITE | PF_USER, &result));
+    assert_false(
+        walk(fixture->memory, &fixture->mode, NULL, gva_long, PF_WRITE | PF_USER, &result));
     assert_int_equal(result.error_code, PF_PRESENT | PF_WRITE | PF_USER);
     for (unsigned level = 0; level < 4; level++) {
         assert_int_equal(long_entry(fixture, gva_long, level) & (PTE_A | PTE_D), 0);
@@ -194,7 +195,8 @@ static void test_rights(void **state)
         fixture->mode.efer = EFER_LME | EFER_LMA | right->efer;
         fixture->mode.rflags = right->rflags;
         struct walk_result result;
-        bool allowed = walk(fixture->memory, &fixture->mode, gva_long, right->access, &result);
+        bool allowed =
+            walk(fixture->memory, &fixture->mode, NULL, gva_long, right->access, &result);
         bool expected = right->error_code == 0 && (right->leaf & right->upper & PTE_P);
         if (allowed != expected || (!allowed && result.error_code != right->error_code)) {
             print_error("right %zu: %d, error code %#x\n", i, allowed, result.error_code);
@@ -214,27 +216,27 @@ static void test_large_pages(void **state)
     /* 2 MiB: PAT is bit 12, bits 13 to 20 are reserved */
     uint64_t entries[] = {TABLE(1) | ALL, TABLE(2) | ALL, 0x40200000 | 1u << 12 | ALL | PTE_PS};
     build_long(fixture, gva_long, entries, 3);
-    assert_true(walk(fixture->memory, &fixture->mode, gva_long, PF_WRITE, &result));
+    assert_true(walk(fixture->memory, &fixture->mode, NULL, gva_long, PF_WRITE, &result));
     assert_int_equal(result.gpa, 0x40200000 | (gva_long & 0x1fffff));
     assert_int_equal(result.page_size, MIB(2));
     assert_int_equal(long_entry(fixture, gva_long, 2) & (PTE_A | PTE_D), PTE_A | PTE_D);
     entries[2] |= 1u << 13;
     build_long(fixture, gva_long, entries, 3);
-    assert_false(walk(fixture->memory, &fixture->mode, gva_long, 0, &result));
+    assert_false(walk(fixture->memory, &fixture->mode, NULL, gva_long, 0, &result));
     assert_int_equal(result.error_code, PF_PRESENT | PF_RESERVED);
     /* 1 GiB, where the model has them */
     entries[1] = 0x1c0000000 | ALL | PTE_PS;
     build_long(fixture, gva_long, entries, 2);
-    assert_true(walk(fixture->memory, &fixture->mode, gva_long, 0, &result));
+    assert_true(walk(fixture->memory, &fixture->mode, NULL, gva_long, 0, &result));
     assert_int_equal(result.gpa, 0x1c0000000 | (gva_long & 0x3fffffff));
     assert_int_equal(result.page_size, GIB(1));
     fixture->mode.gib_pages = false;
-    assert_false(walk(fixture->memory, &fixture->mode, gva_long, 0, &result));
+    assert_false(walk(fixture->memory, &fixture->mode, NULL, gva_long, 0, &result));
     assert_int_equal(result.error_code, PF_PRESENT | PF_RESERVED);
     fixture->mode.gib_pages = true;
     entries[1] |= 1u << 29;
     build_long(fixture, gva_long, entries, 2);
-    assert_false(walk(fixture->memory, &fixture->mode, gva_long, 0, &result));
+    assert_false(walk(fixture->memory, &fixture->mode, NULL, gva_long, 0, &result));
     assert_int_equal(result.error_code, PF_PRESENT | PF_RESERVED);
 }
 
@@ -247,7 +249,7 @@ static void test_32bit(void **state)
     entry_store(fixture, ROOT + (gva >> 22) * 4, 4, TABLE(1) | ALL | PTE_PS);
     entry_store(fixture, TABLE(1) + (gva >> 12 & 1023) * 4, 4, 0xfedcb000 | ALL);
     /* without CR4.PSE, PS is ignored; the bits above 32 of the address too */
-    assert_true(walk(fixture->memory, &fixture->mode, gva | 1ull << 40, PF_WRITE, &result));
+    assert_true(walk(fixture->memory, &fixture->mode, NULL, gva | 1ull << 40, PF_WRITE, &result));
     assert_int_equal(result.gpa, 0xfedcbabc);
     assert_int_equal(entry_of(fixture, TABLE(1) + (gva >> 12 & 1023) * 4, 4) & 0xff,
                      ALL | PTE_A | PTE_D);
@@ -255,19 +257,19 @@ static void test_32bit(void **state)
     /* 4 MiB, PSE-36: bits 13 to 20 are address bits 32 to 39 */
     fixture->mode.cr4 = CR4_PSE;
     entry_store(fixture, ROOT + (gva >> 22) * 4, 4, 0x00c00000 | 0x81 << 13 | ALL | PTE_PS);
-    assert_true(walk(fixture->memory, &fixture->mode, gva, 0, &result));
+    assert_true(walk(fixture->memory, &fixture->mode, NULL, gva, 0, &result));
     assert_int_equal(result.gpa, 0x8100c00000 | (gva & 0x3fffff));
     assert_int_equal(result.page_size, MIB(4));
     assert_true(result.executable);
     /* bit 21 is reserved, and with 36 physical bits also 17 to 20 */
     entry_store(fixture, ROOT + (gva >> 22) * 4, 4, 0x00e00000 | ALL | PTE_PS);
-    assert_false(walk(fixture->memory, &fixture->mode, gva, PF_FETCH, &result));
+    assert_false(walk(fixture->memory, &fixture->mode, NULL, gva, PF_FETCH, &result));
     assert_int_equal(result.error_code, PF_PRESENT | PF_RESERVED);
     fixture->mode.physical_bits = 36;
     entry_store(fixture, ROOT + (gva >> 22) * 4, 4, 1u << 17 | ALL | PTE_PS);
-    assert_false(walk(fixture->memory, &fixture->mode, gva, PF_FETCH, &result));
+    assert_false(walk(fixture->memory, &fixture->mode, NULL, gva, PF_FETCH, &result));
     entry_store(fixture, ROOT + (gva >> 22) * 4, 4, 1u << 16 | ALL | PTE_PS);
-    assert_true(walk(fixture->memory, &fixture->mode, gva, PF_FETCH, &result));
+    assert_true(walk(fixture->memory, &fixture->mode, NULL, gva, PF_FETCH, &result));
     assert_int_equal(result.gpa, 0x800000000 | (gva & 0x3fffff));
 }
 
@@ -281,18 +283,18 @@ static void test_pae(void **state)
     unsigned pde = (gva >> 21 & 511) * 8, pte = (gva >> 12 & 511) * 8;
     entry_store(fixture, TABLE(1) + pde, 8, TABLE(2) | ALL);
     entry_store(fixture, TABLE(2) + pte, 8, 0xabcdef0000 | ALL | PTE_NX);
-    assert_true(walk(fixture->memory, &fixture->mode, gva, PF_WRITE | PF_USER, &result));
+    assert_true(walk(fixture->memory, &fixture->mode, NULL, gva, PF_WRITE | PF_USER, &result));
     assert_int_equal(result.gpa, 0xabcdef0abc);
     assert_false(result.executable);
     /* bits up to 62 are reserved here, unlike in 4-level paging */
     entry_store(fixture, TABLE(2) + pte, 8, 0x10000 | ALL | 1ull << 52);
-    assert_false(walk(fixture->memory, &fixture->mode, gva, 0, &result));
+    assert_false(walk(fixture->memory, &fixture->mode, NULL, gva, 0, &result));
     assert_int_equal(result.error_code, PF_PRESENT | PF_RESERVED);
     entry_store(fixture, TABLE(1) + pde, 8, 0x600000 | ALL | PTE_PS);
-    assert_true(walk(fixture->memory, &fixture->mode, gva, 0, &result));
+    assert_true(walk(fixture->memory, &fixture->mode, NULL, gva, 0, &result));
     assert_int_equal(result.gpa, 0x600000 | (gva & 0x1fffff));
     fixture->mode.pdpte[3] = 0;
-    assert_false(walk(fixture->memory, &fixture->mode, gva, PF_WRITE, &result));
+    assert_false(walk(fixture->memory, &fixture->mode, NULL, gva, PF_WRITE, &result));
     assert_int_equal(result.error_code, PF_WRITE);
 }
 
@@ -323,12 +325,42 @@ static void test_outside_ram(void **state)
     struct walk_result result;
     fixture->mode = mode_long;
     fixture->mode.cr3 = 0x80000000;
-    assert_false(walk(fixture->memory, &fixture->mode, gva_long, 0, &result));
+    assert_false(walk(fixture->memory, &fixture->mode, NULL, gva_long, 0, &result));
     assert_int_equal(result.error_code, PF_PRESENT | PF_RESERVED);
     fixture->mode = mode_32bit;
     fixture->mode.cr3 = 0x80000000;
-    assert_true(walk(fixture->memory, &fixture->mode, 0x1234, PF_WRITE, &result));
+    assert_true(walk(fixture->memory, &fixture->mode, NULL, 0x1234, PF_WRITE, &result));
     assert_int_equal(result.gpa, 0xfffff234);
+}
+
+/* A cached walk reads the last table only, until the owner empties the cache. */
+static void test_cache(void **state)
+{
+    struct fixture *fixture = *state;
+    struct walk_result result;
+    struct walk_cache cache = {0};
+    build_page(fixture, ALL, ALL & ~PTE_W);
+    const gva_t next = gva_long + PAGE_SIZE;
+    entry_store(fixture, TABLE(3) + (next >> 12 & 511) * 8, 8, 0x43000 | ALL | PTE_A | PTE_D);
+    assert_true(walk(fixture->memory, &fixture->mode, &cache, gva_long, PF_USER, &result));
+    entry_store(fixture, TABLE(0) + (gva_long >> 39 & 511) * 8, 8, 0);
+    assert_true(walk(fixture->memory, &fixture->mode, &cache, next, PF_WRITE | PF_USER, &result));
+    assert_int_equal(result.gpa, 0x43123);
+    assert_true(result.dirty && result.user);
+    /* What the cached table refuses is for the whole walk to judge. */
+    assert_false(
+        walk(fixture->memory, &fixture->mode, &cache, gva_long, PF_WRITE | PF_USER, &result));
+    assert_int_equal(result.error_code, PF_WRITE | PF_USER);
+    walk_cache_flush(&cache);
+    assert_false(walk(fixture->memory, &fixture->mode, &cache, next, 0, &result));
+    /* Rights and NX of the levels above count. */
+    build_page(fixture, ALL | PTE_NX, ALL);
+    assert_true(walk(fixture->memory, &fixture->mode, &cache, gva_long, 0, &result));
+    assert_false(walk(fixture->memory, &fixture->mode, &cache, next, PF_FETCH, &result));
+    build_page(fixture, PTE_P | PTE_W, ALL);
+    walk_cache_flush(&cache);
+    assert_true(walk(fixture->memory, &fixture->mode, &cache, gva_long, 0, &result));
+    assert_false(walk(fixture->memory, &fixture->mode, &cache, next, PF_USER, &result));
 }
 
 int main(void)
@@ -339,7 +371,7 @@ int main(void)
         TEST(test_rights),      TEST(test_fault_leaves_entries),
         TEST(test_large_pages), TEST(test_32bit),
         TEST(test_pae),         TEST(test_pdpte_load),
-        TEST(test_outside_ram),
+        TEST(test_outside_ram), TEST(test_cache),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
