@@ -56,6 +56,7 @@ static void test_step(void)
         check_stop("step through REP", &c, DB, NO_ERROR, (uintptr_t)rep_step + stop);
         check("  rcx", c.gpr[RCX], 3 - i);
         check("  rdi", c.gpr[RDI], (uintptr_t)bytes + i);
+        check("  RF until the last iteration", c.flags & FLAG_RF, i < 3 ? FLAG_RF : 0);
     }
     context_init(&c, popf_tf);
     context_run(&c);
@@ -77,9 +78,10 @@ static void test_step(void)
     context_init(&c, int_step);
     c.flags |= FLAG_TF;
     write_dr6(DR6_INIT);
+    c.flags |= FLAG_RF;
     context_run(&c);
     check_stop("INT n clears TF", &c, 0x55, NO_ERROR, (uintptr_t)int_step + 2);
-    check("  TF in the frame", c.flags & FLAG_TF, FLAG_TF);
+    check("  TF in the frame, not RF", c.flags & (FLAG_TF | FLAG_RF), FLAG_TF);
     check("  no step", read_dr6() & DR6_BS, 0);
     context_init(&c, icebp);
     context_run(&c);
@@ -103,9 +105,12 @@ static void test_execution(void)
     context_run(&c);
     check_stop("execution breakpoint is a fault", &c, DB, NO_ERROR, (uintptr_t)steps + 6);
     check("  DR6", read_dr6(), DR6_INIT | 1);
-    check("  RF in the frame", c.flags & FLAG_RF, FLAG_RF);
+    check("  no RF: setting it is the handler's work", c.flags & FLAG_RF, 0);
     check("  not executed", c.gpr[RAX], 5);
-    context_run(&c); /* RF lets it pass */
+    context_run(&c);
+    check_stop("without RF again", &c, DB, NO_ERROR, (uintptr_t)steps + 6);
+    c.flags |= FLAG_RF;
+    context_run(&c);
     check_stop("RF passes one instruction", &c, UD, NO_ERROR, (uintptr_t)steps_end);
     check("  executed", c.gpr[RAX], 6);
     write_dr7(0x400);
@@ -119,6 +124,29 @@ static void test_execution(void)
     context_run(&c);
     check_stop("DR3, local", &c, DB, NO_ERROR, (uintptr_t)steps + 1);
     check("  DR6", read_dr6(), DR6_INIT | 8);
+    write_dr7(0x400);
+
+    /* RF stays for all iterations, and is pushed by a fault in between. 17.3.1.1 */
+    uint8_t *page = page_new();
+    write_dr0((uintptr_t)rep_store);
+    write_dr7(0x402);
+    context_init(&c, rep_store);
+    c.gpr[RDI] = (uintptr_t)page;
+    c.gpr[RCX] = 1000;
+    context_run(&c);
+    check_stop("execution breakpoint on REP", &c, DB, NO_ERROR, (uintptr_t)rep_store);
+    check("  rcx", c.gpr[RCX], 1000);
+    c.flags |= FLAG_RF;
+    context_run(&c);
+    check_stop("RF passes all iterations", &c, UD, NO_ERROR, (uintptr_t)rep_store_end);
+    check("  rcx", c.gpr[RCX], 0);
+    context_init(&c, fault_step);
+    c.gpr[RDI] = AREA;
+    write_dr0((uintptr_t)fault_step);
+    c.flags |= FLAG_RF;
+    context_run(&c);
+    check("a page fault behind a breakpoint", c.vector, PF);
+    check("  RF in the frame", c.flags & FLAG_RF, FLAG_RF);
     write_dr7(0x400);
 }
 
@@ -171,6 +199,7 @@ static void test_data(void)
     check_stop("in the middle of REP STOSB", &c, DB, NO_ERROR, (uintptr_t)rep_store);
     check("  rcx", c.gpr[RCX], 5);
     check("  rdi", c.gpr[RDI], p + 5);
+    check("  RF: iterations are left", c.flags & FLAG_RF, FLAG_RF);
     write_dr7(0x400);
 }
 

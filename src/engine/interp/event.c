@@ -339,14 +339,20 @@ static enum step deliver_until_done(struct vcpu *vcpu, struct event event,
 enum step interp_deliver_exception(struct vcpu *vcpu)
 {
     const struct exception *exception = &vcpu->exception;
-    bool is_fault = exception->length == 0 && exception->vector != EXCEPTION_DB;
+    /* Faults push RF as 1, INT n and its kind as 0, #DB as it is. SDM volume 3, 17.3.1.1. */
+    uint64_t rflags = vcpu->state.rflags;
+    if (exception->length) {
+        rflags &= ~(uint64_t)FLAG_RF;
+    } else if (exception->vector != EXCEPTION_DB) {
+        rflags |= FLAG_RF;
+    }
     struct event event = {
         .vector = exception->vector,
         .is_software = exception->is_software,
         .has_error_code = exception->has_error_code && is_protected(vcpu),
         .error_code = exception->error_code,
         .rip = vcpu->state.rip + exception->length,
-        .rflags = vcpu->state.rflags | (is_fault ? FLAG_RF : 0),
+        .rflags = rflags,
     };
 
     if (!is_64bit(vcpu)) {

@@ -95,7 +95,10 @@ enum step interp_execute(struct vcpu *vcpu, const struct insn *insn)
     return step;
 }
 
-/* Instruction breakpoints are faults before everything else; RF holds them back. */
+/*
+ * Instruction breakpoints are faults before everything else; RF holds them back. Unlike other
+ * faults they do not set it in their frame: that is the handler's work. SDM volume 3, 17.3.1.1.
+ */
 static enum step check_instruction_breakpoints(struct vcpu *vcpu, gva_t linear)
 {
     const struct cpu_state *state = &vcpu->state;
@@ -113,8 +116,6 @@ static enum step check_instruction_breakpoints(struct vcpu *vcpu, gva_t linear)
     if (!hits) {
         return STEP_NEXT;
     }
-    /* The frame of this one #DB that is a fault has RF, so that IRET goes past it (17.3.1.1). */
-    vcpu->state.rflags |= FLAG_RF;
     vcpu->exception = (struct exception){.vector = EXCEPTION_DB, .dr6 = hits};
     return STEP_EXCEPTION;
 }

@@ -176,7 +176,8 @@ static bool steps_singly(const struct vcpu *vcpu)
 
 /*
  * Stand at the same instruction again. It counts when it ends: the count must not depend on where
- * an engine's soft TLB and watched pages divide it.
+ * an engine's soft TLB and watched pages divide it. RF until the last iteration: it is past its
+ * breakpoint (SDM volume 3, 17.3.1.1).
  */
 static enum step again(struct vcpu *vcpu, const struct insn *insn)
 {
@@ -185,6 +186,7 @@ static enum step again(struct vcpu *vcpu, const struct insn *insn)
     if (!is_64bit(vcpu)) {
         vcpu->state.rip = (uint32_t)vcpu->state.rip;
     }
+    vcpu->state.rflags |= FLAG_RF;
     return STEP_NEXT;
 }
 
