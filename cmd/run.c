@@ -90,8 +90,6 @@ static bool may_speak(const struct run *run)
 /* Ends by signal come through the loop. (The console restores the terminal on all others.) */
 static int take_signals(struct run *run)
 {
-    signal(SIGPIPE, SIG_IGN);
-    signal(SIGXFSZ, SIG_IGN); /* an image that may not grow is an I/O error for the guest */
     sigset_t ends;
     sigemptyset(&ends);
     sigaddset(&ends, SIGINT);
@@ -114,7 +112,12 @@ static void on_signal(void *owner, unsigned events)
 
 static int start(struct run *run, struct watch **ret_watch)
 {
+    signal(SIGPIPE, SIG_IGN);
+    signal(SIGXFSZ, SIG_IGN); /* an image that may not grow is an I/O error for the guest */
     int r = vm_new(&run->config, &run->vm);
+    if (!r) {
+        r = take_signals(run); /* no earlier: reading files may take long, and is best just ended */
+    }
     if (r) {
         return r;
     }
@@ -189,10 +192,7 @@ static void die_by(int signal)
 static int run_machine(struct run *run)
 {
     struct watch *watch = NULL;
-    int r = take_signals(run);
-    if (!r) {
-        r = start(run, &watch);
-    }
+    int r = start(run, &watch);
     struct vm_end end = {0};
     if (!r) {
         vm_run(run->vm, &end);

@@ -8,6 +8,7 @@
 #include <pthread.h>
 #include <stdatomic.h>
 #include <stdlib.h>
+#include <string.h>
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
 #include <sys/timerfd.h>
@@ -185,7 +186,7 @@ int loop_new(struct loop **ret_loop)
     loop->timerfd = timerfd_create(CLOCK_MONOTONIC, TFD_CLOEXEC | TFD_NONBLOCK);
     error = loop->timerfd < 0 ? errno : error;
     if (error) {
-        return fail(-error, "make the descriptors of an event loop");
+        return fail(-error, "make the descriptors of an event loop: %s", strerror(error));
     }
     int r = add_own(loop, loop->wake, &loop->wake);
     if (r == 0) {
@@ -314,7 +315,7 @@ int loop_run(struct loop *loop)
     while (!atomic_exchange(&loop->is_stopped, false)) {
         int count = epoll_wait(loop->epoll, events, EVENTS_PER_WAIT, -1);
         if (count < 0 && errno != EINTR) {
-            return fail(-errno, "wait for events");
+            return fail(-errno, "wait for events: %m");
         }
         dispatch(loop, events, count);
     }

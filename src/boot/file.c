@@ -59,6 +59,12 @@ static int read_some(int fd, const char *path, uint8_t *buffer, uint64_t capacit
     return 0;
 }
 
+static int too_large(const char *path, uint64_t limit)
+{
+    return fail(-EFBIG, "'%s' is larger than the limit of %llu bytes", path,
+                (unsigned long long)limit);
+}
+
 int boot_file_read(const char *path, uint64_t limit, struct boot_file *ret_file)
 {
     CLEANUP_FD int fd = -1;
@@ -68,6 +74,9 @@ int boot_file_read(const char *path, uint64_t limit, struct boot_file *ret_file)
         return error;
     }
     limit = limit < INT64_MAX ? limit : INT64_MAX - 1;
+    if (expected > limit) {
+        return too_large(path, limit);
+    }
     CLEANUP(bytes_free) uint8_t *buffer = NULL;
     uint64_t size = 0;
     /* One byte more than expected shows the end of the file in one round. */
@@ -85,8 +94,7 @@ int boot_file_read(const char *path, uint64_t limit, struct boot_file *ret_file)
             return error;
         }
         if (size > limit) {
-            return fail(-EFBIG, "'%s' is larger than the limit of %llu bytes", path,
-                        (unsigned long long)limit);
+            return too_large(path, limit);
         }
         if (size < capacity) {
             break;

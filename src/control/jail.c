@@ -88,7 +88,7 @@ static const int refused[] = {SCMP_SYS(newfstatat), SCMP_SYS(statx), SCMP_SYS(pr
 int jail_close_inherited(void)
 {
     if (close_range(3, ~0u, 0)) {
-        return fail(-errno, "jail: close inherited descriptors");
+        return fail(-errno, "jail: close inherited descriptors: %m");
     }
     return 0;
 }
@@ -98,16 +98,16 @@ static int drop_capabilities(void)
     for (int capability = 0; prctl(PR_CAPBSET_READ, capability, 0, 0, 0) >= 0; capability++) {
         /* -EPERM without CAP_SETPCAP: an ordinary user, whose bounding set grants nothing */
         if (prctl(PR_CAPBSET_DROP, capability, 0, 0, 0) && errno != EPERM) {
-            return fail(-errno, "jail: drop capability %d from the bounding set", capability);
+            return fail(-errno, "jail: drop capability %d from the bounding set: %m", capability);
         }
     }
     if (prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0) && errno != EINVAL) {
-        return fail(-errno, "jail: clear ambient capabilities");
+        return fail(-errno, "jail: clear ambient capabilities: %m");
     }
     struct __user_cap_header_struct header = {.version = _LINUX_CAPABILITY_VERSION_3};
     struct __user_cap_data_struct none[_LINUX_CAPABILITY_U32S_3] = {0};
     if (syscall(SYS_capset, &header, none)) {
-        return fail(-errno, "jail: drop capabilities");
+        return fail(-errno, "jail: drop capabilities: %m");
     }
     return 0;
 }
@@ -126,7 +126,7 @@ static int deny_paths(bool *ret_landlock)
     long ruleset =
         syscall(SYS_landlock_create_ruleset, &attributes, sizeof attributes.handled_access_fs, 0);
     if (ruleset < 0) {
-        return fail(-errno, "jail: create a Landlock rule set");
+        return fail(-errno, "jail: create a Landlock rule set: %m");
     }
     long r = syscall(SYS_landlock_restrict_self, ruleset, 0);
     int error = errno;
@@ -143,7 +143,7 @@ int jail_drop_rights(bool *ret_landlock)
     /* gmtime() and its kind read the host's time zone file at their first use: let that be now */
     tzset();
     if (prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)) {
-        return fail(-errno, "jail: set no_new_privs");
+        return fail(-errno, "jail: set no_new_privs: %m");
     }
     int r = drop_capabilities();
     return r ? r : deny_paths(ret_landlock);

@@ -280,7 +280,7 @@ static int add_power(struct vm *vm)
     return r;
 }
 
-static int add_debug(struct vm *vm)
+static int add_post_code(struct vm *vm)
 {
     struct device *device;
     int r = post_code_new(vm->board.bus, &device);
@@ -288,6 +288,12 @@ static int add_debug(struct vm *vm)
         return r;
     }
     add_device(&vm->board, device);
+    return 0;
+}
+
+/* Last, so that whatever is at its port already is found here, where the option can be named. */
+static int add_debug_exit(struct vm *vm)
+{
     if (vm->config->debug_exit_port < 0) {
         return 0;
     }
@@ -297,7 +303,8 @@ static int add_debug(struct vm *vm)
         .exit = on_debug_exit,
         .owner = vm,
     };
-    r = debug_exit_new(&config, &device);
+    struct device *device;
+    int r = debug_exit_new(&config, &device);
     if (r) {
         return fail(r, "--debug-exit %#x", vm->config->debug_exit_port);
     }
@@ -448,12 +455,15 @@ int board_new(struct vm *vm)
         r = add_serial(vm);
     }
     if (!r) {
-        r = add_debug(vm);
+        r = add_post_code(vm);
     }
     if (!r) {
         r = add_pci_host(vm);
     }
-    return r ? r : add_virtio(vm);
+    if (!r) {
+        r = add_virtio(vm);
+    }
+    return r ? r : add_debug_exit(vm);
 }
 
 void board_free(struct board *board)

@@ -112,16 +112,23 @@ static int set_name(struct vm_config *config, const char *value)
     return 0;
 }
 
+static int set_file(const char *option, char **field, const char *value)
+{
+    if (!*value) {
+        return fail(-EINVAL, "--%s: no file given", option);
+    }
+    replace(field, value);
+    return 0;
+}
+
 static int set_kernel(struct vm_config *config, const char *value)
 {
-    replace(&config->kernel, value);
-    return 0;
+    return set_file("kernel", &config->kernel, value);
 }
 
 static int set_initrd(struct vm_config *config, const char *value)
 {
-    replace(&config->initrd, value);
-    return 0;
+    return set_file("initrd", &config->initrd, value);
 }
 
 static int set_append(struct vm_config *config, const char *value)
@@ -138,9 +145,11 @@ static int set_module(struct vm_config *config, const char *value)
     if (r) {
         return r;
     }
-    if (config->module_count == VM_MODULES_MAX) {
+    if (config->module_count == VM_MODULES_MAX || !*resource.value) {
         resource_fini(&resource);
-        return fail(-EINVAL, "--module: at most %d modules", VM_MODULES_MAX);
+        return config->module_count == VM_MODULES_MAX
+                   ? fail(-EINVAL, "--module: at most %d modules", VM_MODULES_MAX)
+                   : fail(-EINVAL, "--module: no file given");
     }
     const char *command = resource.key_count ? resource.keys[0].value : NULL;
     config->modules[config->module_count++] = (struct module_config){

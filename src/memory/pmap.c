@@ -69,12 +69,13 @@ static int open_file(struct memory *memory, const char *name)
         memory->fd = memfd_create(name, MFD_CLOEXEC | MFD_ALLOW_SEALING);
     }
     if (memory->fd < 0) {
-        return fail(-errno, "make the memory file");
+        return fail(-errno, "make the memory file: %m");
     }
     uint64_t size = memory->page_limit << PAGE_SHIFT;
     if (ftruncate(memory->fd, (off_t)size) < 0 ||
         fcntl(memory->fd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW) < 0) {
-        return fail(-errno, "size the memory file to %llu MiB", (unsigned long long)(size >> 20));
+        return fail(-errno, "size the memory file to %llu MiB: %m",
+                    (unsigned long long)(size >> 20));
     }
     return 0;
 }
@@ -83,7 +84,7 @@ static int map(size_t size, int protection, int flags, int fd, void *ret_pointer
 {
     void *mapping = mmap(NULL, size, protection, flags | MAP_NORESERVE, fd, 0);
     if (mapping == MAP_FAILED) {
-        return fail(-errno, "map %zu KiB for guest memory", size >> 10);
+        return fail(-errno, "map %zu KiB for guest memory: %m", size >> 10);
     }
     *(void **)ret_pointer = mapping;
     return 0;

@@ -422,7 +422,8 @@ int console_file_open(const char *path, struct loop *loop, struct console **ret_
     CLEANUP_FD int fd =
         open(path, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC | O_NOCTTY | O_NONBLOCK, 0644);
     if (fd < 0) {
-        return fail(-errno, "open console file '%s': %s", path, strerror(errno));
+        return fail(-errno, "open console file '%s': %s", path,
+                    errno == ENXIO ? "nobody reads from this pipe" : strerror(errno));
     }
     struct stdio_console *stdio = stdio_new(loop, fd);
     CLEANUP(console_free) struct console *console = &stdio->console;
