@@ -10,18 +10,14 @@
 
 #include "engine/test_engine.h"
 #include "engine/translate/internal.h"
+#include "engine/translate/test_guest.h"
 #include "x86/cpuid.h"
-#include "x86/descriptor.h"
-#include "x86/walk.h"
 
 enum {
-    RAM_SIZE = 1 << 20,
-    ROOT = 0x1000, /* the first 2 MiB to themselves */
-    START = 0xa000,
-    FIRST = 0x8000, /* these two share an instruction */
+    START = 0xc000,
+    FIRST = 0xa000, /* these two share an instruction */
     SECOND = FIRST + PAGE_SIZE,
     ACROSS = SECOND - 3,
-    STACK = 0xc000,
 };
 
 static void put(struct test_engine *engine, gpa_t at, const void *bytes, size_t size)
@@ -29,24 +25,12 @@ static void put(struct test_engine *engine, gpa_t at, const void *bytes, size_t 
     assert_int_equal(memory_write(engine->memory, at, bytes, size), 0);
 }
 
-static void put_entry(struct test_engine *engine, gpa_t at, uint64_t entry)
+static void start_at(struct test_engine *engine, uint64_t rip, uint64_t rdi)
 {
-    put(engine, at, &entry, sizeof entry);
-}
-
-static void start_at(struct test_engine *engine, uint64_t rip)
-{
-    struct cpu_state s;
-    cpu_state_reset(&s, true);
-    s.cr0 = CR0_PE | CR0_PG | CR0_NE | CR0_WP | CR0_ET;
-    s.cr3 = ROOT;
-    s.cr4 = CR4_PAE | CR4_OSFXSR;
-    s.efer = EFER_LME | EFER_LMA;
-    s.segment[CS] = segment_flat(8, true, true, 0);
-    s.segment[SS] = segment_flat(16, false, true, 0);
-    s.rip = rip;
-    s.gpr[RSP] = STACK;
-    engine->ops->set_state(engine->vcpu, &s);
+    struct cpu_state state;
+    test_guest_state(&state, rip);
+    state.gpr[RDI] = rdi;
+    engine->ops->set_state(engine->vcpu, &state);
 }
 
 /* Run to the HLT; what is in EAX then. */
@@ -85,7 +69,7 @@ static void no_code_written(void *owner, gpa_t gpa, uint64_t length)
 static void nothing_is_translated_from_pages_that_are_not_watched(void **state)
 {
     for (int waits = -1; waits < 2; waits++) {
-        const struct memory_range ram = {0, RAM_SIZE};
+        const struct memory_range ram = {0, TEST_GUEST_RAM};
         const struct cpuid_config model = {.model = CPU_MODEL_V2, .cpus = 1, .tsc_hz = 1000000000};
         struct cpuid_table *cpuid;
         struct test_engine engine;
@@ -99,25 +83,19 @@ static void nothing_is_translated_from_pages_that_are_not_watched(void **state)
             .cpuid = cpuid, .host = test_host(NULL), .cpus = 1, .cache_size = MIB(4)};
         assert_int_equal(test_engine_open(&engine, &translate_engine, &ram, 1, config, 0), 0);
         memory_listen(engine.memory, &listener);
-        put_entry(&engine, ROOT, (ROOT + 0x1000) | PTE_P | PTE_W);
-        put_entry(&engine, ROOT + 0x1000, (ROOT + 0x2000) | PTE_P | PTE_W);
-        put_entry(&engine, ROOT + 0x2000, PTE_P | PTE_W | PTE_PS);
+        assert_int_equal(test_guest_map(engine.memory), 0);
         put(&engine, ACROSS, "\xb8\x01\0\0\0\xf4", 6); /* mov eax, 1; hlt */
         /* mov [FIRST], al; mov [SECOND + 100H], al; hlt */
-        put(&engine, START, "\x88\x04\x25\x00\x80\0\0\x88\x04\x25\x00\x91\0\0\xf4", 15);
+        put(&engine, START, "\x88\x04\x25\x00\xa0\0\0\x88\x04\x25\x00\xb1\0\0\xf4", 15);
         /* mov byte [ACROSS + 1], 2; jmp rdi */
-        put(&engine, START + 0x100, "\xc6\x04\x25\xfe\x8f\0\0\x02\xff\xe7", 10);
-        start_at(&engine, START);
+        put(&engine, START + 0x100, "\xc6\x04\x25\xfe\xaf\0\0\x02\xff\xe7", 10);
+        start_at(&engine, START, 0);
         run(&engine); /* both pages may be written now: marking one as code waits */
         forgetter.vm = (struct translate_vm *)engine.vm;
-        start_at(&engine, ACROSS);
+        start_at(&engine, ACROSS, 0);
         assert_int_equal(run(&engine), 1);
         assert_true(forgetter.waits < 0);
-        struct cpu_state s;
-        start_at(&engine, START + 0x100);
-        engine.ops->get_state(engine.vcpu, &s);
-        s.gpr[RDI] = ACROSS;
-        engine.ops->set_state(engine.vcpu, &s);
+        start_at(&engine, START + 0x100, ACROSS);
         assert_int_equal(run(&engine), 2);
         test_engine_close(&engine);
         cpuid_table_free(cpuid);

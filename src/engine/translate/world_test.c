@@ -1,0 +1,239 @@
+/*
+ * Stopping the world, with vCPUs on threads: while it is stopped nothing runs, nothing is lost, and
+ * who waits for the machine does not keep the others waiting.
+ */
+#include <semaphore.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <string.h>
+#include <unistd.h>
+
+#include <cmocka.h>
+
+#include "engine/test_engine.h"
+#include "engine/translate/internal.h"
+#include "engine/translate/test_guest.h"
+#include "x86/cpuid.h"
+
+enum {
+    VCPUS = 4,
+    STOPS = 100,
+    WHOLE_ROUNDS = 250, /* in each round of a vCPU */
+    CODE = 0xa000,
+    SPLIT = 0xb03c, /* 8 bytes across two cache lines: a locked access stops the world */
+    WHOLE = 0xb100,
+    FLAG = 0xb200, /* the vCPUs come to an end; or one has come here */
+};
+
+struct fixture {
+    struct memory *memory;
+    struct cpuid_table *cpuid;
+    struct translate_vm *vm;
+    pthread_t threads[VCPUS];
+    uint64_t rounds[VCPUS]; /* RCX of each vCPU in the end */
+    sem_t in_device, leave_device;
+};
+
+static void wait_in_device(void *owner, unsigned vcpu, uint16_t port, unsigned size, uint32_t value)
+{
+    struct fixture *fixture = owner;
+    sem_post(&fixture->in_device);
+    while (sem_wait(&fixture->leave_device) != 0) {
+    }
+}
+
+static int setup(void **state)
+{
+    static struct fixture fixture;
+    const struct memory_range ram = {0, TEST_GUEST_RAM};
+    const struct cpuid_config model = {.model = CPU_MODEL_V2, .cpus = VCPUS, .tsc_hz = 1000000000};
+    struct engine_vm *vm;
+    fixture = (struct fixture){0};
+    sem_init(&fixture.in_device, 0, 0);
+    sem_init(&fixture.leave_device, 0, 0);
+    if (memory_new(&ram, 1, "world_test", &fixture.memory) ||
+        cpuid_table_new(&model, &fixture.cpuid) || test_guest_map(fixture.memory)) {
+        return -1;
+    }
+    struct engine_config config = {.memory = fixture.memory,
+                                   .cpuid = fixture.cpuid,
+                                   .host = test_host(&fixture),
+                                   .cpus = VCPUS,
+                                   .cache_size = MIB(4)};
+    config.host.port_write = wait_in_device;
+    int r = translate_engine.vm_new(&config, &vm);
+    fixture.vm = (struct translate_vm *)vm;
+    *state = &fixture;
+    alarm(60);
+    return r;
+}
+
+static int teardown(void **state)
+{
+    struct fixture *fixture = *state;
+    alarm(0);
+    translate_engine.vm_free((struct engine_vm *)fixture->vm);
+    cpuid_table_free(fixture->cpuid);
+    memory_free(fixture->memory);
+    return 0;
+}
+
+struct start {
+    struct fixture *fixture;
+    unsigned index;
+};
+
+static void *vcpu_thread(void *argument)
+{
+    struct start *start = argument;
+    struct engine_vcpu *vcpu;
+    struct cpu_state state;
+    test_guest_state(&state, CODE);
+    int r = translate_engine.vcpu_new((struct engine_vm *)start->fixture->vm, start->index, &vcpu);
+    if (r == 0) {
+        translate_engine.set_state(vcpu, &state);
+        r = translate_engine.run(vcpu) == EXIT_HALT ? 0 : -1;
+        translate_engine.get_state(vcpu, &state);
+        start->fixture->rounds[start->index] = state.gpr[RCX];
+        translate_engine.vcpu_free(vcpu);
+    }
+    return (void *)(intptr_t)r;
+}
+
+static void run_vcpus(struct fixture *fixture, unsigned count, void (*meanwhile)(struct fixture *))
+{
+    struct start starts[VCPUS];
+    for (unsigned i = 0; i < count; i++) {
+        starts[i] = (struct start){fixture, i};
+        assert_int_equal(pthread_create(&fixture->threads[i], NULL, vcpu_thread, &starts[i]), 0);
+    }
+    meanwhile(fixture);
+    for (unsigned i = 0; i < count; i++) {
+        void *result;
+        pthread_join(fixture->threads[i], &result);
+        assert_null(result);
+    }
+}
+
+static uint64_t number_at(struct fixture *fixture, gpa_t gpa)
+{
+    uint64_t value = 0;
+    assert_int_equal(memory_read(fixture->memory, gpa, &value, 8), 0);
+    return value;
+}
+
+static void put(struct fixture *fixture, gpa_t at, const void *bytes, size_t size)
+{
+    assert_int_equal(memory_write(fixture->memory, at, bytes, size), 0);
+}
+
+static void stop_and_look(struct fixture *fixture)
+{
+    for (unsigned i = 0; i < STOPS; i++) {
+        world_stop(fixture->vm, NULL);
+        uint64_t split = number_at(fixture, SPLIT), whole = number_at(fixture, WHOLE);
+        usleep(200);
+        uint64_t split_then = number_at(fixture, SPLIT), whole_then = number_at(fixture, WHOLE);
+        world_resume(fixture->vm);
+        assert_int_equal(split, split_then);
+        assert_int_equal(whole, whole_then);
+        while (number_at(fixture, WHOLE) == whole) {
+            usleep(50);
+        }
+    }
+    put(fixture, FLAG, "\1", 1);
+}
+
+static void nothing_runs_and_nothing_is_lost(void **state)
+{
+    struct fixture *fixture = *state;
+    uint64_t rounds = 0;
+    /*
+     * xor ecx, ecx; 1: mov edx, WHOLE_ROUNDS; lock inc qword [SPLIT]
+     * 2: lock inc qword [WHOLE]; dec edx; jnz 2b; inc ecx; cmp byte [FLAG], 0; jz 1b; hlt
+     */
+    static const uint8_t code[] = {
+        0x31,
+        0xc9,
+        0xba,
+        WHOLE_ROUNDS & 0xff,
+        WHOLE_ROUNDS >> 8,
+        0,
+        0,
+        0xf0,
+        0x48,
+        0xff,
+        0x04,
+        0x25,
+        SPLIT & 0xff,
+        SPLIT >> 8,
+        0,
+        0,
+        0xf0,
+        0x48,
+        0xff,
+        0x04,
+        0x25,
+        WHOLE & 0xff,
+        WHOLE >> 8,
+        0,
+        0,
+        0xff,
+        0xca,
+        0x75,
+        0xf3, /* dec edx; jnz 2b */
+        0xff,
+        0xc1,
+        0x80,
+        0x3c,
+        0x25,
+        FLAG & 0xff,
+        FLAG >> 8,
+        0,
+        0,
+        0,
+        0x74,
+        0xd9, /* jz 1b */
+        0xf4,
+    };
+    put(fixture, CODE, code, sizeof code);
+    run_vcpus(fixture, VCPUS, stop_and_look);
+    for (unsigned i = 0; i < VCPUS; i++) {
+        assert_true(fixture->rounds[i] > 0);
+        rounds += fixture->rounds[i];
+    }
+    assert_int_equal(number_at(fixture, SPLIT), rounds);
+    assert_int_equal(number_at(fixture, WHOLE), rounds * WHOLE_ROUNDS);
+}
+
+/* A vCPU waits for a device: the world can be stopped, and then the vCPU does not come back. */
+static void stop_around_device(struct fixture *fixture)
+{
+    while (sem_wait(&fixture->in_device) != 0) {
+    }
+    world_stop(fixture->vm, NULL);
+    sem_post(&fixture->leave_device);
+    usleep(20000);
+    assert_int_equal(number_at(fixture, FLAG), 0);
+    world_resume(fixture->vm);
+}
+
+static void who_waits_for_the_machine_is_at_a_safe_point(void **state)
+{
+    struct fixture *fixture = *state;
+    /* out 80H, al; mov byte [FLAG], 1; hlt */
+    put(fixture, CODE, "\xe6\x80\xc6\x04\x25\x00\xb2\0\0\x01\xf4", 11);
+    run_vcpus(fixture, 1, stop_around_device);
+    assert_int_equal(number_at(fixture, FLAG), 1);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test_setup_teardown(nothing_runs_and_nothing_is_lost, setup, teardown),
+        cmocka_unit_test_setup_teardown(who_waits_for_the_machine_is_at_a_safe_point, setup,
+                                        teardown),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
