@@ -1,0 +1,250 @@
+/*
+ * Address spaces: what is looked up for one is there again when the guest comes back to it, and is
+ * gone when the guest says that its mappings changed.
+ */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+
+#include <cmocka.h>
+
+#include "engine/test_engine.h"
+#include "engine/translate/internal.h"
+#include "x86/cpuid.h"
+
+enum { RAM_SIZE = 1 << 20, JUMP = 7, LINK = 3, HOST = 0x1234 };
+#define USER_PAGE   0x400000ull
+#define KERNEL_PAGE 0xffffffff81000000ull
+
+struct fixture {
+    struct test_engine engine;
+    struct cpuid_table *cpuid;
+    struct block *block;
+    uint64_t unresolved; /* what a link slot holds that is not filled */
+};
+
+static int setup(void **state)
+{
+    static struct fixture fixture;
+    const struct memory_range ram = {0, RAM_SIZE};
+    const struct cpuid_config model = {.model = CPU_MODEL_V2, .cpus = 1, .tsc_hz = 1000000000};
+    if (cpuid_table_new(&model, &fixture.cpuid)) {
+        return -1;
+    }
+    const struct engine_config config = {
+        .cpuid = fixture.cpuid, .host = test_host(NULL), .cpus = 1, .cache_size = MIB(4)};
+    int r = test_engine_open(&fixture.engine, &translate_engine, &ram, 1, config, 0);
+    *state = &fixture;
+    if (r) {
+        return r;
+    }
+    fixture.block = (struct block *)fixture.engine.vcpu;
+    fixture.block->vcpu.state.cr4 |= CR4_PCIDE;
+    fixture.unresolved = cache_address(fixture.block->vm, fixture.block->vm->stubs.link);
+    return 0;
+}
+
+static int teardown(void **state)
+{
+    struct fixture *fixture = *state;
+    test_engine_close(&fixture->engine);
+    cpuid_table_free(fixture->cpuid);
+    return 0;
+}
+
+static void switch_to(struct block *block, uint16_t pcid)
+{
+    block->vcpu.state.cr3 = 0x10000ull * (pcid + 1u) | pcid;
+    translate_hooks.flush(&block->vcpu, FLUSH_SWITCH, 0, 0);
+}
+
+static void flush(struct block *block, enum flush_kind kind, gva_t gva, uint16_t pcid)
+{
+    translate_hooks.flush(&block->vcpu, kind, gva, pcid);
+}
+
+/* As the helpers fill in what they have looked up. */
+static void fill_user(struct block *block)
+{
+    block->space->data->jumps[JUMP] = (struct jump_entry){USER_PAGE + JUMP, HOST};
+    block->space->jumps_filled = true;
+    block->space->data->links[LINK] = HOST;
+    block->space->links_filled = LINK + 1;
+    block->exec_pages[PRIVILEGE_USER][exec_page_bit(USER_PAGE) >> 6] |=
+        1ull << (exec_page_bit(USER_PAGE) & 63);
+}
+
+static void fill_kernel(struct block *block)
+{
+    block->kernel_jumps[JUMP] = (struct jump_entry){KERNEL_PAGE + JUMP, HOST};
+    block->kernel_links[LINK] = HOST;
+    block->kernel_links_filled = LINK + 1;
+    block->exec_pages[PRIVILEGE_KERNEL][exec_page_bit(KERNEL_PAGE) >> 6] |=
+        1ull << (exec_page_bit(KERNEL_PAGE) & 63);
+}
+
+static void check_user(const struct fixture *fixture, bool there)
+{
+    const struct space_data *data = fixture->block->space->data;
+    assert_int_equal(data->jumps[JUMP].gva == USER_PAGE + JUMP, there);
+    assert_int_equal(data->links[LINK], there ? HOST : fixture->unresolved);
+}
+
+static void check_kernel(const struct fixture *fixture, bool there)
+{
+    const struct block *block = fixture->block;
+    assert_int_equal(block->kernel_jumps[JUMP].gva == KERNEL_PAGE + JUMP, there);
+    assert_int_equal(block->kernel_links[LINK], there ? HOST : fixture->unresolved);
+}
+
+/* The top frame of a private stack must not be one that was pushed before. */
+static bool stack_is_empty(const struct block *block, enum privilege privilege)
+{
+    const uint64_t *top =
+        (const uint64_t *)(privilege == mode_privilege(block->mode) ? block->stack
+                                                                    : block->stacks[privilege]);
+    return top[0] == cache_address(block->vm, block->vm->stubs.indirect[privilege]) &&
+           !is_canonical(top[1]);
+}
+
+static void the_last_ones_are_kept(void **state)
+{
+    struct fixture *fixture = *state;
+    struct block *block = fixture->block;
+    for (uint16_t pcid = 1; pcid <= SPACES_MAX; pcid++) {
+        switch_to(block, pcid);
+        check_user(fixture, false);
+        fill_user(block);
+    }
+    for (uint16_t pcid = 1; pcid <= SPACES_MAX; pcid++) {
+        switch_to(block, pcid);
+        check_user(fixture, true);
+        assert_ptr_equal(block->vcpu.tlb, &block->space->data->tlb);
+    }
+    switch_to(block, SPACES_MAX + 1); /* takes the place of 1 */
+    check_user(fixture, false);
+    switch_to(block, 2);
+    check_user(fixture, true);
+    switch_to(block, 1);
+    check_user(fixture, false);
+}
+
+static void without_pcids_there_is_one(void **state)
+{
+    struct fixture *fixture = *state;
+    struct block *block = fixture->block;
+    block->vcpu.state.cr4 &= ~(uint64_t)CR4_PCIDE;
+    switch_to(block, 1);
+    struct space *space = block->space;
+    fill_user(block);
+    switch_to(block, 2);
+    assert_ptr_equal(block->space, space);
+    /* A load of CR3 is a flush, then. */
+    flush(block, FLUSH_NON_GLOBAL, 0, 0);
+    check_user(fixture, false);
+}
+
+static void one_pcid_can_be_flushed(void **state)
+{
+    struct fixture *fixture = *state;
+    struct block *block = fixture->block;
+    fill_kernel(block);
+    switch_to(block, 1);
+    fill_user(block);
+    switch_to(block, 2);
+    fill_user(block);
+    flush(block, FLUSH_NON_GLOBAL, 0, 1);
+    check_user(fixture, true);
+    switch_to(block, 1);
+    check_user(fixture, false);
+    check_kernel(fixture, true);
+    flush(block, FLUSH_ALL, 0, 0);
+    check_kernel(fixture, false);
+    switch_to(block, 2);
+    check_user(fixture, false);
+}
+
+static void one_page_can_be_flushed(void **state)
+{
+    struct fixture *fixture = *state;
+    struct block *block = fixture->block;
+    switch_to(block, 1);
+    fill_user(block);
+    fill_kernel(block);
+    const gva_t elsewhere = 0x500000;
+    assert_int_not_equal(exec_page_bit(elsewhere), exec_page_bit(USER_PAGE));
+    assert_int_not_equal(exec_page_bit(elsewhere), exec_page_bit(KERNEL_PAGE));
+    flush(block, FLUSH_PAGE, elsewhere, 0);
+    check_user(fixture, true);
+    check_kernel(fixture, true);
+    switch_to(block, 2);
+    flush(block, FLUSH_PAGE, USER_PAGE, 0); /* it may be global: in every space */
+    check_kernel(fixture, true);
+    switch_to(block, 1);
+    check_user(fixture, false);
+    flush(block, FLUSH_PAGE, KERNEL_PAGE, 0);
+    check_kernel(fixture, false);
+}
+
+static void kernel_code_is_kept_if_it_is_global(void **state)
+{
+    struct fixture *fixture = *state;
+    struct block *block = fixture->block;
+    switch_to(block, 1);
+    fill_kernel(block);
+    switch_to(block, 2);
+    check_kernel(fixture, true);
+    block->kernel_is_local = true;
+    switch_to(block, 2); /* the same one */
+    check_kernel(fixture, true);
+    switch_to(block, 1);
+    check_kernel(fixture, false);
+    assert_false(block->kernel_is_local);
+}
+
+static void returns_do_not_cross_a_switch(void **state)
+{
+    struct fixture *fixture = *state;
+    struct block *block = fixture->block;
+    for (unsigned p = 0; p < PRIVILEGES; p++) {
+        block->mode = p == PRIVILEGE_USER ? MODE_CODE64 | MODE_USER : MODE_CODE64;
+        switch_to(block, 1);
+        uint64_t *top = (uint64_t *)block->stack - 2;
+        top[0] = HOST;
+        top[1] = USER_PAGE;
+        block->stack = (uint64_t)top;
+        switch_to(block, 2);
+        /* Kernel code is the same on the other side. */
+        assert_int_equal(stack_is_empty(block, (enum privilege)p), p == PRIVILEGE_USER);
+        stack_reset(block, (enum privilege)p);
+        assert_true(stack_is_empty(block, (enum privilege)p));
+    }
+}
+
+static void a_block_is_the_same_through_all_spaces(void **state)
+{
+    struct fixture *fixture = *state;
+    struct block *block = fixture->block;
+    for (unsigned i = 0; i < SPACES_MAX; i++) {
+        struct block *alias = block->spaces[i].alias;
+        alias->vcpu.state.gpr[RBX] = 100 + i;
+        assert_int_equal(block->vcpu.state.gpr[RBX], 100 + i);
+        assert_ptr_equal(alias->self, block);
+        assert_ptr_equal(block->spaces[i].data, (uint8_t *)alias + SPACE_OFFSET);
+    }
+}
+
+int main(void)
+{
+#define TEST(name) cmocka_unit_test_setup_teardown(name, setup, teardown)
+    const struct CMUnitTest tests[] = {
+        TEST(the_last_ones_are_kept),
+        TEST(without_pcids_there_is_one),
+        TEST(one_pcid_can_be_flushed),
+        TEST(one_page_can_be_flushed),
+        TEST(kernel_code_is_kept_if_it_is_global),
+        TEST(returns_do_not_cross_a_switch),
+        TEST(a_block_is_the_same_through_all_spaces),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
