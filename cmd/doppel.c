@@ -1,4 +1,5 @@
 /* The program: finds the command, and makes sure that descriptors 0 to 2 are open. */
+#include <errno.h>
 #include <fcntl.h>
 #include <stdio.h>
 #include <string.h>
@@ -34,6 +35,16 @@ static int fill_standard_descriptors(void)
     return 0;
 }
 
+/* What was asked for and could not be written is a failure. */
+static int with_output(int status)
+{
+    if (fflush(stdout) && status == STATUS_OK) {
+        report("doppel: write to standard output: %s\n", strerror(errno));
+        return STATUS_FAILED;
+    }
+    return status;
+}
+
 #ifdef __SANITIZE_ADDRESS__
 /* The search for leaks at the end traces the process, and the jail kills it for that. */
 const char *__asan_default_options(void);
@@ -58,7 +69,7 @@ int main(int argc, char **argv)
     }
     for (size_t i = 0; i < sizeof commands / sizeof commands[0]; i++) {
         if (!strcmp(commands[i].name, argv[1])) {
-            return commands[i].call(argc - 1, argv + 1);
+            return with_output(commands[i].call(argc - 1, argv + 1));
         }
     }
     report("doppel: there is no command '%s'; 'doppel help' lists them\n", argv[1]);

@@ -62,6 +62,10 @@ void help_first_steps(void)
 
 int command_help(int argc, char **argv)
 {
+    if (argc > 2) {
+        report("doppel help: one page at a time\n");
+        return STATUS_USAGE;
+    }
     if (argc < 2) {
         fputs(overview, stdout);
     } else if (!strcmp(argv[1], "run")) {
