@@ -163,6 +163,26 @@ static void test_flags(void)
     check("flags across TLB misses", wrong, 0);
 }
 
+/* Several pushes may be checked at once, but the first one faults, with its own address. */
+SNIPPET(push_run, "push %rax; push %rbx; push %rcx; push %rdx");
+SNIPPET(pop_run, "pop %rax; pop %rbx; pop %rcx; pop %rdx");
+static void test_runs(void)
+{
+    enum { HOLE = 0x7f000000 };
+    struct context c;
+    context_init_user(&c, push_run);
+    c.gpr[RSP] = HOLE + 0x800;
+    context_run(&c);
+    check_stop("push run in a hole", &c, PF, PF_U | PF_W, USER(push_run));
+    check("  cr2", c.cr2, HOLE + 0x800 - 8);
+    check("  rsp", c.gpr[RSP], HOLE + 0x800);
+    context_init_user(&c, pop_run);
+    c.gpr[RSP] = HOLE + 0x800;
+    context_run(&c);
+    check_stop("pop run in a hole", &c, PF, PF_U, USER(pop_run));
+    check("  cr2", c.cr2, HOLE + 0x800);
+}
+
 void test_main(void)
 {
     low = page_new();
@@ -172,4 +192,5 @@ void test_main(void)
     }
     test_values();
     test_flags();
+    test_runs();
 }

@@ -56,8 +56,10 @@ static bool push_run(struct compiler *c, unsigned count)
 {
     flags_to_block(c);
     int32_t size = 8 * (int32_t)count;
+    uint32_t site = c->vm->site_count;
     emit_lea(&c->e, SCRATCH, GUEST_RSP, -size);
     compile_check(c, (unsigned)size, true, NULL);
+    c->vm->sites[site].is_ordered = count > 1; /* CR2 is the first push's, not the run's start */
     for (unsigned i = 0; i < count; i++) {
         int gpr = stack_register(&c->insns[c->current + i], ZYDIS_MNEMONIC_PUSH);
         store_register(c, gpr, size - 8 * (int32_t)(i + 1));

@@ -202,7 +202,7 @@ struct site {
     uint8_t flags_home;
     int8_t uncounted; /* instructions completed but not in vcpu.instructions (deterministic time) */
     bool is_masked;   /* masked-off elements do not fault: interp decides */
-    bool is_ordered;  /* the instruction's own exceptions come before #PF: interp decides */
+    bool is_ordered;  /* other faults may come before this #PF: interp decides */
     uint8_t alignment; /* less one: the same if the address is not a multiple of it */
     bool is_store;     /* REP STOS, not MOVS */
     bool is_group;     /* the check asks for more than the access: interp meets the fault */
