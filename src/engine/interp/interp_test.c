@@ -208,6 +208,8 @@ static const struct fault_case faults[] = {
     {"in, user", BYTES("\xe4\x60"), 3, 0, 0, EXCEPTION_GP, 0},
     {"cli, user", BYTES("\xfa"), 3, 0, 0, EXCEPTION_GP, 0},
     {"mov cr3, user", BYTES("\x0f\x22\xd8"), 3, 0, 0, EXCEPTION_GP, 0},
+    {"sysexit, user, on CPUs that have none in long mode too", BYTES("\x0f\x35"), 3, 0, 0,
+     EXCEPTION_GP, 0},
     {"divide by zero", BYTES("\xf7\xf6"), 0, 0, 0, EXCEPTION_DE, 0},
     {"movaps, misaligned", BYTES("\x0f\x28\x06"), 0, DATA + 8, 0, EXCEPTION_GP, 0},
     {"movaps, misaligned across to nothing", BYTES("\x0f\x28\x06"), 0, UNMAPPED - 8, 0,
