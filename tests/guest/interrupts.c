@@ -21,6 +21,8 @@ enum {
 SNIPPET(sti_shadow, "sti; nop; nop; nop; cli");
 SNIPPET(sti_cli, "sti; cli; nop; nop");
 SNIPPET(sti_sti, "sti; sti; nop; cli");
+SNIPPET(sti_branch, "mov $2, %ecx; 1: dec %ecx; jnz 1b; sti; jz 2f; nop; 2: jmp 2b");
+SNIPPET(sti_call, "mov $2, %ecx; 1: dec %ecx; jnz 1b; sti; call 2f; nop; 2: jmp 2b");
 SNIPPET(mov_ss, "mov %ss, %eax; sti; mov %eax, %ss; nop; nop; cli");
 SNIPPET(popf_window, "pushq $0x202; popfq; nop; nop; cli");
 SNIPPET(sti_hlt, "sti; hlt; nop; cli");
@@ -75,6 +77,10 @@ static void test_windows(void)
     window("IF set at once", nops, FLAG_IF, nops);
     window("STI: one more instruction", sti_shadow, 0, sti_shadow + 2);
     window("STI, STI: the second has no shadow", sti_sti, 0, sti_sti + 2);
+    for (int i = 0; i < 3; i++) { /* also where a translator has linked the code already */
+        window("STI: the one more instruction branches", sti_branch, 0, sti_branch_end - 2);
+        window("STI: the one more instruction calls", sti_call, 0, sti_call_end - 2);
+    }
     window("POPF has no shadow", popf_window, 0, popf_window + 6);
     window("IRET has no shadow", iret_window, 0, iret_window_end - 3);
     window("STI, HLT: behind HLT", sti_hlt, 0, sti_hlt + 2);

@@ -164,7 +164,8 @@ static void compile_execute_last(struct compiler *c)
 
 /* ---- decode ---- */
 
-bool is_end(const struct insn *insn)
+/* Does nothing run behind this instruction in straight line? */
+static bool is_end(const struct insn *insn)
 {
     switch (insn->info.meta.category) {
     case ZYDIS_CATEGORY_UNCOND_BR:
@@ -537,7 +538,6 @@ static void emit_entries(struct compiler *c)
 
 static void emit_unit(struct compiler *c)
 {
-    bool poll_after_next = false;
     for (c->current = 0; c->current < c->count && !c->ended; c->current++) {
         /* May move c->current on, over a run of pushes or pops. */
         unsigned first = c->current;
@@ -551,12 +551,6 @@ static void emit_unit(struct compiler *c)
         c->uncounted = !c->counts   ? 0
                        : c->counted ? 0
                                     : c->uncounted + (int)(c->current - first) + 1;
-        if (poll_after_next && !c->ended) {
-            flags_to_block(c);
-            count_instructions(c, 0);
-            compile_poll(c, compiler_next_pc(c), offsetof(struct block, vcpu.kicks));
-        }
-        poll_after_next = compiler_insn(c)->info.mnemonic == ZYDIS_MNEMONIC_STI;
     }
     if (c->ended) {
         return;

@@ -28,13 +28,23 @@ static bool compile_cli(struct compiler *c)
     return true;
 }
 
-/* STI: set IF; emit_unit() polls behind the next instruction (SDM volume 2, STI). */
+/*
+ * STI: set IF. If something waits, interp does it together with the next instruction, which no
+ * interrupt may come before (SDM volume 2, STI), wherever that one leads. What comes later stops
+ * units by itself.
+ */
 static bool compile_sti(struct compiler *c)
 {
-    if ((c->mode & MODE_USER) || c->current + 1 >= c->count || is_end(&c->insns[c->current + 1])) {
+    if (c->mode & MODE_USER) {
         return false;
     }
     flags_to_block(c);
+    emit_gs(&c->e, false, 0x83, 7, offsetof(struct block, vcpu.kicks)); /* cmp dword, 0 */
+    emit8(&c->e, 0);
+    uint8_t *branch = emit_branch_forward(&c->e, CONDITION_NZ);
+    uint32_t site = site_new(c, SITE_EXECUTE);
+    c->vm->sites[site].resume = 0;
+    outline(c, OUTLINE_EXECUTE, branch, site, 0);
     emit_set_interrupt_flag(c, 1);
     return true;
 }

@@ -88,8 +88,6 @@ static inline bool is_displaced(int gpr)
 /* ---- compile.c ---- */
 /* Is nothing emitted for it that calls C and comes back into the unit? */
 bool is_transparent(const struct insn *insn);
-/* Does nothing run behind this instruction in straight line? */
-bool is_end(const struct insn *insn);
 /* Does the instruction at this address of the unit's page go on in the next page? */
 bool crosses_page(const struct compiler *c, uint64_t pc);
 uint32_t site_new(struct compiler *c, enum site_kind kind);
