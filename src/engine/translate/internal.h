@@ -154,8 +154,9 @@ struct block {
     bool decoded_valid;
     pthread_t thread;
     int memory_fd;
-    bool parked; /* guarded by the world's lock: at a safe point */
-    bool in_run; /* between the start and the end of run() */
+    bool parked;     /* guarded by the world's lock: at a safe point */
+    bool was_parked; /* when this vCPU began to stop the world */
+    bool in_run;     /* between the start and the end of run() */
     alignas(16) uint8_t fx_image[512];
 };
 

@@ -54,6 +54,7 @@ static bool all_parked(const struct translate_vm *vm, const struct block *self)
 void world_stop(struct translate_vm *vm, struct block *self)
 {
     if (self) {
+        self->was_parked = self->parked;
         world_park(self); /* another stopper may be first */
     }
     pthread_mutex_lock(&vm->stopper);
@@ -73,14 +74,14 @@ void world_stop(struct translate_vm *vm, struct block *self)
     pthread_mutex_unlock(&vm->world_lock);
 }
 
-/* The stopper itself goes on unparked, if it is a vCPU that was running. */
+/* The stopper itself goes on as it was: in a call to the machine it stays parked. */
 void world_resume(struct translate_vm *vm)
 {
     struct block *self = signals_current();
     pthread_mutex_lock(&vm->world_lock);
     vm->world_stopping = false;
     if (self && self->vm == vm && self->in_run) {
-        self->parked = false;
+        self->parked = self->was_parked;
     }
     pthread_cond_broadcast(&vm->world_changed);
     pthread_mutex_unlock(&vm->world_lock);
