@@ -28,6 +28,7 @@ SNIPPET(jrcxz, "jrcxz 1f; mov $1, %eax; 1: nop");
 SNIPPET(xlat, "xlat");
 SNIPPET(cmov_fault, "cmp %eax, %eax; cmovnz (%rdi), %rax");
 SNIPPET(cmov_zero, "cmp %eax, %eax; cmovnz %ecx, %eax");
+SNIPPET(bts_wraps, "addr32 bts %rcx, (%eax)");
 SNIPPET(bsf_zero, "bsf %rcx, %rax; mov %rbx, %rsi; bsr %rcx, %rsi; mov %rbx, %r13;"
                   "mov %rbx, %r15; mov %rcx, %r14; bsf %rcx, %r13; bsr %rcx, %r15");
 SNIPPET(lahf, "lahf");
@@ -203,6 +204,16 @@ static void test_bits(void)
     c.gpr[RAX] = -64 * 3 + 5;
     context_run(&c);
     check("BTS with a negative bit offset", memory[29], 32);
+    context_init(&c, bts_wraps);
+    c.gpr[RAX] = (uint32_t)(uintptr_t)memory - 0x10000000;
+    c.gpr[RCX] = 0x80000000ul + 8; /* bits: 10000000H bytes and 8 bits further */
+    context_run(&c);
+    check("BTS with a 32-bit address", memory[0] & 0x100, 0x100);
+    c.gpr[RAX] = (uint32_t)(uintptr_t)memory + 0x10000000;
+    c.gpr[RCX] = 9 - 0x80000000ul;
+    c.ip = (uintptr_t)bts_wraps;
+    context_run(&c);
+    check("  and a negative bit offset", memory[0] & 0x200, 0x200);
     c = run(shld, true, 0x8000000000000001, 0xf000000000000000, 68, 0, 0);
     check("SHLD by 68", c.gpr[RAX], 0x1f);
     c = run(rcl_9, true, 0x5a, 0, 0, 0, FLAG_CF);

@@ -249,7 +249,7 @@ static bool compile_bit_string(struct compiler *c)
     struct rewrite_map map = {.memory_base = SCRATCH};
     uint8_t copy[32];
     uint64_t constant;
-    if (insn->info.operand_width == 16) {
+    if (insn->info.operand_width == 16 || insn->info.address_width != 64) {
         return false;
     }
     for (unsigned i = 0; i < GPR_COUNT; i++) {
