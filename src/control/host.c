@@ -159,6 +159,13 @@ static void find_user_namespaces(struct host *host)
     }
 }
 
+/* Guest memory is a memory file, whatever the engine. */
+static int try_guest_memory(void)
+{
+    CLEANUP_FD int fd = memfd_create("doppel-doctor", MFD_CLOEXEC);
+    return fd < 0 ? fail(-errno, "guest memory needs a memory file: %s", strerror(errno)) : 0;
+}
+
 static void find_engines(struct host *host)
 {
     static const struct engine_ops *const engines[] = {&translate_engine, &interp_engine};
@@ -166,7 +173,7 @@ static void find_engines(struct host *host)
         struct host_finding *engine = &host->engines[i];
         trail_clear();
         engine->key = engines[i]->name;
-        engine->ok = engines[i]->probe() == 0;
+        engine->ok = try_guest_memory() == 0 && engines[i]->probe() == 0;
         snprintf(engine->text, sizeof engine->text, "%s", engine->ok ? "works here" : trail_text());
     }
     trail_clear();
