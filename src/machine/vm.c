@@ -264,27 +264,13 @@ static void go(struct vm *vm)
     vcpu_threads_go(vm);
 }
 
-void vm_pause(struct vm *vm)
-{
-    if (vm->life == VM_RUNNING) {
-        stop(vm);
-        vm->life = VM_PAUSED;
-    }
-}
-
-void vm_resume(struct vm *vm)
-{
-    if (vm->life == VM_PAUSED) {
-        go(vm);
-    }
-}
-
 int vm_reset(struct vm *vm)
 {
     bool was_running = vm->life == VM_RUNNING;
     if (was_running) {
         stop(vm);
     }
+    vm->reset_wanted = false; /* whoever has asked meanwhile means this one too */
     for (size_t i = 0; i < vm->board.device_count; i++) {
         struct device *device = vm->board.devices[i];
         device->ops->reset(device);
@@ -300,12 +286,28 @@ int vm_reset(struct vm *vm)
     return 0;
 }
 
-static void post_reset(void *owner)
+/* Do the reset that the guest has asked for, if that has not happened yet. Loop thread. */
+static void answer_reset(void *owner)
 {
     struct vm *vm = owner;
-    atomic_flag_clear(&vm->reset_posted);
-    if (vm->life == VM_RUNNING && vm_reset(vm)) {
+    if (atomic_exchange(&vm->reset_wanted, false) && vm_reset(vm)) {
         vm_request_error(vm, trail_text());
+    }
+}
+
+void vm_pause(struct vm *vm)
+{
+    if (vm->life == VM_RUNNING) {
+        stop(vm);
+        vm->life = VM_PAUSED;
+        answer_reset(vm); /* what is paused may be saved, and this is in no saved state */
+    }
+}
+
+void vm_resume(struct vm *vm)
+{
+    if (vm->life == VM_PAUSED) {
+        go(vm);
     }
 }
 
@@ -315,9 +317,9 @@ void vm_request_reset(struct vm *vm)
         vm_request_end(vm, VM_END_RESET, 0);
         return;
     }
-    if (!atomic_flag_test_and_set(&vm->reset_posted)) {
+    if (!atomic_exchange(&vm->reset_wanted, true)) {
         vcpu_threads_ask_stop(vm);
-        loop_post(vm->loop, post_reset, vm);
+        loop_post(vm->loop, answer_reset, vm);
     }
 }
 

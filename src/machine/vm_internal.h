@@ -65,9 +65,9 @@ struct vm {
     unsigned parked; /* how many vCPU threads stand still */
     int start_error; /* the first failure of a vCPU thread at its start */
     char start_message[512];
-    bool quitting;     /* vCPU threads shall return */
-    _Atomic bool stop; /* vCPU threads shall park */
-    atomic_flag reset_posted;
+    bool quitting;             /* vCPU threads shall return */
+    _Atomic bool stop;         /* vCPU threads shall park */
+    _Atomic bool reset_wanted; /* by the guest, and not done yet */
     struct vm_end end;
     uint64_t last_report_ns; /* when a triple fault was last shown */
     /* Where time stood when the machine was last stopped. */
