@@ -179,15 +179,7 @@ void flags_to_block(struct compiler *c)
         c->flags = FLAGS_HOST;
     }
     if (c->flags == FLAGS_HOST) {
-        struct emitter *e = &c->e;
-        emit_move(e, SCRATCH2, RAX);
-        emit8(e, 0x9f); /* lahf */
-        emit8(e, 0x0f); /* seto al */
-        emit8(e, 0x90);
-        emit8(e, 0xc0);
-        emit8(e, 0x66);
-        emit_gs(e, false, OP_STORE, RAX, offsetof(struct block, saved_flags));
-        emit_move(e, RAX, SCRATCH2);
+        emit_save_flags(&c->e);
     }
     c->flags = FLAGS_SAVED;
 }

@@ -8,7 +8,7 @@
  * page that only a later member writes) goes on in a variant of the unit without groups.
  *
  * Host addresses live only inside a unit, and never across a place that may come back from C into
- * the middle of the unit after mappings changed: see groups_forget() and is_current().
+ * the middle of the unit after mappings changed: see groups_forget() and place_is_current().
  */
 #include "engine/translate/compiler.h"
 

@@ -72,8 +72,8 @@ void emit_check_index(struct emitter *e)
 }
 _Static_assert(sizeof(struct tlb_entry) == 1 << 4, "the check scales by this");
 
-static uint32_t emit_distance_check(struct compiler *c, unsigned size, bool write, uint32_t site,
-                                    uint8_t **ret_branch)
+/* R13 is the distance from the page's start: what branches if the access does not fit behind it. */
+static uint8_t *emit_distance_check(struct compiler *c, unsigned size, bool write, uint32_t site)
 {
     struct emitter *e = &c->e;
     c->vm->sites[site].size = size < 255 ? (uint8_t)size : 255;
@@ -82,8 +82,7 @@ static uint32_t emit_distance_check(struct compiler *c, unsigned size, bool writ
     emit8(e, 0x81);
     emit8(e, 0xf8 | (SCRATCH & 7));
     emit32(e, PAGE_SIZE - size);
-    *ret_branch = emit_branch_forward(e, CONDITION_A);
-    return site;
+    return emit_branch_forward(e, CONDITION_A);
 }
 
 void compile_check(struct compiler *c, unsigned size, bool write, const uint64_t *constant)
@@ -93,20 +92,19 @@ void compile_check(struct compiler *c, unsigned size, bool write, const uint64_t
     size_t tag = table + offsetof(struct tlb_entry, tag);
     size_t host = table + offsetof(struct tlb_entry, host);
     uint32_t site = site_new(c, SITE_READ);
-    uint8_t *branch;
     if (constant) {
         size_t entry = tlb_index(*constant) * sizeof(struct tlb_entry);
         emit_constant(e, SCRATCH, *constant);
         emit_gs(e, true, OP_SUB, SCRATCH, tag + entry);
-        emit_distance_check(c, size, write, site, &branch);
-        outline(c, OUTLINE_ADDRESS, branch, site, *constant);
+        uint8_t *miss = emit_distance_check(c, size, write, site);
+        outline(c, OUTLINE_ADDRESS, miss, site, *constant);
         emit_gs(e, true, OP_ADD, SCRATCH, host + entry);
         return;
     }
     emit_check_index(e);
     emit_gs_scratch2(e, true, OP_SUB, SCRATCH, tag);
-    emit_distance_check(c, size, write, site, &branch);
-    outline(c, OUTLINE_MEMORY, branch, site, tag);
+    uint8_t *miss = emit_distance_check(c, size, write, site);
+    outline(c, OUTLINE_MEMORY, miss, site, tag);
     emit_gs_scratch2(e, true, OP_ADD, SCRATCH, host);
 }
 

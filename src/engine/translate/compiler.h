@@ -85,9 +85,21 @@ static inline bool is_displaced(int gpr)
     return gpr >= R13;
 }
 
-/* ---- compile.c ---- */
+/* ---- compile_kind.c ---- */
+/* Does nothing run behind this instruction in straight line? */
+bool is_end(const struct insn *insn);
+/* Nothing to do at all: hints, and what is a NOP on a CPU without some feature. */
+bool is_nothing(const struct insn *insn);
+/* Computation on registers and memory, the same at every privilege: safe to run as it is. */
+bool is_copied(const struct insn *insn);
+/* Is there a function that makes it (which may still leave this form to interp)? */
+bool is_by_mnemonic(const struct insn *insn);
+/* Needs no vector state: also VEX-encoded instructions on general registers (BMI). */
+bool is_general(const struct insn *insn);
 /* Is nothing emitted for it that calls C and comes back into the unit? */
 bool is_transparent(const struct insn *insn);
+
+/* ---- compile.c ---- */
 /* Does the instruction at this address of the unit's page go on in the next page? */
 bool crosses_page(const struct compiler *c, uint64_t pc);
 uint32_t site_new(struct compiler *c, enum site_kind kind);

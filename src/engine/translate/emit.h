@@ -215,6 +215,19 @@ static inline size_t gpr_slot(unsigned gpr)
     return offsetof(struct block, vcpu.state.gpr) + 8 * gpr;
 }
 
+/* mov r14, rax; lahf; seto al; mov gs:[saved_flags], ax; mov rax, r14 */
+static inline void emit_save_flags(struct emitter *e)
+{
+    emit_move(e, SCRATCH2, RAX);
+    emit8(e, 0x9f); /* lahf */
+    emit8(e, 0x0f); /* seto al */
+    emit8(e, 0x90);
+    emit8(e, 0xc0);
+    emit8(e, 0x66);
+    emit_gs(e, false, OP_STORE, RAX, offsetof(struct block, saved_flags));
+    emit_move(e, RAX, SCRATCH2);
+}
+
 /* ---- stubs.c ---- */
 /*
  * Look the guest-virtual address in R13 up in the jump cache: R14 = its entry. The two branches

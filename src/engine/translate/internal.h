@@ -4,7 +4,7 @@
  * A guest basic block and what follows it becomes a *unit* of host code. Units run with
  *
  *     GS base  the vCPU block (struct block), aliased once for each cached address space
- *     RSP      a private stack of {guest return address, host return address} frames, one for
+ *     RSP      a private stack of {host return address, guest return address} frames, one for
  *              each privilege, so that host CALL and RET predict the guest's
  *     R15      the guest's RSP
  *     R13 R14  scratch; the guest's R13, R14 and R15 live in the block

@@ -54,19 +54,6 @@ static uint32_t emit_call_helper(struct emitter *e, uint64_t (*helper)(struct bl
     return start;
 }
 
-/* mov r14, rax; lahf; seto al; mov gs:[saved_flags], ax; mov rax, r14 */
-static void emit_save_flags(struct emitter *e)
-{
-    emit_move(e, SCRATCH2, RAX);
-    emit8(e, 0x9f);
-    emit8(e, 0x0f);
-    emit8(e, 0x90);
-    emit8(e, 0xc0);
-    emit8(e, 0x66);
-    emit_gs(e, false, OP_STORE, RAX, offsetof(struct block, saved_flags));
-    emit_move(e, RAX, SCRATCH2);
-}
-
 /* void enter(block in rdi, host in rsi) */
 static uint32_t emit_enter(struct emitter *e)
 {
