@@ -153,3 +153,53 @@ enum tlb_fill tlb_fill(struct vcpu *vcpu, gva_t gva, uint32_t access)
 
     return tlb_translate(vcpu, gva, access & (PF_WRITE | PF_USER), &gpa);
 }
+
+/* The page of the guest's that was walked last for a span, which may be a large one. */
+struct walked {
+    gva_t gva; /* its start */
+    struct walk_result result;
+};
+
+/* The frame of one page of a span: from the soft TLB, the large page that is known, or a walk. */
+static uint8_t *span_page(struct vcpu *vcpu, gva_t gva, uint32_t access, struct walked *walked)
+{
+    enum tlb_privilege privilege = access & PF_USER ? TLB_USER : TLB_KERNEL;
+    bool write = access & PF_WRITE;
+    const struct tlb_entry *entry = &vcpu->tlb->entries[privilege][write][tlb_index(gva)];
+    struct walk_result *result = &walked->result;
+    uint8_t *frame;
+
+    if (entry->tag == gva) {
+        return (uint8_t *)entry->host;
+    }
+    if (gva - walked->gva >= result->page_size) {
+        if (!is_canonical(gva) || !walk_for(vcpu, gva, access, result)) {
+            result->page_size = 0;
+            return NULL;
+        }
+        walked->gva = align_down(gva, result->page_size);
+    }
+    uint64_t page =
+        (align_down(result->gpa, result->page_size) + (gva - walked->gva)) >> PAGE_SHIFT;
+    if ((write && !result->dirty) || memory_frame(vcpu->memory, page, write, &frame) != FRAME_OK) {
+        return NULL;
+    }
+    return frame;
+}
+
+uint64_t tlb_span(struct vcpu *vcpu, gva_t gva, uint64_t size, uint32_t access, uint8_t **ret_host)
+{
+    struct walked walked = {.result.page_size = 0};
+    gva_t page = align_down(gva, PAGE_SIZE);
+    uint64_t length = PAGE_SIZE - (gva - page);
+    uint8_t *first = span_page(vcpu, page, access, &walked);
+
+    if (!first) {
+        return 0;
+    }
+    *ret_host = first + (gva - page);
+    while (length < size && span_page(vcpu, gva + length, access, &walked) == *ret_host + length) {
+        length += PAGE_SIZE;
+    }
+    return length < size ? length : size;
+}

@@ -76,3 +76,11 @@ enum tlb_fill {
 enum tlb_fill tlb_fill(struct vcpu *vcpu, gva_t gva, uint32_t access);
 /* The same, and where the byte at `gva` is in guest-physical space (unless TLB_FAULT). */
 enum tlb_fill tlb_translate(struct vcpu *vcpu, gva_t gva, uint32_t access, gpa_t *ret_gpa);
+
+/*
+ * How many of the `size` bytes from `gva` on lie in one piece of host memory that may be used for
+ * an access (PF_WRITE, PF_USER), and where. 0: not even the first, mmu_read() and mmu_write() say
+ * why. All pages of the piece count as accessed. Void after the vCPU's next safe point, which may
+ * be inside the call itself. General registers only.
+ */
+uint64_t tlb_span(struct vcpu *vcpu, gva_t gva, uint64_t size, uint32_t access, uint8_t **ret_host);

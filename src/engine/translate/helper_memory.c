@@ -147,58 +147,54 @@ static void repeat_store(uint64_t to, uint64_t value, uint64_t count, unsigned s
     }
 }
 
-/* Host address of a guest-virtual one if the soft TLB has it, else 0. */
-static uint64_t tlb_host(const struct block *block, gva_t gva, bool write)
+/* A run inside one page will hit inline the next time. */
+static void remember_page(struct block *block, gva_t gva, uint32_t access)
 {
-    enum tlb_privilege privilege = block->mode & MODE_USER ? TLB_USER : TLB_KERNEL;
-    enum tlb_access access = write ? TLB_WRITE : TLB_READ;
-    const struct tlb_entry *entry = &block->vcpu.tlb->entries[privilege][access][tlb_index(gva)];
-    uint64_t distance = gva - entry->tag;
-    return distance < PAGE_SIZE ? entry->host + distance : 0;
-}
-
-static uint64_t minimum(uint64_t a, uint64_t b)
-{
-    return a < b ? a : b;
+    enum tlb_privilege privilege = access & PF_USER ? TLB_USER : TLB_KERNEL;
+    const struct tlb_entry *entry =
+        &block->vcpu.tlb->entries[privilege][!!(access & PF_WRITE)][tlb_index(gva)];
+    if (gva - entry->tag >= PAGE_SIZE) {
+        tlb_fill(&block->vcpu, gva, access); /* if it cannot be, the span says so */
+    }
 }
 
 /*
- * Do one piece, as far as both pages reach. True: go on with the next piece. False: what is left
- * at state's registers is for interp (a fault, a device, an element across pages).
+ * Do one piece: what lies in one range of host memory on both sides, or the largest piece after
+ * which a kick is looked at. Large pieces matter: the stores behind a REP MOVS wait until all of
+ * its own are visible. True: go on with the next piece. False: what is left at state's registers
+ * is for interp (a fault, a device, an element across pages).
  */
 static bool string_piece(struct block *block, unsigned size, bool is_store)
 {
+    enum { PIECE_MAX = 256 << 10 };
     uint64_t *gpr = block->vcpu.state.gpr;
     gva_t to = gpr[RDI], from = gpr[RSI];
     uint32_t user = block->mode & MODE_USER ? PF_USER : 0;
-    uint64_t count = minimum(gpr[RCX], (PAGE_SIZE - (to & (PAGE_SIZE - 1))) / size);
+    uint64_t elements = PIECE_MAX / size, drops = block->drops;
+    uint64_t bytes = (gpr[RCX] < elements ? gpr[RCX] : elements) * size;
+    uint8_t *to_host, *from_host = NULL;
+
+    if (bytes <= PAGE_SIZE) {
+        remember_page(block, to, user | PF_WRITE);
+        if (!is_store) {
+            remember_page(block, from, user);
+        }
+    }
     if (!is_store) {
-        count = minimum(count, (PAGE_SIZE - (from & (PAGE_SIZE - 1))) / size);
+        bytes = tlb_span(&block->vcpu, from, bytes, user, &from_host);
     }
-    if (count == 0 || !is_canonical(to) || (!is_store && !is_canonical(from))) {
+    bytes = tlb_span(&block->vcpu, to, bytes, user | PF_WRITE, &to_host);
+    uint64_t count = bytes / size;
+    if (count == 0) {
         return false;
     }
-    /* A fill may drop the other entry again, so ask until both are there. */
-    uint64_t to_host = 0, from_host = 0;
-    for (unsigned attempt = 0; attempt < 4 && !(to_host && (from_host || is_store)); attempt++) {
-        if (!is_store && !tlb_host(block, from, false) &&
-            tlb_fill(&block->vcpu, from, user) != TLB_FILLED) {
-            return false;
-        }
-        if (!tlb_host(block, to, true) &&
-            tlb_fill(&block->vcpu, to, user | PF_WRITE) != TLB_FILLED) {
-            return false;
-        }
-        to_host = tlb_host(block, to, true);
-        from_host = is_store ? 0 : tlb_host(block, from, false);
-    }
-    if (!to_host || (!is_store && !from_host)) {
-        return false;
+    if (block->drops != drops) {
+        return true; /* again: what was found first may be void */
     }
     if (is_store) {
-        repeat_store(to_host, gpr[RAX], count, size);
+        repeat_store((uint64_t)to_host, gpr[RAX], count, size);
     } else {
-        repeat_move(to_host, from_host, count, size);
+        repeat_move((uint64_t)to_host, (uint64_t)from_host, count, size);
         gpr[RSI] += count * size;
     }
     gpr[RDI] += count * size;
