@@ -188,6 +188,28 @@ static void test_overlap(void)
     check("long copy downwards", wrong, 0);
 }
 
+/* Pages that do not lie together, and a fault behind them: only what was written is dirty. */
+static void test_scattered(void)
+{
+    arrange();
+    uint8_t *to = (uint8_t *)0xc00000;
+    map(AREA, (uintptr_t)pages[1], PTE_P | PTE_W | PTE_U);
+    map(AREA + 0x1000, (uintptr_t)pages[0], PTE_P | PTE_W | PTE_U);
+    struct context c = run(rep_movsq, AREA + 4, (uintptr_t)to + 1, 0x3ff, 0);
+    unsigned wrong = 0;
+    for (int i = 0; i < 0x1ff8; i++) {
+        wrong += to[i + 1] != (i < 0xffc ? pages[1][i + 4] : pages[0][i - 0xffc]);
+    }
+    check("scattered source", wrong, 0);
+    map(AREA + 0x20000, (uintptr_t)pages[3], PTE_P | PTE_W | PTE_U);
+    volatile pte_t *next = map(AREA + 0x21000, (uintptr_t)pages[2], PTE_P | PTE_W | PTE_U);
+    c = run(rep_movsb, AREA + 0x1000, AREA + 0x20000, 0x3000, 0);
+    check_stop("scattered: hole in the source", &c, PF, 0, (uintptr_t)rep_movsb);
+    check("  rdi", c.gpr[RDI], AREA + 0x21000);
+    check("  rcx", c.gpr[RCX], 0x2000);
+    check("  the next page is not dirty", *next & PTE_D, 0);
+}
+
 static void test_sizes(void)
 {
     arrange();
@@ -209,5 +231,6 @@ void test_main(void)
     test_destination_faults();
     test_compare();
     test_overlap();
+    test_scattered();
     test_sizes();
 }

@@ -286,22 +286,25 @@ static void run_of(struct vcpu *vcpu, const struct string *string, bool is_move,
     }
     unsigned size = (unsigned)(bytes - bytes % string->size);
     if (size < 2 * string->size ||
-        string_address(vcpu, string, RDI, size, true, &target) != STEP_NEXT ||
-        mmu_host(vcpu, target, size, user_access(vcpu) | PF_WRITE, &to) != STEP_NEXT || !to) {
+        string_address(vcpu, string, RDI, size, true, &target) != STEP_NEXT) {
+        return;
+    }
+    /* The source comes first: if it faults, the target's D bit stays as it is. */
+    if (is_move && (string_address(vcpu, string, RSI, size, false, &source) != STEP_NEXT ||
+                    tlb_span(vcpu, source, size, user_access(vcpu), &from) != size)) {
+        return;
+    }
+    if (tlb_span(vcpu, target, size, user_access(vcpu) | PF_WRITE, &to) != size) {
         return;
     }
     if (is_move) {
         /* An overlap where the copy feeds itself must go element by element. */
-        if (string_address(vcpu, string, RSI, size, false, &source) != STEP_NEXT ||
-            target - source < size ||
-            mmu_host(vcpu, source, size, user_access(vcpu), &from) != STEP_NEXT || !from ||
-            mmu_host(vcpu, target, size, user_access(vcpu) | PF_WRITE, &to) != STEP_NEXT || !to ||
-            (uintptr_t)to - (uintptr_t)from < size) {
+        if (target - source < size || (uintptr_t)to - (uintptr_t)from < size) {
             return;
         }
-        /* Looking up the target again may have displaced the source. */
+        /* Looking up the target may have been a safe point. */
         uint8_t *again_from;
-        if (mmu_host(vcpu, source, size, user_access(vcpu), &again_from) != STEP_NEXT ||
+        if (tlb_span(vcpu, source, size, user_access(vcpu), &again_from) != size ||
             again_from != from) {
             return;
         }
