@@ -423,13 +423,20 @@ static int add_disk(struct vm *vm, unsigned index)
     return plug(&vm->board, virtio, SLOT_DISKS + index);
 }
 
-static int add_virtio(struct vm *vm)
+/* Its bytes are chance: none in the deterministic mode. */
+static int add_virtio_rng(struct vm *vm)
 {
     struct virtio_device *virtio;
-    int r = virtio_rng_new(vm->memory, "virtio-rng0", &virtio);
-    if (!r) {
-        r = plug(&vm->board, virtio, SLOT_RNG);
+    if (vm->config->time_mode == TIME_DETERMINISTIC) {
+        return 0;
     }
+    int r = virtio_rng_new(vm->memory, "virtio-rng0", &virtio);
+    return r ? r : plug(&vm->board, virtio, SLOT_RNG);
+}
+
+static int add_virtio(struct vm *vm)
+{
+    int r = add_virtio_rng(vm);
     if (!r) {
         r = add_virtio_console(vm);
     }

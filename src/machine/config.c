@@ -339,6 +339,23 @@ int vm_config_set(struct vm_config *config, const char *name, const char *value)
     return fail(-ENOENT, "there is no option --%s", name);
 }
 
+/* What would bring in the host's timing, or chance. */
+static int check_deterministic(const struct vm_config *config)
+{
+    if (config->cpus != 1) {
+        return fail(-EINVAL, "--time instructions works with one CPU only");
+    }
+    if (config->disk_count) {
+        return fail(-EINVAL, "--time instructions works without disks only: when their requests "
+                             "are done depends on the host");
+    }
+    if (config->cpu_model == CPU_MODEL_HOST) {
+        return fail(-EINVAL, "--time instructions needs --cpu-model v2 or v3: what RDRAND gives "
+                             "depends on the host");
+    }
+    return 0;
+}
+
 int vm_config_check(const struct vm_config *config)
 {
     if (!config->kernel) {
@@ -348,10 +365,7 @@ int vm_config_check(const struct vm_config *config)
         return fail(-EINVAL, "--initrd and --module exclude each other: a Multiboot kernel takes "
                              "modules, other kernels take an initrd");
     }
-    if (config->time_mode == TIME_DETERMINISTIC && config->cpus != 1) {
-        return fail(-EINVAL, "--time instructions works with one CPU only");
-    }
-    return 0;
+    return config->time_mode == TIME_DETERMINISTIC ? check_deterministic(config) : 0;
 }
 
 void vm_config_init(struct vm_config *config)

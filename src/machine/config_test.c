@@ -116,6 +116,24 @@ static void test_accepted(void **state)
     vm_config_fini(&config);
 }
 
+/* Each of these alone would let two runs differ. */
+static void test_deterministic(void **state)
+{
+    static const char *const options[][2] = {
+        {"cpus", "2"}, {"disk", "d"}, {"cpu-model", "host"}, {NULL, NULL}};
+    for (unsigned i = 0; i < ARRAY_SIZE(options); i++) {
+        struct vm_config config;
+        vm_config_init(&config);
+        assert_int_equal(vm_config_set(&config, "kernel", "k"), 0);
+        assert_int_equal(vm_config_set(&config, "time", "instructions"), 0);
+        if (options[i][0]) {
+            assert_int_equal(vm_config_set(&config, options[i][0], options[i][1]), 0);
+        }
+        assert_int_equal(vm_config_check(&config), options[i][0] ? -EINVAL : 0);
+        vm_config_fini(&config);
+    }
+}
+
 static void test_bounds(void **state)
 {
     struct vm_config config;
@@ -158,9 +176,9 @@ static void test_address_map(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_sizes),       cmocka_unit_test(test_refusals),
-        cmocka_unit_test(test_accepted),    cmocka_unit_test(test_bounds),
-        cmocka_unit_test(test_address_map),
+        cmocka_unit_test(test_sizes),    cmocka_unit_test(test_refusals),
+        cmocka_unit_test(test_accepted), cmocka_unit_test(test_deterministic),
+        cmocka_unit_test(test_bounds),   cmocka_unit_test(test_address_map),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
