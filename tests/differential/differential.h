@@ -4,6 +4,7 @@
  * state and exception.
  *
  * forms.c      every instruction form that the decoder knows in 64-bit mode
+ * sequence.c   some instructions in a row
  * generate.c   from a form to a case: bytes and state, with values weighted to the boundaries
  * native.c     cases on the real CPU, one signal each
  * on_engine.c  the same cases in a guest at CPL 3 with the same two pages mapped
@@ -57,6 +58,8 @@ uint64_t form_key(const struct insn *insn);
  */
 enum { COMPONENT_YMM = 2, COMPONENT_OPMASK = 5, COMPONENT_ZMM = 6, COMPONENT_ZMM16 = 7 };
 
+enum { CODE_MAX = 128 }; /* bytes of one instruction, or of a sequence */
+
 /* What an instruction starts with, and ends with. */
 struct machine_state {
     uint64_t gpr[16];
@@ -65,9 +68,9 @@ struct machine_state {
     alignas(64) uint8_t xsave[XSAVE_AREA_SIZE];
 };
 struct test_case {
-    uint8_t bytes[16];
+    uint8_t bytes[CODE_MAX];
     uint8_t length;
-    uint16_t offset; /* of the instruction in the code page */
+    uint16_t offset; /* of the first instruction in the code page */
     struct machine_state before;
 };
 struct outcome {
@@ -90,6 +93,18 @@ unsigned vector_byte_place(unsigned number, unsigned byte);
 /* A state for these bytes. */
 void generate_state(const struct insn *insn, uint64_t components, struct random *random,
                     struct test_case *test);
+
+/* The forms of which sequences are made; the general ones come first. */
+struct sequence_pool {
+    struct form *forms;
+    size_t count, general;
+};
+/* `forms`: those that the CPU model offers and that may run here. */
+void sequence_pool_init(const struct form *forms, size_t count, struct sequence_pool *pool);
+void sequence_pool_fini(struct sequence_pool *pool);
+void sequence_generate(const struct sequence_pool *pool, struct random *random,
+                       struct test_case *ret_case);
+void sequence_state(uint64_t components, struct random *random, struct test_case *test);
 
 enum { BATCH_MAX = 128 };
 struct native;

@@ -152,6 +152,12 @@ static bool is_compare_string(ZydisMnemonic mnemonic, bool *ret_two_operands)
     }
 }
 
+/* Does the access reach beyond the canonical addresses? */
+static bool is_wild(uint64_t address, unsigned size)
+{
+    return (address + (1ull << 47)) >> 48 || (address + size - 1 + (1ull << 47)) >> 48;
+}
+
 /* Does this operand give reason for this exception? */
 static bool is_due(const ZydisDecodedOperand *memory, uint64_t address,
                    const struct test_case *test, uint64_t vector)
@@ -162,7 +168,10 @@ static bool is_due(const ZydisDecodedOperand *memory, uint64_t address,
     case EXCEPTION_PF:
         return address - DATA_PAGE > 4096 - size;
     case EXCEPTION_GP: /* SSE operands, and moves that ask for alignment */
-        return size >= 16 && address % size;
+        return (size >= 16 && address % size) ||
+               (memory->mem.segment != ZYDIS_REGISTER_SS && is_wild(address, size));
+    case EXCEPTION_SS:
+        return memory->mem.segment == ZYDIS_REGISTER_SS && is_wild(address, size);
     case EXCEPTION_AC:
         return test->before.rflags & FLAG_AC && address % alignment;
     case EXCEPTION_MF:
@@ -174,7 +183,7 @@ static bool is_due(const ZydisDecodedOperand *memory, uint64_t address,
 
 /*
  * An operand that gives reason for two exceptions of the last class of priority, as above: #MF of
- * an earlier instruction, #GP and #AC of one that is not aligned, #PF.
+ * an earlier instruction, #GP and #AC of one that is not aligned, #SS, #PF.
  */
 static bool is_order_of_faults(const struct insn *insn, const struct test_case *test,
                                const struct outcome *native, const struct outcome *engine)
@@ -380,8 +389,8 @@ static void open_fault(const struct insn *insn, const struct test_case *test,
         engine->error = (engine->error & ~(uint64_t)PF_P) | (native->error & PF_P);
     }
     if (is_of_other_operand(insn, native, engine) ||
-        (is_in_pieces(insn) && !((native->cr2 ^ engine->cr2) >> 12) &&
-         is_in_operand(insn, test, engine->cr2))) {
+        (is_in_pieces(insn) && is_in_operand(insn, test, engine->cr2) &&
+         (!((native->cr2 ^ engine->cr2) >> 12) || is_in_operand(insn, test, native->cr2)))) {
         engine->cr2 = native->cr2;
     }
 }

@@ -1,0 +1,203 @@
+/*
+ * Sequences: what one instruction cannot show is how an engine carries flags, registers and
+ * checked addresses from one instruction to the next. Some integer and vector instructions in a
+ * row, with conditional branches over some of them, on registers of which about half point into
+ * the data page. An instruction often overwrites such a pointer, so many sequences end with a
+ * fault somewhere, and everything must be exact there.
+ */
+#include "tests/differential/differential.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+enum { LENGTH_MIN = 2, LENGTH_MAX = 8, ATTEMPTS = 400 };
+
+/* Undefined flags could be read by the next instruction: then a CMP comes between. */
+static bool has_defined_flags(const struct insn *insn)
+{
+    const ZydisAccessedFlags *flags = insn->info.cpu_flags;
+    switch (insn->info.meta.category) {
+    case ZYDIS_CATEGORY_LOGICAL: /* AF: no CPU of today looks at what it was */
+    case ZYDIS_CATEGORY_SHIFT:
+    case ZYDIS_CATEGORY_ROTATE:
+        return true;
+    default:
+        return !flags || !flags->undefined;
+    }
+}
+
+static bool is_wanted_category(ZydisInstructionCategory category)
+{
+    switch (category) {
+    case ZYDIS_CATEGORY_BINARY:
+    case ZYDIS_CATEGORY_LOGICAL:
+    case ZYDIS_CATEGORY_DATAXFER:
+    case ZYDIS_CATEGORY_SHIFT:
+    case ZYDIS_CATEGORY_ROTATE:
+    case ZYDIS_CATEGORY_CMOV:
+    case ZYDIS_CATEGORY_SETCC:
+    case ZYDIS_CATEGORY_BITBYTE:
+    case ZYDIS_CATEGORY_CONVERT:
+    case ZYDIS_CATEGORY_SEMAPHORE:
+    case ZYDIS_CATEGORY_BMI1:
+    case ZYDIS_CATEGORY_BMI2:
+    case ZYDIS_CATEGORY_LZCNT:
+    case ZYDIS_CATEGORY_ADOX_ADCX:
+    case ZYDIS_CATEGORY_FLAGOP:
+    case ZYDIS_CATEGORY_PUSH:
+    case ZYDIS_CATEGORY_POP:
+    case ZYDIS_CATEGORY_MISC:
+    case ZYDIS_CATEGORY_SSE:
+        return true;
+    default:
+        return false;
+    }
+}
+
+static bool is_wanted_mnemonic(ZydisMnemonic mnemonic)
+{
+    switch (mnemonic) {
+    case ZYDIS_MNEMONIC_POPF: /* may begin a single step */
+    case ZYDIS_MNEMONIC_POPFQ:
+    case ZYDIS_MNEMONIC_XCHG:  /* locks, and hosts end programs that lock across lines */
+    case ZYDIS_MNEMONIC_ENTER: /* these are not the same on all CPUs: model_specific.c */
+    case ZYDIS_MNEMONIC_PAUSE:
+    case ZYDIS_MNEMONIC_FXSAVE:
+    case ZYDIS_MNEMONIC_FXSAVE64:
+    case ZYDIS_MNEMONIC_MASKMOVQ:
+    case ZYDIS_MNEMONIC_MASKMOVDQU:
+        return false;
+    default:
+        return true;
+    }
+}
+
+/* `wanted_base`: of memory operands, where it is not ZYDIS_REGISTER_NONE. */
+static bool is_wanted(const struct insn *insn, ZydisRegister wanted_base)
+{
+    for (unsigned i = 0; i < insn->info.operand_count; i++) {
+        const ZydisDecodedOperand *operand = &insn->operands[i];
+        ZydisRegister base = operand->mem.base;
+        if (operand->type == ZYDIS_OPERAND_TYPE_MEMORY &&
+            (base == ZYDIS_REGISTER_NONE || base == ZYDIS_REGISTER_RIP ||
+             base == ZYDIS_REGISTER_EIP ||
+             (wanted_base != ZYDIS_REGISTER_NONE && base != wanted_base) ||
+             operand->mem.disp.value < -128 || operand->mem.disp.value > 127)) {
+            return false;
+        }
+        if (operand->type == ZYDIS_OPERAND_TYPE_REGISTER &&
+            ZydisRegisterGetClass(operand->reg.value) == ZYDIS_REGCLASS_SEGMENT) {
+            return false;
+        }
+    }
+    return is_wanted_mnemonic(insn->info.mnemonic);
+}
+
+static bool is_general(const struct insn *insn)
+{
+    return insn->info.meta.isa_ext == ZYDIS_ISA_EXT_BASE ||
+           insn->info.meta.isa_ext == ZYDIS_ISA_EXT_LONGMODE;
+}
+
+/* Vector forms are many and would crowd out the others: so they stand apart. */
+void sequence_pool_init(const struct form *forms, size_t count, struct sequence_pool *pool)
+{
+    struct random random = {0};
+    *pool = (struct sequence_pool){.forms = calloc(count, sizeof *forms)};
+    for (unsigned pass = 0; pass < 2; pass++) {
+        for (size_t i = 0; i < count; i++) {
+            struct test_case one;
+            struct insn insn;
+            if (!forms[i].lock && generate_bytes(&forms[i], &random, &one, &insn) &&
+                is_wanted_category(insn.info.meta.category) && is_general(&insn) == (pass == 0)) {
+                pool->forms[pool->count++] = forms[i];
+            }
+        }
+        pool->general = pass == 0 ? pool->count : pool->general;
+    }
+}
+
+void sequence_pool_fini(struct sequence_pool *pool)
+{
+    free(pool->forms);
+}
+
+static unsigned put_instruction(const struct form *form, ZydisRegister base, struct random *random,
+                                uint8_t *bytes)
+{
+    for (unsigned i = 0; i < ATTEMPTS; i++) {
+        struct test_case one;
+        struct insn insn;
+        if (!generate_bytes(form, random, &one, &insn) || !is_wanted(&insn, base)) {
+            continue;
+        }
+        unsigned length = insn.info.length;
+        memcpy(bytes, one.bytes, length);
+        if (!has_defined_flags(&insn)) {
+            bytes[length++] = 0x39; /* cmp r32, r32 */
+            bytes[length++] = 0xc0 | (random_next(random) & 63);
+        }
+        return length;
+    }
+    return 0;
+}
+
+/* A call and its return; or a call whose return address stays on the stack. */
+static unsigned put_call(bool returns, uint8_t *bytes)
+{
+    static const uint8_t call_jmp_ret[] = {0xe8, 2, 0, 0, 0, 0xeb, 1, 0xc3}, call[] = {0xe8, 0};
+    memset(bytes, 0, 5);
+    memcpy(bytes, returns ? call_jmp_ret : call, returns ? sizeof call_jmp_ret : sizeof call);
+    return returns ? sizeof call_jmp_ret : 5;
+}
+
+void sequence_generate(const struct sequence_pool *pool, struct random *random,
+                       struct test_case *test)
+{
+    unsigned wanted = LENGTH_MIN + random_next(random) % (LENGTH_MAX - LENGTH_MIN + 1);
+    unsigned length = 0;
+    /* often all operands are near each other: engines may check them together */
+    ZydisRegister base = random_next(random) & 1
+                             ? ZYDIS_REGISTER_RAX + (ZydisRegister)(random_next(random) & 15)
+                             : ZYDIS_REGISTER_NONE;
+    uint8_t *skip = NULL; /* the distance of a conditional branch over the next instruction */
+    for (unsigned i = 0; i < wanted || length == 0; i++) {
+        uint64_t r = random_next(random);
+        if (!skip && !(r & 7)) {
+            test->bytes[length++] = 0x70 | (r >> 8 & 15);
+            skip = &test->bytes[length++];
+            *skip = 0;
+            continue;
+        }
+        bool any = !(r >> 16 & 7);
+        const struct form *form = &pool->forms[(r >> 24) % (any ? pool->count : pool->general)];
+        unsigned size = r >> 20 & 15 ? put_instruction(form, base, random, test->bytes + length)
+                                     : put_call(r >> 12 & 1, test->bytes + length);
+        length += size;
+        if (skip) {
+            *skip = (uint8_t)size;
+            skip = NULL;
+        }
+    }
+    test->length = (uint8_t)length;
+}
+
+void sequence_state(uint64_t components, struct random *random, struct test_case *test)
+{
+    struct insn none;
+    decode(DECODE_64, (const uint8_t[15]){0x90}, 15, &none);
+    generate_state(&none, components, random, test);
+    test->offset = CODE_OFFSET;
+    test->before.rip = CODE_PAGE + CODE_OFFSET;
+    test->before.rflags &= ~(uint64_t)FLAG_AC;
+    for (unsigned i = 0; i < 16; i++) {
+        uint64_t r = random_next(random);
+        uint64_t place = DATA_PAGE + (r >> 8) % 4096;
+        if (r >> 40 & 1) { /* near one end of the page */
+            place = DATA_PAGE + (r >> 41 & 1 ? 4096 : 0) + (r >> 8) % 256 - 128;
+        }
+        if (i == RCX ? r & 1 : r & 3) {
+            test->before.gpr[i] = i == RCX ? r >> 8 & 63 : r & 4 ? place : place & ~15ull;
+        }
+    }
+}
