@@ -48,6 +48,17 @@ static bool is_wanted_category(ZydisInstructionCategory category)
     case ZYDIS_CATEGORY_POP:
     case ZYDIS_CATEGORY_MISC:
     case ZYDIS_CATEGORY_SSE:
+    case ZYDIS_CATEGORY_LOGICAL_FP:
+    case ZYDIS_CATEGORY_MMX:
+    case ZYDIS_CATEGORY_X87_ALU:
+    case ZYDIS_CATEGORY_FCMOV:
+    case ZYDIS_CATEGORY_AVX:
+    case ZYDIS_CATEGORY_AVX2:
+    case ZYDIS_CATEGORY_AVX512:
+    case ZYDIS_CATEGORY_BLEND:
+    case ZYDIS_CATEGORY_BROADCAST:
+    case ZYDIS_CATEGORY_KMASK:
+    case ZYDIS_CATEGORY_VFMA:
         return true;
     default:
         return false;
@@ -64,6 +75,14 @@ static bool is_wanted_mnemonic(ZydisMnemonic mnemonic)
     case ZYDIS_MNEMONIC_PAUSE:
     case ZYDIS_MNEMONIC_FXSAVE:
     case ZYDIS_MNEMONIC_FXSAVE64:
+    case ZYDIS_MNEMONIC_FST:
+    case ZYDIS_MNEMONIC_FSTP:
+    case ZYDIS_MNEMONIC_FIST:
+    case ZYDIS_MNEMONIC_FISTP:
+    case ZYDIS_MNEMONIC_FISTTP:
+    case ZYDIS_MNEMONIC_FBSTP:
+    case ZYDIS_MNEMONIC_FNSTENV: /* these show where x87 instructions were */
+    case ZYDIS_MNEMONIC_FNSAVE:
     case ZYDIS_MNEMONIC_MASKMOVQ:
     case ZYDIS_MNEMONIC_MASKMOVDQU:
         return false;
