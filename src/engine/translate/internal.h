@@ -374,6 +374,10 @@ void vectors_restore(struct block *block);
 /* Renew block->mode from the state. */
 void block_renew_mode(struct block *block);
 
+/* ---- host.c ---- */
+/* The machine's calls for this vCPU. */
+struct engine_host block_host(struct block *block);
+
 /* ---- lookup.c ---- */
 enum step block_translate_fetch(struct block *block, gva_t rip, gpa_t *ret_gpa);
 /* Where an instruction at rip would go on, if it can reach the next page; else NO_PAGE. */

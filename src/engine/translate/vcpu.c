@@ -26,109 +26,6 @@ static struct block *block_of(struct engine_vcpu *vcpu)
     return (struct block *)vcpu;
 }
 
-/* ---- the machine's calls, with vector state put aside and this vCPU at a safe point ---- */
-
-static void host_enter(struct block *block)
-{
-    vectors_save(block);
-    world_park(block);
-}
-
-static void host_leave(struct block *block)
-{
-    world_unpark(block);
-}
-
-static uint32_t host_port_read(void *owner, unsigned vcpu, uint16_t port, unsigned size)
-{
-    struct block *block = owner;
-    host_enter(block);
-    uint32_t value =
-        block->vm->config.host.port_read(block->vm->config.host.owner, vcpu, port, size);
-    host_leave(block);
-    return value;
-}
-
-static void host_port_write(void *owner, unsigned vcpu, uint16_t port, unsigned size,
-                            uint32_t value)
-{
-    struct block *block = owner;
-    host_enter(block);
-    block->vm->config.host.port_write(block->vm->config.host.owner, vcpu, port, size, value);
-    host_leave(block);
-}
-
-static uint64_t host_mmio_read(void *owner, unsigned vcpu, gpa_t gpa, unsigned size)
-{
-    struct block *block = owner;
-    host_enter(block);
-    uint64_t value =
-        block->vm->config.host.mmio_read(block->vm->config.host.owner, vcpu, gpa, size);
-    host_leave(block);
-    return value;
-}
-
-static void host_mmio_write(void *owner, unsigned vcpu, gpa_t gpa, unsigned size, uint64_t value)
-{
-    struct block *block = owner;
-    host_enter(block);
-    block->vm->config.host.mmio_write(block->vm->config.host.owner, vcpu, gpa, size, value);
-    host_leave(block);
-}
-
-static bool host_msr_read(void *owner, unsigned vcpu, uint32_t index, uint64_t *ret_value)
-{
-    struct block *block = owner;
-    host_enter(block);
-    bool known =
-        block->vm->config.host.msr_read(block->vm->config.host.owner, vcpu, index, ret_value);
-    host_leave(block);
-    return known;
-}
-
-static bool host_msr_write(void *owner, unsigned vcpu, uint32_t index, uint64_t value)
-{
-    struct block *block = owner;
-    host_enter(block);
-    bool known = block->vm->config.host.msr_write(block->vm->config.host.owner, vcpu, index, value);
-    host_leave(block);
-    return known;
-}
-
-static int host_interrupt_acknowledge(void *owner, unsigned vcpu)
-{
-    struct block *block = owner;
-    host_enter(block);
-    int vector = block->vm->config.host.interrupt_acknowledge(block->vm->config.host.owner, vcpu);
-    host_leave(block);
-    return vector;
-}
-
-static uint64_t host_cr8_read(void *owner, unsigned vcpu)
-{
-    struct block *block = owner;
-    host_enter(block);
-    uint64_t value = block->vm->config.host.cr8_read(block->vm->config.host.owner, vcpu);
-    host_leave(block);
-    return value;
-}
-
-static void host_cr8_write(void *owner, unsigned vcpu, uint64_t value)
-{
-    struct block *block = owner;
-    host_enter(block);
-    block->vm->config.host.cr8_write(block->vm->config.host.owner, vcpu, value);
-    host_leave(block);
-}
-
-static void host_tsc_changed(void *owner, unsigned vcpu, uint64_t tsc_offset)
-{
-    struct block *block = owner;
-    host_enter(block);
-    block->vm->config.host.tsc_changed(block->vm->config.host.owner, vcpu, tsc_offset);
-    host_leave(block);
-}
-
 /* ---- VM ---- */
 
 static int translate_probe(void)
@@ -238,19 +135,7 @@ static int translate_vcpu_new(struct engine_vm *engine, unsigned index,
         return result;
     }
     struct vcpu *vcpu = &block->vcpu;
-    block->host = (struct engine_host){
-        .port_read = host_port_read,
-        .port_write = host_port_write,
-        .mmio_read = host_mmio_read,
-        .mmio_write = host_mmio_write,
-        .msr_read = host_msr_read,
-        .msr_write = host_msr_write,
-        .interrupt_acknowledge = host_interrupt_acknowledge,
-        .cr8_read = host_cr8_read,
-        .cr8_write = host_cr8_write,
-        .tsc_changed = host_tsc_changed,
-        .owner = block,
-    };
+    block->host = block_host(block);
     vcpu->memory = vm->config.memory;
     vcpu->cpuid = vm->config.cpuid;
     vcpu->host = &block->host;

@@ -1,0 +1,122 @@
+/*
+ * The machine's calls as interp makes them on a vCPU of this engine: with vector state put aside,
+ * and at a safe point, since a device may take its time.
+ */
+#include "engine/translate/internal.h"
+
+/* Returns whom to call. */
+static const struct engine_host *host_enter(struct block *block)
+{
+    vectors_save(block);
+    world_park(block);
+    return &block->vm->config.host;
+}
+
+static void host_leave(struct block *block)
+{
+    world_unpark(block);
+}
+
+static uint32_t host_port_read(void *owner, unsigned vcpu, uint16_t port, unsigned size)
+{
+    struct block *block = owner;
+    const struct engine_host *machine = host_enter(block);
+    uint32_t value = machine->port_read(machine->owner, vcpu, port, size);
+    host_leave(block);
+    return value;
+}
+
+static void host_port_write(void *owner, unsigned vcpu, uint16_t port, unsigned size,
+                            uint32_t value)
+{
+    struct block *block = owner;
+    const struct engine_host *machine = host_enter(block);
+    machine->port_write(machine->owner, vcpu, port, size, value);
+    host_leave(block);
+}
+
+static uint64_t host_mmio_read(void *owner, unsigned vcpu, gpa_t gpa, unsigned size)
+{
+    struct block *block = owner;
+    const struct engine_host *machine = host_enter(block);
+    uint64_t value = machine->mmio_read(machine->owner, vcpu, gpa, size);
+    host_leave(block);
+    return value;
+}
+
+static void host_mmio_write(void *owner, unsigned vcpu, gpa_t gpa, unsigned size, uint64_t value)
+{
+    struct block *block = owner;
+    const struct engine_host *machine = host_enter(block);
+    machine->mmio_write(machine->owner, vcpu, gpa, size, value);
+    host_leave(block);
+}
+
+static bool host_msr_read(void *owner, unsigned vcpu, uint32_t index, uint64_t *ret_value)
+{
+    struct block *block = owner;
+    const struct engine_host *machine = host_enter(block);
+    bool known = machine->msr_read(machine->owner, vcpu, index, ret_value);
+    host_leave(block);
+    return known;
+}
+
+static bool host_msr_write(void *owner, unsigned vcpu, uint32_t index, uint64_t value)
+{
+    struct block *block = owner;
+    const struct engine_host *machine = host_enter(block);
+    bool known = machine->msr_write(machine->owner, vcpu, index, value);
+    host_leave(block);
+    return known;
+}
+
+static int host_interrupt_acknowledge(void *owner, unsigned vcpu)
+{
+    struct block *block = owner;
+    const struct engine_host *machine = host_enter(block);
+    int vector = machine->interrupt_acknowledge(machine->owner, vcpu);
+    host_leave(block);
+    return vector;
+}
+
+static uint64_t host_cr8_read(void *owner, unsigned vcpu)
+{
+    struct block *block = owner;
+    const struct engine_host *machine = host_enter(block);
+    uint64_t value = machine->cr8_read(machine->owner, vcpu);
+    host_leave(block);
+    return value;
+}
+
+static void host_cr8_write(void *owner, unsigned vcpu, uint64_t value)
+{
+    struct block *block = owner;
+    const struct engine_host *machine = host_enter(block);
+    machine->cr8_write(machine->owner, vcpu, value);
+    host_leave(block);
+}
+
+static void host_tsc_changed(void *owner, unsigned vcpu, uint64_t tsc_offset)
+{
+    struct block *block = owner;
+    const struct engine_host *machine = host_enter(block);
+    machine->tsc_changed(machine->owner, vcpu, tsc_offset);
+    host_leave(block);
+}
+
+struct engine_host block_host(struct block *block)
+{
+    return (struct engine_host){
+        .port_read = host_port_read,
+        .port_write = host_port_write,
+        .mmio_read = host_mmio_read,
+        .mmio_write = host_mmio_write,
+        .msr_read = host_msr_read,
+        .msr_write = host_msr_write,
+        .interrupt_acknowledge = host_interrupt_acknowledge,
+        .cr8_read = host_cr8_read,
+        .cr8_write = host_cr8_write,
+        .tsc_changed = host_tsc_changed,
+        .owner = block,
+    };
+}
