@@ -15,11 +15,15 @@ static int address_register(struct compiler *c, ZydisRegister name, unsigned scr
     if (gpr == RSP) {
         return GUEST_RSP;
     }
-    if (is_displaced(gpr)) {
-        emit_load(&c->e, scratch, gpr_slot((unsigned)gpr));
-        return (int)scratch;
+    if (!is_displaced(gpr)) {
+        return gpr;
     }
-    return gpr;
+    int held = displaced_held(c, (unsigned)gpr);
+    if (held >= 0) {
+        return held;
+    }
+    emit_load(&c->e, scratch, gpr_slot((unsigned)gpr));
+    return (int)scratch;
 }
 
 bool compile_address(struct compiler *c, const ZydisDecodedOperand *operand, uint64_t *ret_constant)
@@ -45,7 +49,7 @@ bool compile_address(struct compiler *c, const ZydisDecodedOperand *operand, uin
         emit_constant(e, SCRATCH, displacement);
     } else {
         int base = address_register(c, memory->base, SCRATCH);
-        int index = address_register(c, memory->index, SCRATCH2);
+        int index = address_register(c, memory->index, base == SCRATCH2 ? SCRATCH : SCRATCH2);
         unsigned scale = memory->scale ? memory->scale : 1;
         emit_lea_full(e, is_wide, SCRATCH, base, index, scale, (int32_t)displacement);
     }
@@ -292,41 +296,6 @@ static bool compile_bit_string(struct compiler *c)
     return true;
 }
 
-/* Give each displaced register of the operands a scratch register; false if there are too few. */
-static bool assign_scratch(struct compiler *c, uint16_t displaced, bool has_memory,
-                           struct rewrite_map *map)
-{
-    uint8_t free_registers[2] = {SCRATCH2, SCRATCH};
-    unsigned available = has_memory ? 1 : 2, used = 0;
-    for (unsigned gpr = R13; gpr <= R15; gpr++) {
-        if (displaced & 1u << gpr) {
-            if (used == available) {
-                return false;
-            }
-            map->host[gpr] = free_registers[used++];
-        }
-    }
-    return true;
-}
-
-static void load_displaced(struct compiler *c, uint16_t registers, const struct rewrite_map *map)
-{
-    for (unsigned gpr = R13; gpr <= R15; gpr++) {
-        if (registers & 1u << gpr) {
-            emit_load(&c->e, map->host[gpr], gpr_slot(gpr));
-        }
-    }
-}
-
-static void store_displaced(struct compiler *c, uint16_t registers, const struct rewrite_map *map)
-{
-    for (unsigned gpr = R13; gpr <= R15; gpr++) {
-        if (registers & 1u << gpr) {
-            emit_store(&c->e, map->host[gpr], gpr_slot(gpr));
-        }
-    }
-}
-
 static size_t copy_instruction(struct compiler *c, const struct insn *insn,
                                const struct rewrite_map *map, uint8_t *copy)
 {
@@ -368,7 +337,7 @@ bool compile_copy(struct compiler *c)
     if (memory && (memory->size == 0 || memory->size > 8 * 512)) {
         return false;
     }
-    if (!assign_scratch(c, named, memory, &map)) {
+    if (!displaced_assign(c, named, memory, &map)) {
         return false;
     }
     size_t length = copy_instruction(c, insn, &map, copy);
@@ -398,14 +367,14 @@ bool compile_copy(struct compiler *c)
     if (effects.reads) {
         flags_to_host(c);
     }
-    load_displaced(c, registers.read & named, &map);
+    displaced_load(c, registers.read & named, &map);
     if (may_fault(insn)) {
         site_new(c, SITE_FAULT);
     }
     for (size_t i = 0; i < length; i++) {
         emit8(&c->e, copy[i]);
     }
-    store_displaced(c, registers.written, &map);
+    displaced_store(c, registers.written, memory, &map);
     flags_after(c, insn);
     return true;
 }
@@ -435,6 +404,7 @@ bool compile_lea(struct compiler *c)
     }
     if (is_displaced(destination)) {
         emit_store(e, SCRATCH, gpr_slot((unsigned)destination));
+        displaced_hold(c, destination, -1);
     }
     return true;
 }

@@ -61,9 +61,14 @@ struct compiler {
     struct group groups[GROUPS];
     unsigned next_group;
     int scratch_group; /* R13 holds this group's host address; -1: none */
-    bool counts;       /* deterministic time: instructions are counted exactly */
-    bool counted;      /* the current instruction is in the count already */
-    int uncounted;     /* completed since the count was last brought up to date */
+    /* Scratch registers that hold displaced ones, as long as nothing was emitted since. */
+    struct {
+        int8_t gpr[2]; /* in SCRATCH and in SCRATCH2; -1: none */
+        uint32_t at;   /* valid if this is where emission goes on */
+    } held;
+    bool counts;   /* deterministic time: instructions are counted exactly */
+    bool counted;  /* the current instruction is in the count already */
+    int uncounted; /* completed since the count was last brought up to date */
     struct outline outlines[OUTLINES_MAX];
     unsigned outline_count;
 };
@@ -139,6 +144,19 @@ void flags_before(struct compiler *c, const struct insn *insn);
 void flags_after(struct compiler *c, const struct insn *insn);
 /* After every instruction: a recipe ends where its registers change. */
 void recipe_after(struct compiler *c, const struct insn *insn);
+
+/* ---- compile_displaced.c: R13 to R15, which the block holds ---- */
+/* The scratch register that holds a displaced register just now, or -1. */
+int displaced_held(const struct compiler *c, unsigned gpr);
+/* Both scratch registers are as they are now: what holds which (-1: none). */
+void displaced_hold(struct compiler *c, int in_scratch, int in_scratch2);
+/* Give each displaced register of the operands a scratch register; false if there are too few. */
+bool displaced_assign(struct compiler *c, uint16_t displaced, bool has_memory,
+                      struct rewrite_map *map);
+/* The copy of the instruction stands between these two, and nothing else. */
+void displaced_load(struct compiler *c, uint16_t registers, const struct rewrite_map *map);
+void displaced_store(struct compiler *c, uint16_t written, bool has_memory,
+                     const struct rewrite_map *map);
 
 /* ---- compile_memory.c ---- */
 /* R13 = address of the memory operand. A constant address is not loaded: *ret_constant is set. */
