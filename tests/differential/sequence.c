@@ -91,6 +91,19 @@ static bool is_wanted_mnemonic(ZydisMnemonic mnemonic)
     }
 }
 
+/*
+ * VCVTUSI2SD of RSP behind a CALL or PUSH: the CPU that this was seen on (AMD, family 1AH) converts
+ * now and then what RSP was before, so it is no oracle for that.
+ */
+static bool is_conversion_of_stack_pointer(const struct insn *insn)
+{
+    ZydisRegister source = insn->operands[2].reg.value;
+    return (insn->info.mnemonic == ZYDIS_MNEMONIC_VCVTUSI2SD ||
+            insn->info.mnemonic == ZYDIS_MNEMONIC_VCVTUSI2SS) &&
+           insn->operands[2].type == ZYDIS_OPERAND_TYPE_REGISTER &&
+           (source == ZYDIS_REGISTER_RSP || source == ZYDIS_REGISTER_ESP);
+}
+
 /* `wanted_base`: of memory operands, where it is not ZYDIS_REGISTER_NONE. */
 static bool is_wanted(const struct insn *insn, ZydisRegister wanted_base)
 {
@@ -109,7 +122,7 @@ static bool is_wanted(const struct insn *insn, ZydisRegister wanted_base)
             return false;
         }
     }
-    return is_wanted_mnemonic(insn->info.mnemonic);
+    return is_wanted_mnemonic(insn->info.mnemonic) && !is_conversion_of_stack_pointer(insn);
 }
 
 static bool is_general(const struct insn *insn)
