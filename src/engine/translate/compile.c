@@ -395,6 +395,41 @@ static bool read_pages(struct compiler *c, gpa_t gpa, uint64_t second_page)
                                                   c->page + PAGE_SIZE, INSN_MAX_LENGTH) == 0);
 }
 
+/* The exit back to the unit's own start with flags that can be made again, or NULL. */
+static const struct site *find_loop(const struct compiler *c)
+{
+    for (uint32_t i = c->unit->first_site; i < c->vm->site_count; i++) {
+        const struct site *site = &c->vm->sites[i];
+        if (site->kind == SITE_CHAIN && site->target == c->virtual_page + c->unit->offset &&
+            site->flags_home == FLAGS_HOST && site->recipe.kind != RECIPE_NONE) {
+            return site;
+        }
+    }
+    return NULL;
+}
+
+/*
+ * A loop whose body saves the flags at its start, for a fault to show: made once more, for the
+ * rounds after the first, where a recipe does instead.
+ */
+static void emit_loop(struct compiler *c)
+{
+    enum { LONGEST = UNIT_MAX_INSTRUCTIONS / 2 };
+    const struct site *loop = find_loop(c);
+    if (!loop || c->counts || c->count > LONGEST || first_need(c) != FLAGS_SAVED) {
+        return;
+    }
+    groups_forget(c);
+    c->recipe = c->unit->loop_recipe = loop->recipe;
+    c->flags = FLAGS_RECIPE;
+    c->ended = false;
+    while (emit_offset(&c->e) % 32) { /* nothing runs into it */
+        emit8(&c->e, 0x90);
+    }
+    c->unit->loop_entry = emit_offset(&c->e);
+    emit_unit(c);
+}
+
 /* Emit everything; the unit's extent is known afterwards. */
 static void emit_all(struct compiler *c)
 {
@@ -402,6 +437,7 @@ static void emit_all(struct compiler *c)
     unit->start = emit_offset(&c->e);
     emit_entries(c);
     emit_unit(c);
+    emit_loop(c);
     for (unsigned i = 0; i < c->outline_count; i++) {
         emit_outline(c, &c->outlines[i]);
     }

@@ -159,6 +159,22 @@ static void patch(struct translate_vm *vm, uint32_t at, uint32_t target)
     __atomic_store_n((uint32_t *)(vm->cache.write + at), target - (at + 4), __ATOMIC_RELEASE);
 }
 
+static bool is_same_recipe(const struct recipe *a, const struct recipe *b)
+{
+    return a->kind == b->kind && a->width == b->width && a->first == b->first &&
+           a->second == b->second && a->immediate == b->immediate;
+}
+
+/* The entry that takes the flags as a site leaves them. */
+static uint32_t entry_for(const struct site *site, const struct unit *target)
+{
+    if (site->flags_home != FLAGS_HOST) {
+        return target->saved_entry;
+    }
+    bool loops = target->loop_entry && is_same_recipe(&site->recipe, &target->loop_recipe);
+    return loops ? target->loop_entry : target->host_entry;
+}
+
 void site_link(struct translate_vm *vm, uint32_t number, struct unit *target)
 {
     struct site *site = &vm->sites[number];
@@ -168,8 +184,7 @@ void site_link(struct translate_vm *vm, uint32_t number, struct unit *target)
     site->target_unit = unit_number(vm, target);
     site->next_incoming = target->incoming;
     target->incoming = number;
-    patch(vm, site->patch,
-          site->flags_home == FLAGS_HOST ? target->host_entry : target->saved_entry);
+    patch(vm, site->patch, entry_for(site, target));
 }
 
 /* Send everything that is chained to this unit back to its own out-of-line exit. */
