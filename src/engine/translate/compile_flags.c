@@ -75,11 +75,12 @@ static struct recipe recipe_of(const struct insn *insn)
         recipe.second = recipe.first;
         break;
     case ZYDIS_MNEMONIC_ADD:
-        recipe.kind = has_immediate && recipe.immediate != INT32_MIN ? RECIPE_ADD : RECIPE_NONE;
-        break;
     case ZYDIS_MNEMONIC_SUB:
-        recipe.kind =
-            has_immediate && recipe.immediate != INT32_MIN ? RECIPE_SUBTRACT : RECIPE_NONE;
+        recipe.second = (int8_t)(has_immediate ? -1 : recipe_register(second));
+        if (has_immediate ? recipe.immediate != INT32_MIN
+                          : recipe.second >= 0 && recipe.second != recipe.first) {
+            recipe.kind = insn->info.mnemonic == ZYDIS_MNEMONIC_ADD ? RECIPE_ADD : RECIPE_SUBTRACT;
+        }
         break;
     default:
         break;
@@ -92,66 +93,130 @@ static unsigned recipe_host(int gpr)
     return gpr == RSP ? GUEST_RSP : (unsigned)gpr;
 }
 
-/* op r/m, imm32: ADD /0, SUB /5, CMP /7 by 81H; TEST /0 by F7H */
-static void emit_immediate(struct compiler *c, bool w, uint8_t opcode, unsigned extension,
-                           unsigned gpr, int32_t immediate)
+static size_t kept_slot(int name)
 {
-    emit_rex(&c->e, w, 0, 0, gpr);
+    return offsetof(struct block, recipe_kept) + 8 * (size_t)(name - RECIPE_KEPT);
+}
+
+/* The host register with the recipe's first value: R14, if it was kept. */
+static unsigned first_value(struct compiler *c)
+{
+    int name = c->recipe.first;
+    if (name < RECIPE_KEPT) {
+        return recipe_host(name);
+    }
+    emit_load(&c->e, SCRATCH2, kept_slot(name));
+    return SCRATCH2;
+}
+
+/* op r/m, imm32: ADD /0, SUB /5, CMP /7 by 81H; TEST /0 by F7H */
+static void emit_immediate(struct compiler *c, uint8_t opcode, unsigned extension, unsigned gpr)
+{
+    emit_rex(&c->e, c->recipe.width == 64, 0, 0, gpr);
     emit8(&c->e, opcode);
     emit8(&c->e, (uint8_t)(0xc0 | extension << 3 | (gpr & 7)));
-    emit32(&c->e, (uint32_t)immediate);
+    emit32(&c->e, (uint32_t)c->recipe.immediate);
+}
+
+/* op gpr, the recipe's second register or kept value */
+static void emit_second(struct compiler *c, bool w, uint8_t opcode, unsigned gpr)
+{
+    int name = c->recipe.second;
+    if (name >= RECIPE_KEPT) {
+        emit_gs(&c->e, w, opcode, gpr, kept_slot(name));
+        return;
+    }
+    emit_rex(&c->e, w, gpr, 0, recipe_host(name));
+    emit8(&c->e, opcode);
+    emit8(&c->e, (uint8_t)(0xc0 | (gpr & 7) << 3 | (recipe_host(name) & 7)));
+}
+
+/* ADD and SUB left the result: R14 = the old value, and the operation again. */
+static void emit_undone(struct compiler *c, bool is_add)
+{
+    const struct recipe *recipe = &c->recipe;
+    unsigned first = first_value(c);
+    if (recipe->second < 0) {
+        emit_lea(&c->e, SCRATCH2, first, is_add ? -recipe->immediate : recipe->immediate);
+        emit_immediate(c, 0x81, is_add ? 0 : 5, SCRATCH2);
+        return;
+    }
+    if (first != SCRATCH2) {
+        emit_move(&c->e, SCRATCH2, first);
+    }
+    emit_second(c, true, is_add ? OP_SUB : OP_ADD, SCRATCH2);
+    emit_second(c, recipe->width == 64, is_add ? OP_ADD : OP_SUB, SCRATCH2);
 }
 
 /* Make the flags in the CPU. Uses R14. */
 static void emit_recipe(struct compiler *c)
 {
     const struct recipe *recipe = &c->recipe;
-    struct emitter *e = &c->e;
     bool w = recipe->width == 64;
-    unsigned first = recipe_host(recipe->first);
     switch (recipe->kind) {
     case RECIPE_COMPARE:
-    case RECIPE_TEST:
         if (recipe->second < 0) {
-            emit_immediate(c, w, recipe->kind == RECIPE_TEST ? 0xf7 : 0x81,
-                           recipe->kind == RECIPE_TEST ? 0 : 7, first, recipe->immediate);
+            emit_immediate(c, 0x81, 7, first_value(c));
         } else {
-            unsigned second = recipe_host(recipe->second);
-            emit_rex(e, w, second, 0, first);
-            emit8(e, recipe->kind == RECIPE_TEST ? 0x85 : 0x39);
-            emit8(e, (uint8_t)(0xc0 | (second & 7) << 3 | (first & 7)));
+            emit_second(c, w, OP_CMP, first_value(c));
         }
         break;
-    case RECIPE_ADD: /* from the old value, which is the new one less the immediate */
-        emit_lea(e, SCRATCH2, first, -recipe->immediate);
-        emit_immediate(c, w, 0x81, 0, SCRATCH2, recipe->immediate);
+    case RECIPE_TEST:
+        if (recipe->second < 0) {
+            emit_immediate(c, 0xf7, 0, first_value(c));
+        } else {
+            emit_second(c, w, 0x85, first_value(c));
+        }
         break;
+    case RECIPE_ADD:
     case RECIPE_SUBTRACT:
-        emit_lea(e, SCRATCH2, first, recipe->immediate);
-        emit_immediate(c, w, 0x81, 5, SCRATCH2, recipe->immediate);
+        emit_undone(c, recipe->kind == RECIPE_ADD);
         break;
     case RECIPE_NONE:
         ASSERT(!"there is a recipe");
     }
 }
 
-static uint16_t recipe_registers(const struct recipe *recipe)
+static uint16_t registers_written(const struct insn *insn)
 {
-    return (uint16_t)(1u << recipe->first | (recipe->second >= 0 ? 1u << recipe->second : 0));
+    struct rewrite_registers registers;
+    rewrite_registers(insn, &registers);
+    return registers.written | registers.implicit_written;
+}
+
+static bool names(uint16_t registers, int name)
+{
+    return name >= 0 && name < RECIPE_KEPT && (registers & 1u << name);
 }
 
 static bool breaks_recipe(const struct compiler *c, const struct insn *insn)
 {
-    struct rewrite_registers registers;
-    rewrite_registers(insn, &registers);
+    uint16_t written = registers_written(insn);
     return c->recipe.kind != RECIPE_NONE &&
-           ((registers.written | registers.implicit_written) & recipe_registers(&c->recipe));
+           (names(written, c->recipe.first) || names(written, c->recipe.second));
+}
+
+/* The instruction is about to change registers of the recipe: keep their values. */
+static void recipe_keep(struct compiler *c, const struct insn *insn)
+{
+    struct recipe *recipe = &c->recipe;
+    uint16_t written = registers_written(insn);
+    bool are_same = recipe->first == recipe->second;
+    if (names(written, recipe->first)) {
+        emit_store(&c->e, recipe_host(recipe->first), kept_slot(RECIPE_KEPT));
+        recipe->first = RECIPE_KEPT;
+        recipe->second = are_same ? RECIPE_KEPT : recipe->second;
+    }
+    if (names(written, recipe->second)) {
+        emit_store(&c->e, recipe_host(recipe->second), kept_slot(RECIPE_KEPT + 1));
+        recipe->second = RECIPE_KEPT + 1;
+    }
 }
 
 void flags_before(struct compiler *c, const struct insn *insn)
 {
     if (c->flags == FLAGS_RECIPE && !flag_effects(insn).writes && breaks_recipe(c, insn)) {
-        flags_to_block(c);
+        recipe_keep(c, insn);
     }
 }
 
@@ -203,13 +268,21 @@ void flags_to_host(struct compiler *c)
     }
 }
 
+void flags_for_checks(struct compiler *c, unsigned count)
+{
+    if (c->flags == FLAGS_HOST && c->recipe.kind != RECIPE_NONE) {
+        c->flags = FLAGS_RECIPE;
+    }
+    if (c->flags != FLAGS_RECIPE) {
+        flags_to_block(c);
+        return;
+    }
+    for (unsigned i = 0; i < count; i++) {
+        flags_before(c, &c->insns[c->current + i]);
+    }
+}
+
 void flags_for_check(struct compiler *c)
 {
-    const struct insn *insn = compiler_insn(c);
-    bool ends_recipe = breaks_recipe(c, insn) && !flag_effects(insn).writes;
-    if (c->flags == FLAGS_HOST && c->recipe.kind != RECIPE_NONE && !ends_recipe) {
-        c->flags = FLAGS_RECIPE;
-    } else if (c->flags != FLAGS_RECIPE) {
-        flags_to_block(c);
-    }
+    flags_for_checks(c, 1);
 }

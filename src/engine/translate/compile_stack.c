@@ -54,7 +54,7 @@ static void load_register(struct compiler *c, int gpr, int32_t displacement)
 
 static bool push_run(struct compiler *c, unsigned count)
 {
-    flags_to_block(c);
+    flags_for_checks(c, count);
     int32_t size = 8 * (int32_t)count;
     uint32_t site = c->vm->site_count;
     emit_lea(&c->e, SCRATCH, GUEST_RSP, -size);
@@ -94,7 +94,7 @@ bool compile_push(struct compiler *c)
         return push_run(c, 1);
     }
     if (operand->type == ZYDIS_OPERAND_TYPE_IMMEDIATE) {
-        flags_to_block(c);
+        flags_for_check(c);
         emit_lea(&c->e, SCRATCH, GUEST_RSP, -8);
         compile_check(c, 8, true, NULL);
         emit_memory(&c->e, true, 0xc7, 0, SCRATCH, 0);
@@ -143,7 +143,11 @@ static bool pop_run(struct compiler *c, unsigned count)
     unsigned next = c->current + count;
     bool returns = next < c->count && is_plain_return(&c->insns[next]);
     int32_t size = 8 * (int32_t)(count + returns);
-    flags_to_block(c);
+    if (returns) {
+        flags_to_block(c);
+    } else {
+        flags_for_checks(c, count);
+    }
     count_instructions(c, (int)(count + returns));
     emit_move(&c->e, SCRATCH, GUEST_RSP);
     compile_check(c, (unsigned)size, false, NULL);
@@ -185,7 +189,7 @@ bool compile_leave(struct compiler *c)
     if (compiler_insn(c)->info.operand_width != 64) {
         return false;
     }
-    flags_to_block(c);
+    flags_for_check(c);
     emit_move(&c->e, SCRATCH, RBP);
     compile_check(c, 8, false, NULL);
     emit_lea(&c->e, GUEST_RSP, RBP, 8);

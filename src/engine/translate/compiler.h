@@ -138,6 +138,8 @@ void flags_to_block(struct compiler *c);
 void flags_to_host(struct compiler *c);
 /* A check comes: the flags in the CPU may be destroyed, a site can tell what they were. */
 void flags_for_check(struct compiler *c);
+/* The same for a run of instructions that one check serves. */
+void flags_for_checks(struct compiler *c, unsigned count);
 /* Before every instruction: a recipe that is needed must not lose its registers. */
 void flags_before(struct compiler *c, const struct insn *insn);
 /* After a copied instruction. */

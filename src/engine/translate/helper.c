@@ -14,7 +14,7 @@ struct place place_of(struct block *block, uint32_t number)
     const struct translate_vm *vm = block->vm;
     const struct site *site = &vm->sites[number];
     if (site->flags_home == FLAGS_RECIPE) {
-        block->saved_flags = recipe_flags(block->vcpu.state.gpr, &site->recipe);
+        block->saved_flags = recipe_flags(block->vcpu.state.gpr, block->recipe_kept, &site->recipe);
     }
     const struct unit *unit = &vm->units[site->unit];
     bool is_inline = site->kind == SITE_EXECUTE && site->resume;

@@ -50,5 +50,5 @@ uint64_t block_resume(struct block *block, uint64_t inline_address);
 void x87_pointers_hide(struct block *block, uint8_t *xsave);
 
 /* ---- recipe.c ---- */
-/* The flags that a recipe makes of these registers, as LAHF and SETO leave them. */
-uint16_t recipe_flags(const uint64_t *gpr, const struct recipe *recipe);
+/* The flags that a recipe makes of registers and kept values, as LAHF and SETO leave them. */
+uint16_t recipe_flags(const uint64_t *gpr, const uint64_t *kept, const struct recipe *recipe);

@@ -63,9 +63,11 @@ enum recipe_kind { RECIPE_NONE, RECIPE_COMPARE, RECIPE_TEST, RECIPE_ADD, RECIPE_
 struct recipe {
     uint8_t kind;         /* enum recipe_kind */
     uint8_t width;        /* 32 or 64 */
-    int8_t first, second; /* guest registers; second -1: the immediate */
+    int8_t first, second; /* guest registers, or RECIPE_KEPT; second -1: the immediate */
     int32_t immediate;
 };
+/* A register that has another value by now: the value is in block.recipe_kept[0 or 1]. */
+enum { RECIPE_KEPT = 16 };
 
 /* ---- address spaces: what hangs on the guest's current page tables ---- */
 
@@ -109,6 +111,7 @@ struct block {
     uint64_t stacks[PRIVILEGES]; /* of the other privilege */
     uint64_t spill[2];           /* values that a unit keeps across a check */
     uint64_t group_slots[4];     /* host addresses that a unit keeps: compile_group.c */
+    uint64_t recipe_kept[2];     /* RECIPE_KEPT */
     uint32_t fault_site;         /* from the signal handler to the stub */
     uint32_t indirect_site; /* the last indirect branch: it faults if its target is not canonical */
     uint64_t address;       /* the guest-virtual address of a miss */

@@ -8,10 +8,16 @@
 #define MAKE_FLAGS(instruction, x, y, result)                                                      \
     __asm__(instruction " %2, %1; lahf; seto %%al" : "=a"(result), "+r"(x) : "r"(y) : "cc")
 
-uint16_t recipe_flags(const uint64_t *gpr, const struct recipe *recipe)
+static uint64_t value_of(const uint64_t *gpr, const uint64_t *kept, int8_t name)
 {
-    uint64_t x = gpr[recipe->first], result;
-    uint64_t y = recipe->second >= 0 ? gpr[recipe->second] : (uint64_t)(int64_t)recipe->immediate;
+    return name >= RECIPE_KEPT ? kept[name - RECIPE_KEPT] : gpr[name];
+}
+
+uint16_t recipe_flags(const uint64_t *gpr, const uint64_t *kept, const struct recipe *recipe)
+{
+    uint64_t x = value_of(gpr, kept, recipe->first), result;
+    uint64_t y = recipe->second >= 0 ? value_of(gpr, kept, recipe->second)
+                                     : (uint64_t)(int64_t)recipe->immediate;
     if (recipe->kind == RECIPE_ADD) {
         x -= y;
     } else if (recipe->kind == RECIPE_SUBTRACT) {

@@ -67,7 +67,18 @@ static uint64_t made(enum recipe_kind kind, unsigned width, int64_t second, int3
                             .first = RBX,
                             .second = (int8_t)second,
                             .immediate = immediate};
-    return flags_of(recipe_flags(gpr, &recipe));
+    uint64_t kept[2] = {gpr[RBX], second >= 0 ? gpr[second] : 0};
+    uint16_t flags = recipe_flags(gpr, NULL, &recipe);
+    /* The registers may have been overwritten, one or both. */
+    struct recipe one_kept = recipe, both_kept = recipe;
+    const uint64_t nothing[GPR_COUNT] = {0};
+    one_kept.first = both_kept.first = RECIPE_KEPT;
+    if (second >= 0) {
+        both_kept.second = RECIPE_KEPT + 1;
+    }
+    assert_int_equal(recipe_flags(gpr, kept, &one_kept), flags);
+    assert_int_equal(recipe_flags(nothing, kept, &both_kept), flags);
+    return flags_of(flags);
 }
 
 static void check_registers(uint64_t x, uint64_t y, unsigned width)
@@ -77,6 +88,10 @@ static void check_registers(uint64_t x, uint64_t y, unsigned width)
     assert_int_equal(made(RECIPE_COMPARE, width, RSI, 0, gpr), of_sum(x, y, true, width));
     assert_int_equal(made(RECIPE_TEST, width, RSI, 0, gpr) & defined, of_result(x & y, width));
     assert_int_equal(made(RECIPE_TEST, width, RBX, 0, gpr) & defined, of_result(x, width));
+    uint64_t sum[GPR_COUNT] = {[RBX] = (x + y) & mask_of(width), [RSI] = y};
+    uint64_t difference[GPR_COUNT] = {[RBX] = (x - y) & mask_of(width), [RSI] = y};
+    assert_int_equal(made(RECIPE_ADD, width, RSI, 0, sum), of_sum(x, y, false, width));
+    assert_int_equal(made(RECIPE_SUBTRACT, width, RSI, 0, difference), of_sum(x, y, true, width));
 }
 
 static void check_immediate(uint64_t x, int32_t immediate, unsigned width)
