@@ -3,13 +3,17 @@
  *
  *     differential [--engine interp|translate] [--cpu-model v2|v3|host] [--seed N] [--cases N]
  *                  [--only MNEMONIC] [--sample PERCENT] [--report N] [--list] [--sequences N]
+ *                  [--unsurveyed PERCENT]
  *
+ * --unsurveyed: on a CPU whose own ways nobody has looked into yet (model_specific.c), so many of
+ * the forms or sequences may differ; they are shown and counted as skipped.
  * --sequences runs that many sequences of instructions instead of the forms.
  * --cases is the number of cases for each form and operand kind (default 200), --sample runs that
  * share of the forms. Instructions that cannot run this way stand in not-covered.txt with a
  * reason; a form that is offered, not listed there and not run is an error, and so is a name in
  * the list that no instruction has.
  */
+#include <cpuid.h>
 #include <getopt.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -42,6 +46,7 @@ struct run {
     bool excluded_far[ZYDIS_MNEMONIC_MAX_VALUE + 1];
     uint64_t forms_run, forms_not_offered, forms_excluded, forms_not_generated;
     uint64_t cases_run, cases_open, failures, failed_forms;
+    unsigned unsurveyed_percent;
 };
 
 /*
@@ -265,6 +270,42 @@ static void check_sequence(struct run *run, const struct test_case *test,
     }
 }
 
+/* CPUs on which the whole test was run, and what was left is in model_specific.c. */
+static bool is_surveyed(char *ret_name, size_t size)
+{
+    static const struct {
+        const char *vendor;
+        unsigned family;
+    } surveyed[] = {{"AuthenticAMD", 0x1a}};
+    unsigned eax, ebx, ecx, edx, vendor[4] = {0};
+    __cpuid(0, eax, vendor[0], vendor[2], vendor[1]);
+    __cpuid(1, eax, ebx, ecx, edx);
+    unsigned family = (eax >> 8 & 15) + ((eax >> 8 & 15) == 15 ? eax >> 20 & 0xff : 0);
+    snprintf(ret_name, size, "%s family %xH", (const char *)vendor, family);
+    for (size_t i = 0; i < ARRAY_SIZE(surveyed); i++) {
+        if (!strcmp((const char *)vendor, surveyed[i].vendor) && family == surveyed[i].family) {
+            return true;
+        }
+    }
+    return false;
+}
+
+/* Print the result of `count` forms or sequences; 0 if it is good enough. */
+static int conclude(const struct run *run, uint64_t count, uint64_t failed)
+{
+    char name[32];
+    bool is_excused = failed && run->unsurveyed_percent && !is_surveyed(name, sizeof name) &&
+                      failed * 100 <= count * run->unsurveyed_percent;
+    if (is_excused) {
+        printf("SKIPPED %llu of %llu that differ: no survey of %s says which may\n",
+               (unsigned long long)failed, (unsigned long long)count, name);
+        count -= failed, failed = 0;
+    }
+    printf("%llu passed, %llu failed\n", (unsigned long long)(count - failed),
+           (unsigned long long)failed);
+    return failed != 0;
+}
+
 static int run_sequences(struct run *run)
 {
     struct random random = {.state = run->seed};
@@ -290,10 +331,9 @@ static int run_sequences(struct run *run)
             }
         }
     }
-    printf("seed %llu: %llu sequences\n%llu passed, %llu failed\n", (unsigned long long)run->seed,
-           (unsigned long long)run->cases_run, (unsigned long long)(run->cases_run - run->failures),
-           (unsigned long long)run->failures);
-    return run->failures != 0;
+    printf("seed %llu: %llu sequences\n", (unsigned long long)run->seed,
+           (unsigned long long)run->cases_run);
+    return conclude(run, run->cases_run, run->failures);
 }
 
 static int run_all(struct run *run)
@@ -348,25 +388,18 @@ static int run_all(struct run *run)
            (unsigned long long)run->seed, (unsigned long long)run->forms_run,
            (unsigned long long)run->forms_not_offered, (unsigned long long)run->forms_excluded,
            (unsigned long long)run->cases_run, (unsigned long long)run->cases_open);
-    printf("%llu passed, %llu failed\n", (unsigned long long)(run->forms_run - run->failed_forms),
-           (unsigned long long)run->failed_forms);
-    return r || run->failures || run->forms_not_generated;
+    return conclude(run, run->forms_run, run->failed_forms) || r || run->forms_not_generated;
 }
 
 static int parse(int argc, char **argv, struct run *run)
 {
     static const struct option known[] = {
-        {"engine", required_argument, NULL, 'e'},
-        {"cpu-model", required_argument, NULL, 'm'},
-        {"seed", required_argument, NULL, 's'},
-        {"cases", required_argument, NULL, 'c'},
-        {"only", required_argument, NULL, 'o'},
-        {"sample", required_argument, NULL, 'p'},
-        {"report", required_argument, NULL, 'r'},
-        {"list", no_argument, NULL, 'l'},
-        {"not-covered", required_argument, NULL, 'n'},
-        {"sequences", required_argument, NULL, 'q'},
-        {NULL, 0, NULL, 0},
+        {"engine", required_argument, NULL, 'e'},      {"cpu-model", required_argument, NULL, 'm'},
+        {"seed", required_argument, NULL, 's'},        {"cases", required_argument, NULL, 'c'},
+        {"only", required_argument, NULL, 'o'},        {"sample", required_argument, NULL, 'p'},
+        {"report", required_argument, NULL, 'r'},      {"list", no_argument, NULL, 'l'},
+        {"not-covered", required_argument, NULL, 'n'}, {"sequences", required_argument, NULL, 'q'},
+        {"unsurveyed", required_argument, NULL, 'u'},  {NULL, 0, NULL, 0},
     };
     int option;
     while ((option = getopt_long(argc, argv, "", known, NULL)) != -1) {
@@ -390,6 +423,9 @@ static int parse(int argc, char **argv, struct run *run)
             break;
         case 'q':
             run->sequences = (unsigned)atoi(optarg);
+            break;
+        case 'u':
+            run->unsurveyed_percent = (unsigned)atoi(optarg);
             break;
         case 'p':
             run->sample = (unsigned)atoi(optarg);

@@ -8,10 +8,10 @@ $(DIFFERENTIAL): $(wildcard tests/differential/*.c) tests/differential/different
 
 differential-test: $(DIFFERENTIAL)
 	for engine in interp translate; do \
-	    $(DIFFERENTIAL) --engine $$engine --cpu-model v2 --cases 20 --sample 30 && \
-	    $(DIFFERENTIAL) --engine $$engine --cpu-model v3 --cases 20 && \
-	    $(DIFFERENTIAL) --engine $$engine --cpu-model host --cases 20 --sample 30 && \
-	    $(DIFFERENTIAL) --engine $$engine --cpu-model v3 --sequences 20000 || exit 1; \
+	    $(DIFFERENTIAL) --unsurveyed 4 --engine $$engine --cpu-model v2 --cases 20 --sample 30 && \
+	    $(DIFFERENTIAL) --unsurveyed 4 --engine $$engine --cpu-model v3 --cases 20 && \
+	    $(DIFFERENTIAL) --unsurveyed 4 --engine $$engine --cpu-model host --cases 20 --sample 30 && \
+	    $(DIFFERENTIAL) --unsurveyed 4 --engine $$engine --cpu-model v3 --sequences 20000 || exit 1; \
 	done
 
 differential-soak: $(DIFFERENTIAL)
