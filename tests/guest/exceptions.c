@@ -16,6 +16,11 @@ SNIPPET(page_write, "sub %rax, %rax; mov %rax, (%rdi)");
 SNIPPET(page_rmw, "mov $0x7fffffff, %eax; add $1, %eax; incl (%rdi)");
 SNIPPET(page_push, "mov %rdi, %rsp; push %rax");
 SNIPPET(page_call, "mov %rdi, %rsp; call 1f; 1: nop");
+SNIPPET(loop_to_hole, "1: movzbl (%rdi), %eax; add $1, %rdi; cmp %rsi, %rdi; jne 1b");
+SNIPPET(loop_by_sum, "1: addl $1, (%rdi); add %rsi, %rdi; jnc 1b");
+SNIPPET(flags_kept, "cmp %rsi, %rdi; mov (%rbx), %rdi; mov (%rbx), %rsi; mov (%rcx), %rax");
+SNIPPET(flags_kept_sum, "add %rsi, %rdi; mov (%rbx), %rdi; mov %rbx, %rsi; mov (%rcx), %rax");
+SNIPPET(flags_kept_pop, "test %rdi, %rdi; push %rbx; pop %rdi; mov (%rcx), %rax");
 SNIPPET(jump_rdi, "jmp *%rdi");
 SNIPPET(noncanonical, "mov (%rdi), %rax");
 SNIPPET(noncanonical_stack, "push %rax");
@@ -259,9 +264,60 @@ static void test_refused_values(void)
     simple("CR0: high half", bad_cr0, bad_cr0, false, read_cr0() | 1ul << 32, GP, 0);
 }
 
+/* The flags that a fault shows came from registers that have other values by now. */
+static void flags_case(const char *name, const char *code, uintptr_t a, uintptr_t b, bool adds)
+{
+    static uint64_t word;
+    uint64_t expected;
+    struct context c;
+    context_init(&c, code);
+    c.gpr[RDI] = a;
+    c.gpr[RSI] = b;
+    c.gpr[RBX] = (uintptr_t)&word;
+    c.gpr[RCX] = 0x80000000; /* a hole */
+    context_run(&c);
+    if (adds) {
+        __asm__("add %2, %1; pushf; pop %0" : "=r"(expected), "+r"(a) : "r"(b) : "cc");
+    } else {
+        __asm__("cmp %2, %1; pushf; pop %0" : "=r"(expected) : "r"(a), "r"(b) : "cc");
+    }
+    check(name, c.vector, PF);
+    check("  flags", c.flags & 0x8d5, expected & 0x8d5);
+}
+
+static void test_flags_at_faults(void)
+{
+    static uint8_t bytes[8192] __attribute__((aligned(4096)));
+    uintptr_t end = 0x8000100000; /* one page before it is mapped here, none behind */
+    map(end - 4096, (uintptr_t)bytes, PTE_P | PTE_W);
+    struct context c;
+    context_init(&c, loop_to_hole);
+    c.gpr[RDI] = end - 100;
+    c.gpr[RSI] = end + 5;
+    context_run(&c);
+    check("loop to a hole: compare", c.vector, PF);
+    check("  flags", c.flags & 0x8d5, 0x91); /* of -5: CF, AF, SF */
+    context_init(&c, loop_by_sum);
+    c.gpr[RDI] = end - 100;
+    c.gpr[RSI] = 4;
+    context_run(&c);
+    check("loop to a hole: sum", c.vector, PF);
+    check("  cr2", c.cr2, end);
+    check("  flags", c.flags & 0x8d5, 0x14); /* 80000ffffch + 4: AF, PF */
+    const uintptr_t numbers[] = {0, 1, 0x80, INT64_MAX, (uintptr_t)INT64_MAX + 1, -1ul};
+    for (unsigned i = 0; i < 6; i++) {
+        for (unsigned k = 0; k < 6; k++) {
+            flags_case("compare, then loads", flags_kept, numbers[i], numbers[k], false);
+            flags_case("add, then loads", flags_kept_sum, numbers[i], numbers[k], true);
+        }
+        flags_case("test, then pop", flags_kept_pop, numbers[i], 0, false);
+    }
+}
+
 void test_main(void)
 {
     test_arithmetic();
+    test_flags_at_faults();
     test_invalid();
     test_page_faults();
     test_protection();
