@@ -271,9 +271,7 @@ static void result_without_paging(gva_t gva, struct walk_result *ret_result)
 
 void walk_cache_flush(struct walk_cache *cache)
 {
-    for (unsigned i = 0; i < WALK_CACHE_ENTRIES; i++) {
-        cache->entries[i].region = 0;
-    }
+    cache->generation++;
 }
 
 static struct walk_cache_entry *cache_entry(struct walk_cache *cache, gva_t gva)
@@ -287,7 +285,8 @@ static void cache_remember(struct walk_cache *cache, const struct walker *w)
     if (cache && (w->mode->efer & EFER_LMA) && w->shift <= 21) {
         bool is_large = w->shift == 21;
         *cache_entry(cache, w->gva) = (struct walk_cache_entry){
-            .region = w->gva >> 21 | WALK_CACHE_VALID,
+            .generation = cache->generation,
+            .region = w->gva >> 21,
             .table = w->table,
             .rights = w->rights_above,
             .no_execute = w->no_execute_above,
@@ -300,14 +299,16 @@ static void cache_remember(struct walk_cache *cache, const struct walker *w)
 
 /* The whole way is known but for the leaf, and the leaf needs no change. */
 static bool walk_cached(struct memory *memory, const struct walk_mode *mode,
-                        const struct walk_cache_entry *last, gva_t gva, uint32_t access,
+                        struct walk_cache *cache, gva_t gva, uint32_t access,
                         struct walk_result *ret_result)
 {
+    const struct walk_cache_entry *last = cache_entry(cache, gva);
     uint64_t leaf;
     gpa_t at = last->table + (gva >> last->shift & 511) * 8;
     uint64_t must_be_set = last->must_be_set | (access & PF_WRITE ? PTE_D : 0);
-    if (last->region != (gva >> 21 | WALK_CACHE_VALID) || memory_load(memory, at, 8, &leaf) ||
-        leaf & last->must_be_clear || (leaf & must_be_set) != must_be_set) {
+    if (last->generation != cache->generation || last->region != gva >> 21 ||
+        memory_load(memory, at, 8, &leaf) || leaf & last->must_be_clear ||
+        (leaf & must_be_set) != must_be_set) {
         return false;
     }
     uint64_t rights = last->rights & leaf;
@@ -359,7 +360,7 @@ bool walk(struct memory *memory, const struct walk_mode *mode, struct walk_cache
         result_without_paging(gva, ret_result);
         return true;
     }
-    if (cache && walk_cached(memory, mode, cache_entry(cache, gva), gva, access, ret_result)) {
+    if (cache && walk_cached(memory, mode, cache, gva, access, ret_result)) {
         return true;
     }
     struct walker w; /* not cleared: begin() and descend() set the rest */

@@ -70,9 +70,11 @@ bool walk_load_pdpte(struct memory *memory, uint64_t cr3, unsigned physical_bits
  * CPU's own paging-structure caches have it. Its owner empties it wherever the CPU would (MOV CR3,
  * INVLPG, INVPCID, changes of the paging mode). SDM volume 3, 4.10.3 and 4.10.4.
  */
-enum { WALK_CACHE_ENTRIES = 16 };
+enum { WALK_CACHE_ENTRIES = 64 };
 struct walk_cache {
+    uint64_t generation; /* entries of others are void */
     struct walk_cache_entry {
+        uint64_t generation;
         uint64_t region;                     /* the linear address >> 21, and WALK_CACHE_VALID */
         gpa_t table;                         /* that has the leaf */
         uint64_t rights;                     /* AND of the levels above: W, U */
@@ -81,8 +83,8 @@ struct walk_cache {
         uint64_t must_be_clear, must_be_set; /* bits of a leaf that needs no second look */
     } entries[WALK_CACHE_ENTRIES];
 };
-#define WALK_CACHE_VALID (1ull << 63)
 
+/* Empty it; also how it begins. */
 void walk_cache_flush(struct walk_cache *cache);
 
 /*

@@ -213,6 +213,7 @@ static void check_cached(struct memory *memory, const struct walk_mode *mode, gv
 {
     struct walk_cache cache = {0};
     struct walk_result plain = {0}, cached = {0};
+    walk_cache_flush(&cache);
     bool allowed = walk(memory, mode, NULL, gva, access, &plain);
     walk(memory, mode, &cache, gva, 0, &cached);
     ASSERT(walk(memory, mode, &cache, gva, access, &cached) == allowed);

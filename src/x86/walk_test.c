@@ -339,6 +339,7 @@ static void test_cache(void **state)
     struct fixture *fixture = *state;
     struct walk_result result;
     struct walk_cache cache = {0};
+    walk_cache_flush(&cache);
     build_page(fixture, ALL, ALL & ~PTE_W);
     const gva_t next = gva_long + PAGE_SIZE;
     entry_store(fixture, TABLE(3) + (next >> 12 & 511) * 8, 8, 0x43000 | ALL | PTE_A | PTE_D);

@@ -69,7 +69,7 @@ static int setup(void **state)
     map(fixture, ROOT + 0x2000, PTE_P | PTE_W | PTE_U | PTE_PS);
     fixture->vcpu = aligned_alloc(64, align_up(sizeof *fixture->vcpu, 64));
     memset(fixture->vcpu, 0, sizeof *fixture->vcpu);
-    fixture->vcpu->tlb = malloc(sizeof *fixture->vcpu->tlb);
+    fixture->vcpu->tlb = calloc(1, sizeof *fixture->vcpu->tlb);
     fixture->vcpu->memory = fixture->memory;
     fixture->vcpu->cpuid = fixture->cpuid;
     fixture->vcpu->host = &host;

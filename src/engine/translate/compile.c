@@ -409,14 +409,21 @@ static const struct site *find_loop(const struct compiler *c)
 }
 
 /*
- * A loop whose body saves the flags at its start, for a fault to show: made once more, for the
- * rounds after the first, where a recipe does instead.
+ * A loop whose body saves the flags at its start, for a fault to show: made once more, up to the
+ * branch back, for the rounds after the first, where a recipe does instead.
  */
 static void emit_loop(struct compiler *c)
 {
     enum { LONGEST = UNIT_MAX_INSTRUCTIONS / 2 };
     const struct site *loop = find_loop(c);
-    if (!loop || c->counts || c->count > LONGEST || first_need(c) != FLAGS_SAVED) {
+    unsigned count = c->count, end = 0;
+    if (!loop || c->counts || first_need(c) != FLAGS_SAVED) {
+        return;
+    }
+    while (c->offsets[end] <= loop->offset) {
+        end++;
+    }
+    if (end > LONGEST) {
         return;
     }
     groups_forget(c);
@@ -427,7 +434,9 @@ static void emit_loop(struct compiler *c)
         emit8(&c->e, 0x90);
     }
     c->unit->loop_entry = emit_offset(&c->e);
+    c->count = end;
     emit_unit(c);
+    c->count = count;
 }
 
 /* Emit everything; the unit's extent is known afterwards. */
