@@ -180,7 +180,7 @@ struct unit {
     uint32_t host_entry;   /* cache offset: enter with flags in the CPU */
     uint32_t loop_entry;   /* cache offset: enter with flags that loop_recipe makes; 0: none */
     struct recipe loop_recipe;
-    uint32_t start, end;   /* cache offsets of its code */
+    uint32_t start, end; /* cache offsets of its code */
     uint32_t next_in_hash, next_in_page, next_in_second;
     uint32_t incoming; /* sites chained to this unit */
     uint32_t first_site, site_count;
