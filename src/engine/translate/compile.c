@@ -167,6 +167,7 @@ static void compile_execute_last(struct compiler *c)
 static void decode_unit(struct compiler *c)
 {
     unsigned offset = c->unit->offset;
+    unsigned conditions = 0;
     c->end_result = DECODE_OK;
     while (c->count < UNIT_MAX_INSTRUCTIONS && offset < PAGE_SIZE) {
         struct insn *insn = &c->insns[c->count];
@@ -177,7 +178,8 @@ static void decode_unit(struct compiler *c)
         }
         offset += insn->info.length;
         c->count++;
-        if (is_end(insn)) {
+        conditions += insn->info.meta.category == ZYDIS_CATEGORY_COND_BR;
+        if (is_end(insn) || conditions == UNIT_MAX_CONDITIONS) {
             break;
         }
     }

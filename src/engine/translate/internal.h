@@ -27,6 +27,8 @@
 /* ---- limits ---- */
 enum {
     UNIT_MAX_INSTRUCTIONS = 40,
+    /* Behind many conditional branches a unit is a guess, and code that runs once pays for it. */
+    UNIT_MAX_CONDITIONS = 4,
     UNIT_MAX_HOST_BYTES = 16384, /* room that compiling one unit may need at most */
     UNITS_MAX = 1 << 19,
     SITES_MAX = 1 << 22,
