@@ -58,7 +58,7 @@ uint64_t form_key(const struct insn *insn);
  */
 enum { COMPONENT_YMM = 2, COMPONENT_OPMASK = 5, COMPONENT_ZMM = 6, COMPONENT_ZMM16 = 7 };
 
-enum { CODE_MAX = 128 }; /* bytes of one instruction, or of a sequence */
+enum { CODE_MAX = 192 }; /* bytes of one instruction, or of a sequence */
 
 /* What an instruction starts with, and ends with. */
 struct machine_state {

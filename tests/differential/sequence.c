@@ -154,13 +154,29 @@ void sequence_pool_fini(struct sequence_pool *pool)
     free(pool->forms);
 }
 
-static unsigned put_instruction(const struct form *form, ZydisRegister base, struct random *random,
-                                uint8_t *bytes)
+/* Does the instruction leave this register alone? (RSP changes by pushes, which is no matter.) */
+static bool keeps(const struct insn *insn, unsigned counter)
+{
+    for (unsigned i = 0; i < insn->info.operand_count; i++) {
+        const ZydisDecodedOperand *operand = &insn->operands[i];
+        if (operand->type == ZYDIS_OPERAND_TYPE_REGISTER &&
+            (operand->actions & ZYDIS_OPERAND_ACTION_MASK_WRITE) &&
+            ZydisRegisterGetLargestEnclosing(ZYDIS_MACHINE_MODE_LONG_64, operand->reg.value) ==
+                ZYDIS_REGISTER_RAX + (ZydisRegister)counter) {
+            return false;
+        }
+    }
+    return true;
+}
+
+static unsigned put_instruction(const struct form *form, ZydisRegister base, int counter,
+                                struct random *random, uint8_t *bytes)
 {
     for (unsigned i = 0; i < ATTEMPTS; i++) {
         struct test_case one;
         struct insn insn;
-        if (!generate_bytes(form, random, &one, &insn) || !is_wanted(&insn, base)) {
+        if (!generate_bytes(form, random, &one, &insn) || !is_wanted(&insn, base) ||
+            (counter >= 0 && !keeps(&insn, (unsigned)counter))) {
             continue;
         }
         unsigned length = insn.info.length;
@@ -183,6 +199,60 @@ static unsigned put_call(bool returns, uint8_t *bytes)
     return returns ? sizeof call_jmp_ret : 5;
 }
 
+/* mov counter, imm32 */
+static unsigned put_start(unsigned counter, uint8_t rounds, uint8_t *bytes)
+{
+    const uint8_t code[] = {0x48 | counter >> 3, 0xc7, 0xc0 | (counter & 7), rounds, 0, 0, 0};
+    memcpy(bytes, code, sizeof code);
+    return sizeof code;
+}
+
+/*
+ * Counts down and branches back; or leaves when the count is over, and otherwise compares or
+ * computes and branches back on that.
+ */
+static unsigned put_end(unsigned counter, struct random *random, unsigned start, unsigned at,
+                        uint8_t *bytes)
+{
+    enum { SUBTRACT = 5 };
+    static const uint8_t opcodes[] = {0x39, 0x85, 0x01, 0x29, 0x21, 0x09, 0x31, 0x81, 0xf7};
+    static const uint8_t extensions[] = {7, 0, 5, 4, 1, 6};
+    uint64_t r = random_next(random);
+    unsigned length = 0;
+    uint8_t *leave = NULL;
+    bytes[length++] = (r & 1 ? 0x48 : 0x40) | counter >> 3;
+    bytes[length++] = 0x83; /* sub counter, 1 */
+    bytes[length++] = 0xc0 | SUBTRACT << 3 | (counter & 7);
+    bytes[length++] = 1;
+    if (r & 6) {
+        uint8_t opcode = opcodes[(r >> 8) % sizeof opcodes];
+        unsigned rm = (r >> 16 & 15) == counter ? counter ^ 1 : r >> 16 & 15, reg = r >> 20 & 15;
+        bool has_immediate = opcode == 0x81 || opcode == 0xf7;
+        if (has_immediate) {
+            reg = opcode == 0x81 ? extensions[(r >> 20 & 15) % sizeof extensions] : 0;
+        }
+        bytes[length++] = 0x76; /* jbe: the count is over */
+        leave = &bytes[length++];
+        bytes[length++] = 0x40 | (r >> 24 & 8) | (reg >> 3) << 2 | rm >> 3;
+        bytes[length++] = opcode;
+        bytes[length++] = 0xc0 | (reg & 7) << 3 | (rm & 7);
+        if (has_immediate) {
+            uint32_t immediate = (uint32_t)random_value(random);
+            memcpy(bytes + length, &immediate, 4);
+            length += 4;
+        }
+    }
+    uint32_t distance = start - (at + length + 6);
+    bytes[length++] = 0x0f;
+    bytes[length++] = 0x80 | (leave ? r >> 28 & 15 : 5);
+    memcpy(bytes + length, &distance, 4);
+    length += 4;
+    if (leave) {
+        *leave = (uint8_t)(bytes + length - (leave + 1));
+    }
+    return length;
+}
+
 void sequence_generate(const struct sequence_pool *pool, struct random *random,
                        struct test_case *test)
 {
@@ -192,8 +262,15 @@ void sequence_generate(const struct sequence_pool *pool, struct random *random,
     ZydisRegister base = random_next(random) & 1
                              ? ZYDIS_REGISTER_RAX + (ZydisRegister)(random_next(random) & 15)
                              : ZYDIS_REGISTER_NONE;
+    /* often a loop: engines may have other code for the rounds after the first */
+    int counter = random_next(random) & 1 ? (int)(random_next(random) & 15) : -1;
+    counter = counter == RSP ? RBP : counter;
+    if (counter >= 0) {
+        length = put_start((unsigned)counter, 1 + (random_next(random) & 7), test->bytes);
+    }
+    unsigned start = length;
     uint8_t *skip = NULL; /* the distance of a conditional branch over the next instruction */
-    for (unsigned i = 0; i < wanted || length == 0; i++) {
+    for (unsigned i = 0; i < wanted || length == start; i++) {
         uint64_t r = random_next(random);
         if (!skip && !(r & 7)) {
             test->bytes[length++] = 0x70 | (r >> 8 & 15);
@@ -203,13 +280,17 @@ void sequence_generate(const struct sequence_pool *pool, struct random *random,
         }
         bool any = !(r >> 16 & 7);
         const struct form *form = &pool->forms[(r >> 24) % (any ? pool->count : pool->general)];
-        unsigned size = r >> 20 & 15 ? put_instruction(form, base, random, test->bytes + length)
+        unsigned size = r >> 20 & 15 ? put_instruction(form, base, counter, random, test->bytes + length)
                                      : put_call(r >> 12 & 1, test->bytes + length);
         length += size;
         if (skip) {
             *skip = (uint8_t)size;
             skip = NULL;
         }
+    }
+    if (counter >= 0) {
+        length +=
+            put_end((unsigned)counter, random, start, length, test->bytes + length);
     }
     test->length = (uint8_t)length;
 }
