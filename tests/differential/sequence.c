@@ -280,8 +280,9 @@ void sequence_generate(const struct sequence_pool *pool, struct random *random,
         }
         bool any = !(r >> 16 & 7);
         const struct form *form = &pool->forms[(r >> 24) % (any ? pool->count : pool->general)];
-        unsigned size = r >> 20 & 15 ? put_instruction(form, base, counter, random, test->bytes + length)
-                                     : put_call(r >> 12 & 1, test->bytes + length);
+        unsigned size = r >> 20 & 15
+                            ? put_instruction(form, base, counter, random, test->bytes + length)
+                            : put_call(r >> 12 & 1, test->bytes + length);
         length += size;
         if (skip) {
             *skip = (uint8_t)size;
@@ -289,8 +290,7 @@ void sequence_generate(const struct sequence_pool *pool, struct random *random,
         }
     }
     if (counter >= 0) {
-        length +=
-            put_end((unsigned)counter, random, start, length, test->bytes + length);
+        length += put_end((unsigned)counter, random, start, length, test->bytes + length);
     }
     test->length = (uint8_t)length;
 }

@@ -284,6 +284,60 @@ static void test_two_roots(void)
     write_cr4(read_cr4() & ~(1ul << 17));
 }
 
+/*
+ * One user page, on which the kernel runs, too: what either finds there must not be the other's.
+ * The operands are neighbours on two sides of a page border.
+ */
+SNIPPET(load_two, "mov (%rdi), %rax; mov 8(%rdi), %rbx");
+
+static void test_same_code(void)
+{
+    uint8_t *code = page_new(), *page = page_new();
+    uintptr_t at = AREA + 0x8000;
+    for (int i = 0; load_two + i < load_two_end + 2; i++) {
+        code[i] = (uint8_t)load_two[i];
+    }
+    map(at, (uintptr_t)code, PTE_P | PTE_U);
+    map(AREA + 0x1000, (uintptr_t)page, PTE_P | PTE_W);
+    map(AREA + 0x2000, (uintptr_t)page, PTE_P | PTE_W);
+    for (int i = 0; i < 3; i++) {
+        struct context c;
+        context_init(&c, (void *)at);
+        c.gpr[RDI] = AREA + 0x1ff8;
+        context_run(&c);
+        check("the kernel on a user page", c.vector, UD);
+        context_init_user(&c, (void *)at);
+        c.ip = at;
+        c.gpr[RDI] = AREA + 0x1ff8;
+        context_run(&c);
+        check_stop("  the user on the same code", &c, PF, PF_P | PF_U, at);
+    }
+}
+
+SNIPPET(load_one, "fld1; fstp %st");
+
+/* CR0.TS counts in every address space, also where this code ran before without it. */
+static void test_task_switched(void)
+{
+    enum { TASK_SWITCHED = 8 };
+    uintptr_t root = read_cr3();
+    if (!(cpuid(1, 0).ecx & 1 << 17)) {
+        return;
+    }
+    write_cr4(read_cr4() | 1 << 17);
+    for (int i = 0; i < 6; i++) {
+        struct context c;
+        write_cr3(root | (i % 2 + 1) | (i >= 2 ? 1ull << 63 : 0));
+        write_cr0((read_cr0() & ~8ul) | (i >= 2 ? TASK_SWITCHED : 0));
+        context_init_user(&c, load_one);
+        context_run(&c);
+        check(i < 2 ? "x87 in two address spaces" : "  not with CR0.TS", c.vector, i < 2 ? UD : NM);
+    }
+    write_cr0(read_cr0() & ~8ul);
+    write_cr3(root);
+    write_cr4(read_cr4() & ~(1ul << 17));
+}
+
 static void test_smep_smap(void)
 {
     struct cpuid seven = cpuid(7, 0);
@@ -324,5 +378,7 @@ void test_main(void)
     test_large();
     test_invalidation();
     test_two_roots();
+    test_same_code();
+    test_task_switched();
     test_smep_smap();
 }

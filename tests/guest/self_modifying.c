@@ -1,8 +1,9 @@
 /*
  * Self-modifying and cross-page code: a store ahead in the same block, behind, into the running
- * loop, through another mapping, by string instruction; code across pages whose second page
- * changes, faults or is remapped; code and data in one page. SDM volume 3, 8.1.3 and 11.6: after
- * a branch the new bytes count on every CPU; without one they do on every CPU since the Pentium.
+ * loop, through another mapping, by string instruction, by FXSAVE; code across pages whose second
+ * page changes, faults or is remapped; code that maps itself elsewhere; code and data in one page.
+ * SDM volume 3, 8.1.3 and 11.6: after a branch the new bytes count on every CPU; without one they
+ * do on every CPU since the Pentium.
  */
 #include "runtime.h"
 
@@ -150,6 +151,61 @@ static void test_remap(void)
     }
 }
 
+/* In the first page: a function in the second one, called by direct calls before and after. */
+SNIPPET(fxsave_caller, "1: call 1b + 0x10a0; mov %eax, %ebx; fxsave64 (%rdi);"
+                       "call 1b + 0x10a0; mov %eax, %ecx");
+SNIPPET(function, "mov $1, %eax; ret");
+
+static void test_fxsave(void)
+{
+    enum { XMM0 = 160 }; /* where its image is */
+    static uint8_t image[512] __attribute__((aligned(16)));
+    __asm__ volatile("fxsave64 %0" : "=m"(image));
+    put(image + XMM0, function, function_end);
+    image[XMM0 + 1] = 2;
+    put(first, fxsave_caller, fxsave_caller_end + 2);
+    for (unsigned i = 0; i < 4; i++) {
+        put(second + XMM0, function, function_end);
+        __asm__ volatile("fxrstor64 %0" ::"m"(image));
+        struct context c = run_at(AREA, AREA + 0x1000, 0);
+        check("a function that FXSAVE overwrites, before", c.gpr[RBX], 1);
+        check("  and after", c.gpr[RCX], 2);
+    }
+}
+
+SNIPPET(remap_page, "mov %rsi, (%rdx); invlpg (%rdi); mov $1, %ebx");
+SNIPPET(remap_root, "mov %rsi, (%rdx); mov %rax, %cr3; mov $1, %ebx");
+
+/* What the next instruction is depends on the mapping that this one has made (SDM volume 3, 4.10).
+ */
+static void test_remap_itself(void)
+{
+    static const struct {
+        const char *code, *end;
+    } ways[] = {{remap_page, remap_page_end}, {remap_root, remap_root_end}};
+    uint8_t *other = page_new();
+    struct context c;
+    for (unsigned i = 0; i < 8; i++) {
+        volatile pte_t *pte = map(AREA, (uintptr_t)(i & 1 ? other : first), PTE_P | PTE_W);
+        put(first, ways[i / 4].code, ways[i / 4].end + 2);
+        put(other, ways[i / 4].code, ways[i / 4].end + 2);
+        other[7] = 2; /* the immediate */
+        context_init(&c, (void *)AREA);
+        c.gpr[RAX] = read_cr3();
+        c.gpr[RDX] = (uintptr_t)pte;
+        c.gpr[RDI] = AREA;
+        c.gpr[RSI] = (uintptr_t)(i & 1 ? first : other) | PTE_P | PTE_W;
+        context_run(&c);
+        check(i < 4 ? "INVLPG of the page that runs" : "CR3 load that maps another page here",
+              c.gpr[RBX], i & 1 ? 1 : 2);
+    }
+    c.ip = AREA;
+    c.gpr[RSI] = 0;
+    context_run(&c);
+    check_stop("  no page at all", &c, PF, PF_I, AREA + 6);
+    map(AREA, (uintptr_t)first, PTE_P | PTE_W);
+}
+
 void test_main(void)
 {
     first = page_new();
@@ -160,4 +216,6 @@ void test_main(void)
     test_alias();
     test_cross_page();
     test_remap();
+    test_fxsave();
+    test_remap_itself();
 }

@@ -129,9 +129,10 @@ void block_renew_mode(struct block *block)
         block->stacks[from] = block->stack;
         block->stack = block->stacks[to];
     }
-    if (block->stack_mode[to] != mode) {
-        /* Landing pads and look-ups of another mode must not be met. */
-        block->stack_mode[to] = mode;
+    /* Landing pads and look-ups of another mode must not be met; a space's stay while it waits. */
+    uint16_t *known = to == PRIVILEGE_USER ? &block->space->mode : &block->kernel_mode;
+    if (*known != mode) {
+        *known = mode;
         space_forget_lookups(block, to);
     }
 }

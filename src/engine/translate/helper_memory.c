@@ -84,6 +84,10 @@ uint64_t helper_fxsave(struct block *block, uint32_t number)
         return place_execute(block, &place);
     }
     block->vcpu.state.rip = place.rip + place.length;
+    if (block->poll_now) { /* the image may have overwritten code */
+        block_gather(block);
+        return block_resume(block, 0);
+    }
     return place_is_current(block, &place) ? place.inline_address : block_continue(block);
 }
 

@@ -93,6 +93,7 @@ struct space {
     uint32_t links_filled; /* slots below this may hold something */
     bool jumps_filled;
     uint16_t pcid;
+    uint16_t mode; /* of the units that its user code was looked up as */
     bool in_use;
 };
 
@@ -128,8 +129,8 @@ struct block {
      * G bit, kernel_is_local says so and a switch forgets it.
      */
     struct jump_entry kernel_jumps[JUMP_ENTRIES];
-    struct jump_entry
-        plain_jumps[PLAIN_ENTRIES]; /* to MODE_PLAIN units; forgotten with any other */
+    /* to MODE_PLAIN units; forgotten with any other */
+    struct jump_entry plain_jumps[PRIVILEGES][PLAIN_ENTRIES];
     uint64_t kernel_links[KERNEL_LINKS_MAX];
 
     /* ---- used by C only ---- */
@@ -140,16 +141,16 @@ struct block {
     enum leave_reason reason;
     enum step step;
     uint16_t mode;
-    uint16_t wanted_mode;            /* LEAVE_TRANSLATE: of the unit to make */
-    uint16_t stack_mode[PRIVILEGES]; /* the mode that a private stack's frames belong to */
-    bool vectors_live;               /* guest vector state is in the CPU, not in state.xsave */
-    _Atomic bool in_units;           /* this thread is between enter and leave */
-    uint64_t xcr0_host;              /* components to save and restore for this guest */
+    uint16_t wanted_mode;  /* LEAVE_TRANSLATE: of the unit to make */
+    uint16_t kernel_mode;  /* of the units that kernel code was looked up as */
+    bool vectors_live;     /* guest vector state is in the CPU, not in state.xsave */
+    _Atomic bool in_units; /* this thread is between enter and leave */
+    uint64_t xcr0_host;    /* components to save and restore for this guest */
     uint8_t *stack_base[PRIVILEGES];
     struct space spaces[SPACES_MAX];
     struct space *space;
     uint64_t space_clock;
-    uint32_t drops; /* counts changes of mappings: host addresses of before are void */
+    uint32_t drops; /* counts changes of mappings: host addresses and places of before are void */
     uint64_t exec_pages[PRIVILEGES][512]; /* filters of guest-virtual pages with known code */
     struct exec_entry {
         uint64_t gva_page, gpa_page;

@@ -61,7 +61,7 @@ uint64_t block_leave_step(struct block *block, enum step step)
 static struct jump_entry *jump_entry(struct block *block, uint64_t rip, uint16_t mode)
 {
     if (mode & MODE_PLAIN) {
-        return &block->plain_jumps[rip & (PLAIN_ENTRIES - 1)];
+        return &block->plain_jumps[mode_privilege(mode)][rip & (PLAIN_ENTRIES - 1)];
     }
     return &block_jumps(block, mode_privilege(mode))[rip & (JUMP_ENTRIES - 1)];
 }

@@ -24,6 +24,13 @@ static void jumps_clear(struct jump_entry *jumps, unsigned count)
     }
 }
 
+static void plain_jumps_clear(struct block *block)
+{
+    for (unsigned p = 0; p < PRIVILEGES; p++) {
+        jumps_clear(block->plain_jumps[p], PLAIN_ENTRIES);
+    }
+}
+
 static void links_clear(struct block *block, uint64_t *links, uint32_t count)
 {
     uint64_t unresolved = cache_address(block->vm, block->vm->stubs.link);
@@ -92,7 +99,7 @@ static void user_forget(struct block *block, struct space *space)
 {
     if (space->jumps_filled) {
         jumps_clear(space->data->jumps, JUMP_ENTRIES);
-        jumps_clear(block->plain_jumps, PLAIN_ENTRIES);
+        plain_jumps_clear(block);
         space->jumps_filled = false;
     }
     links_clear(block, space->data->links, space->links_filled);
@@ -106,13 +113,14 @@ static void user_forget(struct block *block, struct space *space)
 static void kernel_forget(struct block *block)
 {
     jumps_clear(block->kernel_jumps, JUMP_ENTRIES);
-    jumps_clear(block->plain_jumps, PLAIN_ENTRIES);
+    plain_jumps_clear(block);
     links_clear(block, block->kernel_links, block->kernel_links_filled);
     block->kernel_links_filled = 0;
     block->kernel_is_local = false;
     exec_pages_clear(block, PRIVILEGE_KERNEL);
     exec_clear(block, PRIVILEGE_KERNEL);
     stack_reset(block, PRIVILEGE_KERNEL);
+    block->drops++; /* the kernel's unit that runs may be mapped elsewhere now, too */
 }
 
 void space_forget_lookups(struct block *block, enum privilege privilege)
@@ -205,7 +213,7 @@ void space_activate(struct block *block)
         block->space = space;
         block->vcpu.tlb = &space->data->tlb;
         exec_clear(block, PRIVILEGE_USER);
-        jumps_clear(block->plain_jumps, PLAIN_ENTRIES);
+        plain_jumps_clear(block);
         stack_reset(block, PRIVILEGE_USER);
         if (block->kernel_is_local) {
             kernel_forget(block);
