@@ -20,7 +20,6 @@ enum {
     XSAVE_HEADER_END = 576,
     FCW_RESET = 0x37f, /* by FNINIT; after RESET it is 0040H, which nobody reads before FNINIT */
     MXCSR_RESET = 0x1f80,
-    MXCSR_KNOWN = 0xffff,
     /* the bits that are zero whatever the model */
     SEGMENT_RESERVED = 0x0700,
     FLAGS_RESERVED = ~0x3f7fd7,
@@ -214,7 +213,7 @@ static bool xsave_is_loadable(const uint8_t *xsave)
         }
     }
     return !(load_le64(xsave + XSAVE_XSTATE_BV) & ~XCR0_KNOWN) &&
-           !(load_le32(xsave + XSAVE_MXCSR) & ~MXCSR_KNOWN);
+           !(load_le32(xsave + XSAVE_MXCSR) & ~(uint32_t)MXCSR_WRITABLE);
 }
 
 void cpu_state_visit(struct cpu_state *state, struct visitor *v)

@@ -244,6 +244,9 @@ struct cpuid_table;
 int cpu_state_check(const struct cpu_state *state, const struct cpuid_table *cpuid)
     __attribute__((warn_unused_result));
 
+/* The MXCSR bits of every model; others are #GP. AMD's MM (bit 17) is not offered. */
+enum { MXCSR_WRITABLE = 0xffff };
+
 /* Does a 64-bit address have copies of bit 47 above it? SDM volume 1, 3.3.7.1. */
 static inline bool is_canonical(uint64_t address)
 {

@@ -381,6 +381,14 @@ static enum step run_late_store(struct vcpu *vcpu, const struct insn *insn,
     return transfer(vcpu, plan, operand, PASS_WRITE);
 }
 
+/* The host may know MXCSR bits that no model has. */
+static bool loads_reserved_mxcsr(const struct insn *insn, const uint8_t *operand)
+{
+    return (insn->info.mnemonic == ZYDIS_MNEMONIC_LDMXCSR ||
+            insn->info.mnemonic == ZYDIS_MNEMONIC_VLDMXCSR) &&
+           (load_le32(operand) & ~(uint32_t)MXCSR_WRITABLE);
+}
+
 static enum step run_checked(struct vcpu *vcpu, const struct insn *insn, enum vector_family family,
                              const struct snippet *snippet, const struct native_plan *plan)
 {
@@ -397,6 +405,9 @@ static enum step run_checked(struct vcpu *vcpu, const struct insn *insn, enum ve
     if (plan->reads) {
         bytes_fill(operand, 0, plan->chunk * plan->count);
         TRY(transfer(vcpu, plan, operand, PASS_READ));
+    }
+    if (loads_reserved_mxcsr(insn, operand)) {
+        return raise_gp(vcpu);
     }
     TRY(run_body(vcpu, insn, snippet, plan, operand));
     return plan->writes ? transfer(vcpu, plan, operand, PASS_WRITE) : STEP_NEXT;

@@ -27,7 +27,6 @@ enum {
 
     FCW_INITIAL = 0x37f,
     MXCSR_INITIAL = 0x1f80,
-    MXCSR_WRITABLE = 0xffff,
 };
 
 /* Where a component from number 2 on lies in the standard format. */

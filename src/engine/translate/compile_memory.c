@@ -195,6 +195,27 @@ static void compile_line_check(struct compiler *c, unsigned size)
     outline(c, OUTLINE_EXECUTE, branch, site, 0);
 }
 
+static bool loads_mxcsr(const struct insn *insn)
+{
+    return insn->info.mnemonic == ZYDIS_MNEMONIC_LDMXCSR ||
+           insn->info.mnemonic == ZYDIS_MNEMONIC_VLDMXCSR;
+}
+
+/* The host may know MXCSR bits that the guest's CPU does not have (AMD's MM): those are for interp.
+ */
+static void compile_mxcsr_check(struct compiler *c)
+{
+    struct emitter *e = &c->e;
+    emit8(e, 0x41); /* test dword [r13], reserved bits */
+    emit8(e, 0xf7);
+    emit_modrm_base(e, 0, SCRATCH, 0);
+    emit32(e, ~(uint32_t)MXCSR_WRITABLE);
+    uint8_t *branch = emit_branch_forward(e, CONDITION_NZ);
+    uint32_t site = site_new(c, SITE_EXECUTE);
+    c->vm->sites[site].resume = 0;
+    outline(c, OUTLINE_EXECUTE, branch, site, 0);
+}
+
 /*
  * TZCNT and LZCNT are BSF and BSR with a prefix that CPUs without them ignore. Where the model
  * lacks them (Linux uses `rep bsf` everywhere) the prefix goes.
@@ -349,13 +370,15 @@ bool compile_copy(struct compiler *c)
     }
     if (memory) {
         bool writes = memory->actions & ZYDIS_OPERAND_ACTION_MASK_WRITE;
-        if (is_locked(insn) || has_mask(insn)) {
+        if (is_locked(insn) || has_mask(insn) || loads_mxcsr(insn)) {
             uint32_t site = c->vm->site_count;
             compile_operand_check(c, memory, writes);
             c->scratch_group = -1;
             c->vm->sites[site].is_masked = has_mask(insn);
             if (is_locked(insn)) {
                 compile_line_check(c, memory->size / 8);
+            } else if (loads_mxcsr(insn)) {
+                compile_mxcsr_check(c);
             }
         } else {
             map.memory_offset = compile_group_access(c, memory, writes);

@@ -60,7 +60,7 @@ uint64_t helper_memory(struct block *block, uint32_t number)
 
 /* ---- FXSAVE64 and FXRSTOR64 on the live registers ---- */
 
-enum { FX_IMAGE_WRITTEN = 416, FX_MXCSR = 24, FX_MXCSR_MASK = 28, MXCSR_WRITABLE = 0xffff };
+enum { FX_IMAGE_WRITTEN = 416, FX_MXCSR = 24, FX_MXCSR_MASK = 28 };
 
 /* What is odd about the operand is for interp. */
 static bool is_plain_fx_image(const struct block *block, gva_t gva)
