@@ -11,6 +11,7 @@
 #include <linux/capability.h>
 #include <linux/fs.h>
 #include <linux/landlock.h>
+#include <malloc.h>
 #include <seccomp.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
@@ -142,6 +143,13 @@ int jail_drop_rights(bool *ret_landlock)
 {
     /* gmtime() and its kind read the host's time zone file at their first use: let that be now */
     tzset();
+    /*
+     * One heap for all threads. Of several, the C library reads the number of processors from /sys
+     * before it makes more, and /proc/sys/vm/overcommit_memory before it shrinks one.
+     */
+    if (!mallopt(M_ARENA_MAX, 1)) {
+        return fail(-EINVAL, "jail: ask the C library for a single heap");
+    }
     if (prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)) {
         return fail(-errno, "jail: set no_new_privs: %m");
     }

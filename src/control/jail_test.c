@@ -212,6 +212,62 @@ static void test_honest_work_goes_on(void **state)
     assert_int_equal(WEXITSTATUS(status), 0);
 }
 
+enum { ALLOCATORS = 12, BLOCKS = 64, BLOCK_SIZE = 30000 };
+
+static struct allocator {
+    pthread_t thread;
+    void *blocks[BLOCKS];
+} allocators[ALLOCATORS];
+static pthread_barrier_t jail_door;
+
+static void *allocate_in_jail(void *argument)
+{
+    struct allocator *allocator = argument;
+    pthread_barrier_wait(&jail_door); /* all threads run ... */
+    pthread_barrier_wait(&jail_door); /* ... and are in the jail */
+    for (size_t i = 0; i < BLOCKS; i++) {
+        allocator->blocks[i] = malloc(BLOCK_SIZE);
+    }
+    return NULL;
+}
+
+/*
+ * More threads than the C library has an easy time with make memory, and another one gives all of
+ * it back: with heaps of their own that would open files below /sys and /proc.
+ */
+static void allocating_child(void)
+{
+    bool landlock;
+    pthread_barrier_init(&jail_door, NULL, ALLOCATORS + 1);
+    if (jail_close_inherited() || jail_drop_rights(&landlock)) {
+        _exit(100);
+    }
+    for (size_t i = 0; i < ALLOCATORS; i++) {
+        if (pthread_create(&allocators[i].thread, NULL, allocate_in_jail, &allocators[i])) {
+            _exit(102);
+        }
+    }
+    pthread_barrier_wait(&jail_door);
+    if (jail_enter()) {
+        _exit(100);
+    }
+    pthread_barrier_wait(&jail_door);
+    for (size_t i = 0; i < ALLOCATORS; i++) {
+        pthread_join(allocators[i].thread, NULL);
+        for (size_t k = 0; k < BLOCKS; k++) {
+            free(allocators[i].blocks[k]);
+        }
+    }
+    _exit(0);
+}
+
+static void test_all_threads_may_allocate(void **state)
+{
+    int status = status_of(allocating_child);
+    assert_true(WIFEXITED(status));
+    assert_int_equal(WEXITSTATUS(status), 0);
+}
+
 /* Inherited descriptors and capabilities are gone, and no_new_privs is on. */
 static void inspecting_child(void)
 {
@@ -252,9 +308,8 @@ static void test_rights_are_dropped(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_deadly_calls),
-        cmocka_unit_test(test_covers_older_threads),
-        cmocka_unit_test(test_honest_work_goes_on),
+        cmocka_unit_test(test_deadly_calls),        cmocka_unit_test(test_covers_older_threads),
+        cmocka_unit_test(test_honest_work_goes_on), cmocka_unit_test(test_all_threads_may_allocate),
         cmocka_unit_test(test_rights_are_dropped),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
