@@ -1,7 +1,9 @@
 /* The jail from inside: each child enters it, tries one thing, and must die or live as stated. */
 #include "control/jail.h"
 
+#include <errno.h>
 #include <fcntl.h>
+#include <liburing.h>
 #include <pthread.h>
 #include <signal.h>
 #include <stdint.h>
@@ -212,11 +214,11 @@ static void test_honest_work_goes_on(void **state)
     assert_int_equal(WEXITSTATUS(status), 0);
 }
 
-enum { ALLOCATORS = 12, BLOCKS = 64, BLOCK_SIZE = 30000 };
+enum { ALLOCATORS = 12, PIECES = 64, PIECE_SIZE = 30000 };
 
 static struct allocator {
     pthread_t thread;
-    void *blocks[BLOCKS];
+    void *pieces[PIECES];
 } allocators[ALLOCATORS];
 static pthread_barrier_t jail_door;
 
@@ -225,8 +227,8 @@ static void *allocate_in_jail(void *argument)
     struct allocator *allocator = argument;
     pthread_barrier_wait(&jail_door); /* all threads run ... */
     pthread_barrier_wait(&jail_door); /* ... and are in the jail */
-    for (size_t i = 0; i < BLOCKS; i++) {
-        allocator->blocks[i] = malloc(BLOCK_SIZE);
+    for (size_t i = 0; i < PIECES; i++) {
+        allocator->pieces[i] = malloc(PIECE_SIZE);
     }
     return NULL;
 }
@@ -254,8 +256,8 @@ static void allocating_child(void)
     pthread_barrier_wait(&jail_door);
     for (size_t i = 0; i < ALLOCATORS; i++) {
         pthread_join(allocators[i].thread, NULL);
-        for (size_t k = 0; k < BLOCKS; k++) {
-            free(allocators[i].blocks[k]);
+        for (size_t k = 0; k < PIECES; k++) {
+            free(allocators[i].pieces[k]);
         }
     }
     _exit(0);
@@ -305,12 +307,48 @@ static void test_rights_are_dropped(void **state)
     assert_int_equal(WEXITSTATUS(status), 0);
 }
 
+/* A ring from before is no way around the filter: what it opens is opened in the Landlock domain.
+ */
+enum { NO_RING = 76, NO_LANDLOCK = 77 };
+
+static void opening_by_ring_child(void)
+{
+    struct io_uring ring;
+    struct io_uring_cqe *completion;
+    bool landlock;
+    if (jail_close_inherited() || io_uring_queue_init(1, &ring, 0)) {
+        _exit(NO_RING);
+    }
+    if (jail_drop_rights(&landlock) || jail_enter()) {
+        _exit(100);
+    }
+    io_uring_prep_openat(io_uring_get_sqe(&ring), AT_FDCWD, "/etc/passwd", O_RDONLY, 0);
+    if (io_uring_submit(&ring) != 1 || io_uring_wait_cqe(&ring, &completion)) {
+        _exit(1);
+    }
+    if (!landlock) {
+        _exit(NO_LANDLOCK);
+    }
+    _exit(completion->res == -EACCES ? 0 : 2);
+}
+
+static void test_ring_opens_nothing(void **state)
+{
+    int status = status_of(opening_by_ring_child);
+    assert_true(WIFEXITED(status));
+    if (WEXITSTATUS(status) == NO_RING || WEXITSTATUS(status) == NO_LANDLOCK) {
+        print_message("SKIPPED: this host has no io_uring, or no Landlock\n");
+        skip();
+    }
+    assert_int_equal(WEXITSTATUS(status), 0);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_deadly_calls),        cmocka_unit_test(test_covers_older_threads),
         cmocka_unit_test(test_honest_work_goes_on), cmocka_unit_test(test_all_threads_may_allocate),
-        cmocka_unit_test(test_rights_are_dropped),
+        cmocka_unit_test(test_rights_are_dropped),  cmocka_unit_test(test_ring_opens_nothing),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

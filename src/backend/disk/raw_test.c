@@ -283,19 +283,62 @@ static void what_is_no_disk_is_refused(void **state)
     disk_drain(NULL);
 }
 
+/* Give the ring an entry past submit(), as somebody would who has taken over the process. */
+static int run_entry(struct raw_disk *raw, void (*prepare)(struct io_uring_sqe *), unsigned flags)
+{
+    struct wait wait = {
+        .request = {.operation = DISK_FLUSH, .done = note_done},
+        .lock = PTHREAD_MUTEX_INITIALIZER,
+        .changed = PTHREAD_COND_INITIALIZER,
+    };
+    pthread_mutex_lock(&raw->lock);
+    raw->in_flight++;
+    struct io_uring_sqe *entry = io_uring_get_sqe(&raw->ring);
+    prepare(entry);
+    io_uring_sqe_set_flags(entry, flags);
+    io_uring_sqe_set_data(entry, &wait.request);
+    assert_int_equal(io_uring_submit(&raw->ring), 1);
+    pthread_mutex_unlock(&raw->lock);
+    disk_drain(&raw->disk);
+    assert_true(wait.is_done);
+    return wait.result;
+}
+
+static void prepare_open(struct io_uring_sqe *entry)
+{
+    io_uring_prep_openat(entry, AT_FDCWD, path, O_RDONLY, 0);
+}
+
+static void prepare_flush(struct io_uring_sqe *entry)
+{
+    io_uring_prep_fsync(entry, 0, IORING_FSYNC_DATASYNC);
+}
+
+/* Only the disk's operations, and only on its file: number 0 of the ring, never a descriptor. */
+static void ring_is_restricted(void **state)
+{
+    struct disk *disk;
+    if (raw_open(path, false, false, RAW_RING, &disk)) {
+        print_message("SKIPPED: this host does not allow io_uring\n");
+        skip();
+    }
+    struct raw_disk *raw = CONTAINER_OF(disk, struct raw_disk, disk);
+    assert_int_equal(run_entry(raw, prepare_flush, IOSQE_FIXED_FILE), 0);
+    assert_int_equal(run_entry(raw, prepare_flush, 0), -EACCES);
+    assert_int_equal(run_entry(raw, prepare_open, IOSQE_FIXED_FILE), -EACCES);
+    assert_int_equal(run_entry(raw, prepare_open, 0), -EACCES);
+    disk_free(disk);
+}
+
 int main(void)
 {
 #define TEST(function) cmocka_unit_test_setup_teardown(function, set_up, tear_down)
     const struct CMUnitTest tests[] = {
-        TEST(ring_does_requests),
-        TEST(workers_do_requests),
-        TEST(many_requests),
-        TEST(bad_requests_are_refused),
-        TEST(cut_file_is_an_error),
-        TEST(full_disk_is_an_error),
-        TEST(second_writer_is_refused),
-        TEST(foreign_formats_are_refused),
-        TEST(what_is_no_disk_is_refused),
+        TEST(ring_does_requests),          TEST(workers_do_requests),
+        TEST(ring_is_restricted),          TEST(many_requests),
+        TEST(bad_requests_are_refused),    TEST(cut_file_is_an_error),
+        TEST(full_disk_is_an_error),       TEST(second_writer_is_refused),
+        TEST(foreign_formats_are_refused), TEST(what_is_no_disk_is_refused),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
