@@ -92,13 +92,17 @@ include tests/tests.mk
 compile_commands.json:
 	bear -- $(MAKE) -B
 
+# A stock Linux to its shell, as the README shows it.
+run:
+	@./dev run
+
 fmt:
 	clang-format -i $(shell git ls-files '*.c' '*.h')
 
 clean:
 	rm -rf build
 
-.PHONY: all always programs fmt clean
+.PHONY: all always programs run fmt clean
 .SECONDARY: # objects of tests and fuzzers are kept
 .DEFAULT_GOAL := all
 -include $(shell find build/$(VARIANT) -name '*.d' 2>/dev/null)
