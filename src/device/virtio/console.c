@@ -14,6 +14,11 @@
 
 enum { RECEIVE_QUEUE = 0, TRANSMIT_QUEUE = 1, QUEUE_SIZE = 64, PIECE = 1024 };
 enum { RECEIVE_BUDGET = 65536 }; /* chains; input is bounded, empty chains are not */
+/*
+ * Bytes sent in one go. Drivers of port 0 send lines and wait for them; chains of gigabytes, over
+ * and over, would keep the vCPU here, and the machine could not be stopped.
+ */
+enum { TRANSMIT_BUDGET = 8 << 20 };
 
 #define CONSOLE_F_SIZE (UINT64_C(1) << 0)
 
@@ -35,7 +40,8 @@ static struct virtio_console *console_of(struct virtio_device *virtio)
 }
 
 /* Write out what is left of a chain; false if the backend became full before its end. */
-static bool transmit_chain(struct virtio_console *self, const struct virtio_chain *chain)
+static bool transmit_chain(struct virtio_console *self, const struct virtio_chain *chain,
+                           uint64_t *budget)
 {
     while (self->sent < chain->read_length) {
         uint8_t bytes[PIECE];
@@ -46,10 +52,12 @@ static bool transmit_chain(struct virtio_console *self, const struct virtio_chai
         if (piece == 0) {
             return false;
         }
-        if (virtio_chain_read(self->virtio.memory, chain, self->sent, bytes, piece)) {
+        if (piece > *budget ||
+            virtio_chain_read(self->virtio.memory, chain, self->sent, bytes, piece)) {
             virtio_needs_reset(&self->virtio);
             return true;
         }
+        *budget -= piece;
         console_write(self->console, bytes, piece);
         self->sent += (uint32_t)piece;
     }
@@ -59,8 +67,9 @@ static bool transmit_chain(struct virtio_console *self, const struct virtio_chai
 static void transmit(struct virtio_console *self)
 {
     struct virtio_chain chain;
+    uint64_t budget = TRANSMIT_BUDGET;
     while (virtio_pop(&self->virtio, TRANSMIT_QUEUE, &chain)) {
-        if (!transmit_chain(self, &chain)) {
+        if (!transmit_chain(self, &chain, &budget)) {
             virtqueue_unpop(&self->virtio.queues[TRANSMIT_QUEUE]);
             return;
         }

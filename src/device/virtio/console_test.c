@@ -260,6 +260,23 @@ static void impossible_states_are_refused(void **state)
     }
 }
 
+/* A driver that would keep the device busy for hours is broken: the machine must be stoppable. */
+static void endless_output_is_refused(void **state)
+{
+    enum { PIECES = 14 };
+    struct setup *s = *state;
+    struct test_buffer buffers[PIECES];
+    test_start(&s->board, 0);
+    for (unsigned i = 0; i < PIECES; i++) {
+        buffers[i] = (struct test_buffer){0, TEST_MEMORY, false};
+    }
+    test_add(&s->board, TRANSMIT, buffers, PIECES);
+    s->array->room = 100 << 20;
+    test_kick(&s->board, TRANSMIT);
+    assert_true(s->board.virtio->status & VIRTIO_NEEDS_RESET);
+    assert_int_equal((100 << 20) - s->array->room, 8 << 20);
+}
+
 int main(void)
 {
 #define TEST(function) cmocka_unit_test_setup_teardown(function, set_up, tear_down)
@@ -267,6 +284,7 @@ int main(void)
         TEST(output),
         TEST(long_output),
         TEST(slow_backend),
+        TEST(endless_output_is_refused),
         TEST(input),
         TEST(window_size),
         TEST(empty_buffers_end),
