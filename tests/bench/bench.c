@@ -67,13 +67,27 @@ static struct row *row_of(struct bench *bench, const char *group, const char *na
     return row;
 }
 
+/* When a line with the guest's time came. */
+struct instant {
+    double host, guest;
+};
+
 /* One run in progress. */
 struct run {
     unsigned engine;
-    double start, init, last_line;
-    double host_first, guest_first, host_last, guest_last;
-    bool done;
+    double start, init;
+    struct instant first, last; /* of those before the rows and behind them, what came soonest */
+    bool has_rows, done;
 };
+
+/* A line can only come late, so the smallest distance between the clocks is the truest. */
+static void take_clock(struct instant *soonest, double guest)
+{
+    struct instant instant = {.host = now(), .guest = guest};
+    if (!soonest->host || instant.host - guest < soonest->host - soonest->guest) {
+        *soonest = instant;
+    }
+}
 
 static void take_line(struct bench *bench, struct run *run, char *line)
 {
@@ -82,6 +96,7 @@ static void take_line(struct bench *bench, struct run *run, char *line)
     char *at;
     if (sscanf(line, "row %15s %23s %lf", group, name, &number) == 3) {
         struct row *row = row_of(bench, group, name);
+        run->has_rows = true;
         if (row && (!row->best[run->engine] || number < row->best[run->engine])) {
             row->best[run->engine] = number;
         }
@@ -92,13 +107,7 @@ static void take_line(struct bench *bench, struct run *run, char *line)
             }
         }
     } else if (sscanf(line, "clock %lf", &number) == 1) {
-        double host = now();
-        if (!run->host_first) {
-            run->host_first = host;
-            run->guest_first = number / 1e9;
-        }
-        run->host_last = host;
-        run->guest_last = number / 1e9;
+        take_clock(run->has_rows ? &run->last : &run->first, number / 1e9);
     } else if ((at = strstr(line, "BENCH-INIT"))) {
         run->init = now() - run->start;
     } else if (strstr(line, "BENCH-DONE")) {
@@ -136,7 +145,7 @@ static void finish_run(struct engine *engine, const struct run *run, bool good)
     if (!engine->whole_seconds || whole < engine->whole_seconds) {
         engine->whole_seconds = whole;
     }
-    double host = run->host_last - run->host_first, guest = run->guest_last - run->guest_first;
+    double host = run->last.host - run->first.host, guest = run->last.guest - run->first.guest;
     double error = host > 0 ? fabs(guest / host - 1) : 0; /* a boot has no benchmark to time */
     if (error > engine->clock_error) {
         engine->clock_error = error;
