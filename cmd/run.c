@@ -87,17 +87,21 @@ static bool may_speak(const struct run *run)
     return run->verbose || isatty(STDERR_FILENO);
 }
 
-/* Ends by signal come through the loop. (The console restores the terminal on all others.) */
+/*
+ * Ends by signal come through the loop. (The console restores the terminal on all others.) So does
+ * the news that we were stopped and go on.
+ */
 static int take_signals(struct run *run)
 {
-    sigset_t ends;
-    sigemptyset(&ends);
-    sigaddset(&ends, SIGINT);
-    sigaddset(&ends, SIGTERM);
-    sigaddset(&ends, SIGHUP);
-    sigaddset(&ends, SIGQUIT);
-    pthread_sigmask(SIG_BLOCK, &ends, NULL);
-    run->signals = signalfd(-1, &ends, SFD_CLOEXEC | SFD_NONBLOCK);
+    sigset_t taken;
+    sigemptyset(&taken);
+    sigaddset(&taken, SIGINT);
+    sigaddset(&taken, SIGTERM);
+    sigaddset(&taken, SIGHUP);
+    sigaddset(&taken, SIGQUIT);
+    sigaddset(&taken, SIGCONT);
+    pthread_sigmask(SIG_BLOCK, &taken, NULL);
+    run->signals = signalfd(-1, &taken, SFD_CLOEXEC | SFD_NONBLOCK);
     return run->signals < 0 ? fail(-errno, "make a signalfd") : 0;
 }
 
@@ -105,7 +109,12 @@ static void on_signal(void *owner, unsigned events)
 {
     struct run *run = owner;
     struct signalfd_siginfo info;
-    if (read(run->signals, &info, sizeof info) == sizeof info) {
+    if (read(run->signals, &info, sizeof info) != sizeof info) {
+        return;
+    }
+    if (info.ssi_signo == SIGCONT) {
+        console_stdio_continued();
+    } else {
         vm_request_end(run->vm, VM_END_QUIT, info.ssi_signo);
     }
 }

@@ -10,6 +10,7 @@ import select
 import signal
 import sys
 import termios
+import time
 
 
 def read_until(fd, text, seconds=20):
@@ -19,6 +20,18 @@ def read_until(fd, text, seconds=20):
         assert ready, f"no {text!r} in {seen!r}"
         seen += os.read(fd, 4096)
     return seen
+
+
+def stop_and_continue(slave, child, shell_mode):
+    """As a shell does: its own mode while we are stopped; raw mode must come back by itself."""
+    os.kill(child, signal.SIGSTOP)
+    os.waitpid(child, os.WUNTRACED)
+    termios.tcsetattr(slave, termios.TCSANOW, shell_mode)
+    os.kill(child, signal.SIGCONT)
+    deadline = time.monotonic() + 10
+    while termios.tcgetattr(slave)[3] & termios.ICANON:
+        assert time.monotonic() < deadline, "not in raw mode after SIGCONT"
+        time.sleep(0.01)
 
 
 def session(engine, leave, farewell):
@@ -37,6 +50,7 @@ def session(engine, leave, farewell):
     assert not termios.tcgetattr(slave)[3] & termios.ICANON, "not in raw mode"
     os.write(master, b"\x01h")
     seen = read_until(master, b"Ctrl-a")
+    stop_and_continue(slave, child, before)
     leave(master, child)
     if farewell:
         read_until(master, farewell)

@@ -89,6 +89,8 @@ int console_stdio_open(const struct console_stdio_config *config, struct console
     __attribute__((warn_unused_result));
 /* Is standard input a terminal that this process reads (so that the escape keys work)? */
 bool console_stdio_is_terminal(void);
+/* The process was stopped and goes on (SIGCONT): the terminal is put into raw mode again. */
+void console_stdio_continued(void);
 
 /* Output into a file (created or truncated), no input. A full disk loses output. */
 int console_file_open(const char *path, struct loop *loop, struct console **ret_console)

@@ -440,3 +440,8 @@ bool console_stdio_is_terminal(void)
 {
     return terminal_is_entered();
 }
+
+void console_stdio_continued(void)
+{
+    terminal_return();
+}

@@ -18,7 +18,7 @@
 static struct {
     volatile sig_atomic_t is_entered;
     int fd; /* our own duplicate: valid until the process ends */
-    struct termios before;
+    struct termios before, raw;
 } terminal = {.fd = -1};
 
 /* Whose default action ends the process; SIGKILL cannot be handled (docs/doppel.1 says what then).
@@ -101,12 +101,21 @@ int terminal_enter(int fd)
     raw.c_cc[VTIME] = 0;
     arrange_leaving();
     terminal.is_entered = 1;
+    terminal.raw = raw;
     if (tcsetattr(fd, TCSANOW, &raw)) {
         int error = errno;
         terminal_leave();
         return fail(-error, "put the terminal into raw mode: %s", strerror(error));
     }
     return 0;
+}
+
+void terminal_return(void)
+{
+    if (terminal.is_entered) {
+        /* From the background this stops us with SIGTTOU, as it should: then we come here again. */
+        tcsetattr(terminal.fd, TCSANOW, &terminal.raw);
+    }
 }
 
 bool terminal_size(int fd, uint16_t *ret_columns, uint16_t *ret_rows)

@@ -14,5 +14,7 @@ int terminal_enter(int fd) __attribute__((warn_unused_result));
 /* Async-signal-safe; does nothing if the terminal was not entered. */
 void terminal_leave(void);
 bool terminal_is_entered(void);
+/* After a stop, in which the shell has set the mode that it likes: raw again, if it was entered. */
+void terminal_return(void);
 /* False if `fd` is no terminal. */
 bool terminal_size(int fd, uint16_t *ret_columns, uint16_t *ret_rows);
