@@ -7,7 +7,8 @@
  *     run_guest [--engine interp|translate|both] [--cpu-model v2|v3|host] [--move LINES]
  *               [--seconds LIMIT] [--quiet] TEST
  *
- * Guests that need interrupt controllers or a second CPU run in the whole machine (run-machine).
+ * Guests that need interrupt controllers or a second CPU run in the whole machine (move_machine and
+ * compare_machine).
  */
 #include <errno.h>
 #include <getopt.h>
