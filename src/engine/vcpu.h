@@ -40,7 +40,7 @@ struct vcpu {
     unsigned index;
     enum time_mode time_mode;
     uint64_t instructions;
-    uint64_t debug_hits;    /* DR6 bits of data and I/O breakpoints that the instruction met */
+    uint64_t debug_hits;    /* DR6 bits of the traps that come behind the instruction */
     _Atomic uint32_t kicks; /* enum kick and engine bits */
     _Atomic uint8_t sipi_vector;
     struct walk_mode walk_mode; /* derived from state; vcpu_mode_changed() renews it */

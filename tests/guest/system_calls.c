@@ -37,6 +37,31 @@ SNIPPET(int_40, "int $0x40");
 SNIPPET(round_trip, "1: syscall; dec %ebx; jnz 1b");
 SNIPPET(kernel_side, "add $1, %rax; sysretq");
 
+/* A user that is stepped: SYSCALL masks TF and does not trap, SYSRET brings it back and does. */
+static void test_stepped(void)
+{
+    struct context c;
+    write_msr(LSTAR, (uintptr_t)handler);
+    write_msr(SFMASK, FLAG_TF | FLAG_IF);
+    context_init_user(&c, call_user);
+    c.ip++; /* behind STC */
+    c.flags |= FLAG_TF;
+    context_run(&c);
+    check_stop("SYSCALL masks TF: no step", &c, UD, NO_ERROR, (uintptr_t)handler_end);
+    check("  r11", c.gpr[R11] & FLAG_TF, FLAG_TF);
+    context_init(&c, sysret_64);
+    c.gpr[RCX] = USER(target);
+    c.gpr[R11] = 2 | FLAG_TF;
+    context_run(&c);
+    check_stop("SYSRET sets TF: a step behind it", &c, DB, NO_ERROR, USER(target));
+    write_msr(SFMASK, 0);
+    context_init_user(&c, call_user);
+    c.ip++;
+    c.flags |= FLAG_TF;
+    context_run(&c);
+    check_stop("SYSCALL without a mask", &c, DB, NO_ERROR, (uintptr_t)handler);
+}
+
 static void test_syscall(void)
 {
     write_msr(EFER, read_msr(EFER) | 1);
@@ -255,6 +280,7 @@ static void test_stacks(void)
 void test_main(void)
 {
     test_syscall();
+    test_stepped();
     test_sysenter();
     test_rings();
     test_gs();

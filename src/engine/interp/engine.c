@@ -403,8 +403,7 @@ static enum step step_once(struct engine_vcpu *v)
     if (!insn) {
         return interp_step(vcpu);
     }
-    enum step step = interp_execute(vcpu, insn);
-    return step == STEP_EXCEPTION ? interp_deliver_exception(vcpu) : step;
+    return interp_conclude(vcpu, interp_execute(vcpu, insn));
 }
 
 /* What waits between two instructions. STEP_NEXT to go on. */

@@ -84,7 +84,7 @@ enum step interp_execute(struct vcpu *vcpu, const struct insn *insn)
     state->rflags &= ~(uint64_t)FLAG_RF;
     state->interrupt_shadow = false;
     state->shadow_is_mov_ss = false;
-    vcpu->debug_hits = 0;
+    vcpu->debug_hits = state->rflags & FLAG_TF ? DR6_BS : 0;
     enum step step = dispatch(vcpu, insn);
     if (__builtin_expect(step == STEP_EXCEPTION || step == STEP_ERROR, 0)) {
         state->rip = rip;
@@ -173,12 +173,12 @@ static enum step fetch_and_execute(struct vcpu *vcpu)
     return interp_execute(vcpu, &insn);
 }
 
-/* Single step and data breakpoints: traps behind the instruction, unless MOV SS holds them back. */
-static enum step deliver_traps(struct vcpu *vcpu, bool single_step)
+/* Single step and breakpoints: traps behind the instruction, unless MOV SS holds them back. */
+static enum step deliver_traps(struct vcpu *vcpu)
 {
-    uint64_t hits = vcpu->debug_hits | (single_step ? 1u << 14 : 0);
+    uint64_t hits = vcpu->debug_hits;
 
-    if (!hits || vcpu->state.shadow_is_mov_ss) {
+    if (vcpu->state.shadow_is_mov_ss) {
         return STEP_NEXT;
     }
     vcpu->debug_hits = 0;
@@ -186,18 +186,19 @@ static enum step deliver_traps(struct vcpu *vcpu, bool single_step)
     return interp_deliver_exception(vcpu);
 }
 
-enum step interp_step(struct vcpu *vcpu)
+enum step interp_conclude(struct vcpu *vcpu, enum step step)
 {
-    bool single_step = vcpu->state.rflags & FLAG_TF;
-    enum step step = fetch_and_execute(vcpu);
-
     if (step == STEP_EXCEPTION) {
         return interp_deliver_exception(vcpu);
     }
-    if (__builtin_expect(
-            (single_step || vcpu->debug_hits) && (step == STEP_NEXT || step == STEP_HALT), 0)) {
-        TRY(deliver_traps(vcpu, single_step));
+    if (__builtin_expect(vcpu->debug_hits && (step == STEP_NEXT || step == STEP_HALT), 0)) {
+        TRY(deliver_traps(vcpu));
         return step == STEP_HALT && vcpu->state.activity == ACTIVITY_HALTED ? STEP_HALT : STEP_NEXT;
     }
     return step;
+}
+
+enum step interp_step(struct vcpu *vcpu)
+{
+    return interp_conclude(vcpu, fetch_and_execute(vcpu));
 }

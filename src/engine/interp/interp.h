@@ -25,6 +25,9 @@ void interp_detach(struct vcpu *vcpu);
  */
 enum step interp_execute(struct vcpu *vcpu, const struct insn *insn);
 
+/* Behind interp_execute(): deliver its exception, or the traps that it leaves. */
+enum step interp_conclude(struct vcpu *vcpu, enum step step);
+
 /* Does executing this instruction touch x87, SSE, AVX or any other XSAVE-managed state? */
 bool interp_uses_vector_state(const struct insn *insn);
 

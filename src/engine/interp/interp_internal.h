@@ -13,6 +13,8 @@
 #include "engine/mmu.h"
 #include "x86/descriptor.h"
 
+enum { DR6_BS = 1 << 14 }; /* in vcpu->debug_hits: single step (SDM volume 3, 17.2.3) */
+
 /* Leave the calling function unless `expression` is STEP_NEXT. */
 #define TRY(expression)                                                                            \
     do {                                                                                           \

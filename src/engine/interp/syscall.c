@@ -15,6 +15,15 @@ static bool is_amd(const struct vcpu *vcpu)
     return cpuid_vendor(vcpu->cpuid) == CPU_VENDOR_AMD;
 }
 
+/*
+ * TF counts as SYSCALL and SYSRET leave it, not as they found it: so a system can mask the step
+ * that would come on the user's stack, and SYSRET ends the instruction that the user stepped.
+ */
+static void renew_single_step(struct vcpu *vcpu)
+{
+    vcpu->debug_hits = vcpu->state.rflags & FLAG_TF ? DR6_BS : 0;
+}
+
 /* Outside 64-bit mode only AMD has it: to CSTAR in compatibility mode. AMD APM volume 3, SYSCALL.
  */
 static bool has_syscall(const struct vcpu *vcpu)
@@ -35,6 +44,7 @@ enum step execute_syscall(struct vcpu *vcpu, const struct insn *insn)
     state->gpr[R11] = state->rflags;
     state->rip = entry;
     rflags_write(vcpu, 0, state->sfmask | FLAG_RF);
+    renew_single_step(vcpu);
     load_flat(vcpu, selector, (uint16_t)(selector + 8), true, 0);
     return STEP_NEXT;
 }
@@ -53,6 +63,7 @@ enum step execute_sysret(struct vcpu *vcpu, const struct insn *insn)
     }
     state->rip = to_64bit ? state->gpr[RCX] : (uint32_t)state->gpr[RCX];
     rflags_write(vcpu, state->gpr[R11] & 0x3c7fd7, ~0ull);
+    renew_single_step(vcpu);
     load_flat(vcpu, (uint16_t)((base + (to_64bit ? 16 : 0)) | 3), (uint16_t)((base + 8) | 3),
               to_64bit, 3);
     return STEP_NEXT;

@@ -64,11 +64,6 @@ static const struct insn *decoded_find(struct block *block, gpa_t gpa)
     return &entry->insn;
 }
 
-static enum step deliver(struct block *block, enum step step)
-{
-    return step == STEP_EXCEPTION ? interp_deliver_exception(&block->vcpu) : step;
-}
-
 uint64_t place_execute(struct block *block, const struct place *place)
 {
     struct vcpu *vcpu = &block->vcpu;
@@ -82,7 +77,7 @@ uint64_t place_execute(struct block *block, const struct place *place)
         if (interp_uses_vector_state(insn)) {
             vectors_save(block);
         }
-        step = deliver(block, interp_execute(vcpu, insn));
+        step = interp_conclude(vcpu, interp_execute(vcpu, insn));
     } else {
         vectors_save(block);
         step = interp_step(vcpu);
