@@ -130,7 +130,11 @@ static int load_guest(struct vm *vm)
         vcpu->tsc_offset = tsc_offset;
         vcpu->state_changed = true;
     }
-    return board_boot(vm, &vm->vcpus[0].state);
+    int result = board_boot(vm, &vm->vcpus[0].state);
+    for (unsigned i = 1; i < vm->config->cpus; i++) { /* a firmware sets them alike on all CPUs */
+        vm->vcpus[i].state.mtrr_def_type = vm->vcpus[0].state.mtrr_def_type;
+    }
+    return result;
 }
 
 static void make_vcpus(struct vm *vm)

@@ -40,6 +40,8 @@ static volatile uint64_t guarded;
 static volatile uint64_t x, y;
 static volatile unsigned reordered;
 static volatile unsigned interrupted;
+static volatile uint64_t other_memory_types;
+enum { MTRR_DEF_TYPE = 0x2ff };
 typedef uint32_t function(void);
 
 static inline void pause(void)
@@ -163,6 +165,7 @@ void other_cpu(void);
 void other_cpu(void)
 {
     load_task();
+    other_memory_types = read_msr(MTRR_DEF_TYPE);
     phase = 1;
     work(1);
     /* shoot-down and patching: read through the mapping whenever asked */
@@ -276,6 +279,7 @@ void test_main(void)
         check("one CPU", 1, 1);
         return;
     }
+    check("MTRRs as on the first CPU", other_memory_types, read_msr(MTRR_DEF_TYPE));
     work(0);
     check("LOCK INC", shared[0], 2 * ROUNDS);
     check("LOCK XADD", shared[1], 2 * ROUNDS);
