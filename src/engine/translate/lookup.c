@@ -133,6 +133,7 @@ static bool poll_kicks(struct block *block)
 uint64_t block_resume(struct block *block, uint64_t inline_address)
 {
     uint16_t mode = block->mode;
+    uint32_t drops = block->drops;
     block_renew_mode(block);
     bool quiet = atomic_load(&block->vcpu.kicks) == 0 || poll_kicks(block);
     block_scatter(block);
@@ -140,7 +141,8 @@ uint64_t block_resume(struct block *block, uint64_t inline_address)
         return block_leave(block, LEAVE_AGAIN);
     }
     vectors_restore(block);
-    if (inline_address && mode == block->mode) {
+    /* Another vCPU may have retired the unit since the caller looked. */
+    if (inline_address && mode == block->mode && drops == block->drops) {
         return inline_address;
     }
     return block_continue(block);
