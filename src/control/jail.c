@@ -145,11 +145,10 @@ int jail_drop_rights(bool *ret_landlock)
     tzset();
     /*
      * One heap for all threads. Of several, the C library reads the number of processors from /sys
-     * before it makes more, and /proc/sys/vm/overcommit_memory before it shrinks one.
+     * before it makes more, and /proc/sys/vm/overcommit_memory before it shrinks one. Another
+     * allocator in its place (a sanitizer's) knows no such option, and opens nothing.
      */
-    if (!mallopt(M_ARENA_MAX, 1)) {
-        return fail(-EINVAL, "jail: ask the C library for a single heap");
-    }
+    mallopt(M_ARENA_MAX, 1);
     if (prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)) {
         return fail(-errno, "jail: set no_new_privs: %m");
     }
