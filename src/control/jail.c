@@ -76,6 +76,7 @@ static const int allowed[] = {
     SCMP_SYS(rt_sigaction),
     SCMP_SYS(sigaltstack),
     SCMP_SYS(getpid),
+    SCMP_SYS(getpgrp),
     SCMP_SYS(gettid),
     SCMP_SYS(getrandom),
     SCMP_SYS(exit),
@@ -189,6 +190,7 @@ static int allow_with_arguments(scmp_filter_ctx filter)
         {SCMP_SYS(ioctl), 1, TCSETSW},
         {SCMP_SYS(ioctl), 1, TCSETSF},
         {SCMP_SYS(ioctl), 1, TIOCGWINSZ},
+        {SCMP_SYS(ioctl), 1, TIOCGPGRP}, /* are we in the terminal's foreground? */
         {SCMP_SYS(ioctl), 1, FIONREAD},
         {SCMP_SYS(ioctl), 1, BLKDISCARD},
         {SCMP_SYS(ioctl), 1, BLKZEROOUT},

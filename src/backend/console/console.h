@@ -83,13 +83,14 @@ struct console_stdio_config {
  * Standard input and output. A terminal is set to raw mode and restored on every way out but
  * SIGKILL (also the jail's); Ctrl-a x quits, Ctrl-a h helps, Ctrl-a b sends a break, Ctrl-a Ctrl-a
  * a literal Ctrl-a. Pipes and files pass bytes unchanged. A closed or ended standard input is no
- * error.
+ * error. In the background of a shell the terminal is left alone and the machine runs on; once in
+ * the foreground it is raw and is read, at the latest a moment later.
  */
 int console_stdio_open(const struct console_stdio_config *config, struct console **ret_console)
     __attribute__((warn_unused_result));
 /* Is standard input a terminal that this process reads (so that the escape keys work)? */
 bool console_stdio_is_terminal(void);
-/* The process was stopped and goes on (SIGCONT): the terminal is put into raw mode again. */
+/* The process was stopped and goes on (SIGCONT): in the foreground the terminal is raw again. */
 void console_stdio_continued(void);
 
 /* Output into a file (created or truncated), no input. A full disk loses output. */

@@ -2,7 +2,7 @@
  * Standard input and output as a console, or a file that only takes output. Input is read on the
  * loop's thread and kept, bounded, until the device takes it; output goes through an outlet. Other
  * threads wake the loop's thread through an eventfd. On a terminal Ctrl-a is the escape character,
- * and is obeyed even when the device takes no input.
+ * and is obeyed even when the device takes no input; it is read while we are in its foreground.
  */
 #include <fcntl.h>
 #include <signal.h>
@@ -30,8 +30,10 @@ enum {
     FILE_ROUNDS = 16, /* pieces of a file in one go, so that others get their turn */
 };
 
-/* The window's size is looked at this often: no signal to share with the rest of the process. */
-#define SIZE_PERIOD_NS UINT64_C(1000000000)
+/* The terminal is looked at this often: no signal to share with the rest of the process. */
+#define LOOK_PERIOD_NS UINT64_C(1000000000)
+/* In the background: whoever brings us to the front wants to type. */
+#define LOOK_PERIOD_AWAY_NS UINT64_C(100000000)
 
 struct stdio_console {
     struct console console;
@@ -40,7 +42,9 @@ struct stdio_console {
     void *command_owner;
 
     int input;                    /* ours; -1: ended */
-    bool is_terminal;             /* input is a terminal in raw mode */
+    bool is_terminal;             /* input is a terminal */
+    bool is_away;                 /* ... that is not ours now */
+    bool is_introduced;           /* the user was told of the keys */
     bool is_file;                 /* input is always readable and cannot be watched */
     bool is_escaped;              /* the escape character was the last one */
     uint8_t pending[PENDING_MAX]; /* read, and not yet taken by the device */
@@ -53,7 +57,7 @@ struct stdio_console {
 
     int wake; /* eventfd */
     struct watch *wake_watch;
-    struct timer *size_timer;
+    struct timer *look_timer;
     uint16_t columns, rows;
 };
 
@@ -148,6 +152,10 @@ static void keep(struct stdio_console *stdio, const uint8_t *bytes, size_t count
 static bool read_input(struct stdio_console *stdio)
 {
     uint8_t bytes[READ_MAX];
+    if (stdio->is_terminal && !terminal_follow()) {
+        stdio->is_away = true;
+        return false;
+    }
     ssize_t count = read(stdio->input, bytes, sizeof bytes);
     if (count > 0) {
         keep(stdio, bytes, (size_t)count);
@@ -189,6 +197,7 @@ static void settle_input(struct stdio_console *stdio)
         return;
     }
     bool is_wanted = !stdio->is_file && (stdio->is_terminal || !stdio->pending_count);
+    is_wanted &= !stdio->is_away; /* what is typed is meant for others */
     if (!is_wanted) {
         watch_free(TAKE(stdio->input_watch));
     } else if (!stdio->input_watch && watch_new(stdio->loop, stdio->input, LOOP_READABLE,
@@ -274,11 +283,39 @@ static uint64_t now_ns(void)
     return (uint64_t)now.tv_sec * UINT64_C(1000000000) + (uint64_t)now.tv_nsec;
 }
 
-static void size_timer_expired(void *owner)
+/* The escape keys, for who brings us to the front; otherwise they are shown at the start. */
+static void introduce(struct stdio_console *stdio)
+{
+    static const char keys[] = "doppel: Ctrl-a x ends, Ctrl-a h helps\r\n";
+    if (!stdio->is_introduced && isatty(STDERR_FILENO) &&
+        write(STDERR_FILENO, keys, sizeof keys - 1) < 0) {
+        return; /* there is nobody to tell */
+    }
+    stdio->is_introduced = true;
+}
+
+/* A shell may have taken the terminal, or given it back. */
+static void look_at_foreground(struct stdio_console *stdio)
+{
+    stdio->is_away = stdio->is_terminal && !terminal_follow();
+    if (stdio->is_terminal && !stdio->is_away) {
+        introduce(stdio);
+    }
+    settle_input(stdio);
+}
+
+static void arm_look_timer(struct stdio_console *stdio)
+{
+    timer_arm(stdio->look_timer,
+              now_ns() + (stdio->is_away ? LOOK_PERIOD_AWAY_NS : LOOK_PERIOD_NS));
+}
+
+static void look_timer_expired(void *owner)
 {
     struct stdio_console *stdio = owner;
+    look_at_foreground(stdio);
     look_at_size(stdio);
-    timer_arm(stdio->size_timer, now_ns() + SIZE_PERIOD_NS);
+    arm_look_timer(stdio);
 }
 
 static void stdio_write(struct console *console, const uint8_t *bytes, size_t count)
@@ -328,7 +365,7 @@ static void stdio_free(struct console *console)
     end_input(stdio);
     watch_free(stdio->output_watch);
     watch_free(stdio->wake_watch);
-    timer_free(stdio->size_timer);
+    timer_free(stdio->look_timer);
     timer_free(stdio->output_timer);
     outlet_fini(&stdio->outlet);
     if (stdio->wake >= 0) {
@@ -353,14 +390,13 @@ static int open_input(struct stdio_console *stdio)
 {
     bool is_nonblocking;
     if (isatty(STDIN_FILENO)) {
-        if (!terminal_is_ours(STDIN_FILENO)) {
-            return 0; /* in the background, reading would stop the whole process */
-        }
-        int error = terminal_enter(STDIN_FILENO);
+        int error = terminal_open(STDIN_FILENO);
         if (error) {
             return error;
         }
         stdio->is_terminal = true;
+        stdio->is_away = !terminal_is_entered();
+        stdio->is_introduced = !stdio->is_away;
     }
     stdio->input = own_descriptor(STDIN_FILENO, O_RDONLY, &is_nonblocking);
     return 0;
@@ -377,8 +413,8 @@ static int arrange_events(struct stdio_console *stdio)
         watch_new(stdio->loop, stdio->wake, LOOP_READABLE, woken, stdio, &stdio->wake_watch);
     uint16_t columns, rows;
     if (!error && (stdio->is_terminal || terminal_size(stdio->outlet.fd, &columns, &rows))) {
-        stdio->size_timer = timer_new(stdio->loop, size_timer_expired, stdio);
-        timer_arm(stdio->size_timer, now_ns() + SIZE_PERIOD_NS);
+        stdio->look_timer = timer_new(stdio->loop, look_timer_expired, stdio);
+        arm_look_timer(stdio);
     }
     return error;
 }
@@ -443,5 +479,5 @@ bool console_stdio_is_terminal(void)
 
 void console_stdio_continued(void)
 {
-    terminal_return();
+    terminal_continued();
 }

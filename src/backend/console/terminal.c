@@ -17,7 +17,8 @@
 
 static struct {
     volatile sig_atomic_t is_entered;
-    int fd; /* our own duplicate: valid until the process ends */
+    bool was_entered; /* `before` and `raw` are known */
+    int fd;           /* our own duplicate: valid until the process ends */
     struct termios before, raw;
 } terminal = {.fd = -1};
 
@@ -27,9 +28,17 @@ static const int fatal_signals[] = {
     SIGHUP,  SIGINT,  SIGQUIT, SIGTERM, SIGABRT, SIGSEGV,   SIGBUS,  SIGILL,    SIGFPE, SIGSYS,
     SIGTRAP, SIGALRM, SIGUSR1, SIGUSR2, SIGXCPU, SIGVTALRM, SIGPROF, SIGSTKFLT, SIGIO,  SIGPWR};
 
-bool terminal_is_ours(int fd)
+/*
+ * Reading or setting a terminal that is not ours would stop us. One that has hung up stops nobody
+ * (EIO), and reading it tells so. Also for a signal handler.
+ */
+static bool is_ours(void)
 {
-    return isatty(fd) && tcgetpgrp(fd) == getpgrp();
+    int before = errno;
+    pid_t foreground = tcgetpgrp(terminal.fd);
+    bool is_ours = foreground == getpgrp() || (foreground < 0 && errno == EIO);
+    errno = before;
+    return is_ours;
 }
 
 bool terminal_is_entered(void)
@@ -43,7 +52,10 @@ void terminal_leave(void)
         return;
     }
     terminal.is_entered = 0;
-    /* From the background, setting the mode would stop us with SIGTTOU. */
+    if (!is_ours()) {
+        return; /* the shell has it back, with the mode that it likes */
+    }
+    /* Should that change this moment, setting the mode would stop us with SIGTTOU. */
     sigset_t stop, before;
     sigemptyset(&stop);
     sigaddset(&stop, SIGTTOU);
@@ -82,7 +94,7 @@ static void arrange_leaving(void)
     }
 }
 
-int terminal_enter(int fd)
+int terminal_open(int fd)
 {
     if (terminal.is_entered) {
         return fail(-EBUSY, "the terminal is in use by another console of this program");
@@ -90,19 +102,30 @@ int terminal_enter(int fd)
     if (terminal.fd >= 0) {
         close(terminal.fd);
     }
+    terminal.was_entered = false;
     terminal.fd = fcntl(fd, F_DUPFD_CLOEXEC, 3);
-    if (terminal.fd < 0 || tcgetattr(fd, &terminal.before)) {
-        return fail(-errno, "ask the terminal for its mode: %s", strerror(errno));
+    if (terminal.fd < 0) {
+        return fail(-errno, "keep a descriptor of the terminal: %s", strerror(errno));
     }
-    struct termios raw = terminal.before;
-    cfmakeraw(&raw);
-    raw.c_oflag = terminal.before.c_oflag;
-    raw.c_cc[VMIN] = 1;
-    raw.c_cc[VTIME] = 0;
     arrange_leaving();
+    return is_ours() ? terminal_enter() : 0;
+}
+
+int terminal_enter(void)
+{
+    if (!terminal.was_entered) {
+        if (tcgetattr(terminal.fd, &terminal.before)) {
+            return fail(-errno, "ask the terminal for its mode: %s", strerror(errno));
+        }
+        terminal.raw = terminal.before;
+        cfmakeraw(&terminal.raw);
+        terminal.raw.c_oflag = terminal.before.c_oflag;
+        terminal.raw.c_cc[VMIN] = 1;
+        terminal.raw.c_cc[VTIME] = 0;
+        terminal.was_entered = true;
+    }
     terminal.is_entered = 1;
-    terminal.raw = raw;
-    if (tcsetattr(fd, TCSANOW, &raw)) {
+    if (tcsetattr(terminal.fd, TCSANOW, &terminal.raw)) {
         int error = errno;
         terminal_leave();
         return fail(-error, "put the terminal into raw mode: %s", strerror(error));
@@ -110,11 +133,20 @@ int terminal_enter(int fd)
     return 0;
 }
 
-void terminal_return(void)
+bool terminal_follow(void)
 {
-    if (terminal.is_entered) {
-        /* From the background this stops us with SIGTTOU, as it should: then we come here again. */
-        tcsetattr(terminal.fd, TCSANOW, &terminal.raw);
+    if (!is_ours()) {
+        terminal.is_entered = 0;
+    } else if (!terminal.is_entered && terminal_enter()) {
+        trail_clear(); /* it has gone away, or soon will have */
+    }
+    return terminal.is_entered;
+}
+
+void terminal_continued(void)
+{
+    if (terminal_follow() && terminal_enter()) {
+        trail_clear();
     }
 }
 
