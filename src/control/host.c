@@ -3,12 +3,14 @@
 
 #include <cpuid.h>
 #include <errno.h>
+#include <fcntl.h>
 #include <linux/landlock.h>
 #include <linux/seccomp.h>
 #include <sched.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/file.h>
 #include <sys/mman.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
@@ -123,6 +125,23 @@ static void find_io_uring(struct host *host)
     add(host, "io_uring", true, "disks use it");
 }
 
+/* What the kernel has; a file system may still lack it, and then `doppel run` says so. */
+static void find_locks(struct host *host)
+{
+    CLEANUP_FD int fd = memfd_create("doppel-doctor", MFD_CLOEXEC);
+    struct flock lock = {.l_type = F_WRLCK, .l_whence = SEEK_SET};
+    if (fd >= 0 && !fcntl(fd, F_OFD_SETLK, &lock)) {
+        add(host, "disk_locks", true, "a disk is locked against a second writer");
+    } else if (fd >= 0 && !flock(fd, LOCK_EX | LOCK_NB)) {
+        add(host, "disk_locks", true,
+            "by flock() only: a disk on a network file system is not "
+            "locked against other hosts");
+    } else {
+        add(host, "disk_locks", false, "%s: nothing keeps a second writer from a disk",
+            strerror(errno));
+    }
+}
+
 static void find_seccomp(struct host *host)
 {
     uint32_t action = SECCOMP_RET_KILL_PROCESS;
@@ -199,6 +218,7 @@ void host_examine(struct host *ret_host)
     kvm_probe(&ret_host->kvm);
     find_executable_memory(ret_host);
     find_io_uring(ret_host);
+    find_locks(ret_host);
     find_seccomp(ret_host);
     find_landlock(ret_host);
     find_user_namespaces(ret_host);

@@ -11,7 +11,7 @@
 #include "control/kvm_probe.h"
 #include "x86/cpuid.h"
 
-enum { HOST_TEXT = 256, HOST_FINDINGS = 8 };
+enum { HOST_TEXT = 256, HOST_FINDINGS = 9 };
 
 /* One thing that is there or not, and what follows from it. */
 struct host_finding {

@@ -13,6 +13,7 @@
 #include <linux/landlock.h>
 #include <malloc.h>
 #include <seccomp.h>
+#include <sys/file.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
@@ -184,7 +185,8 @@ static int allow_with_arguments(scmp_filter_ctx filter)
         {SCMP_SYS(arch_prctl), 0, ARCH_SET_GS}, /* translate, where WRGSBASE is not enabled */
         {SCMP_SYS(fcntl), 1, F_GETFL},
         {SCMP_SYS(fcntl), 1, F_SETFL},
-        {SCMP_SYS(fcntl), 1, F_OFD_SETLK}, /* a disk gives its lock back */
+        {SCMP_SYS(fcntl), 1, F_OFD_SETLK}, /* a disk gives its lock back, of either kind */
+        {SCMP_SYS(flock), 1, LOCK_UN | LOCK_NB},
         {SCMP_SYS(ioctl), 1, TCGETS},
         {SCMP_SYS(ioctl), 1, TCSETS},
         {SCMP_SYS(ioctl), 1, TCSETSW},

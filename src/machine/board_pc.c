@@ -410,6 +410,11 @@ static int add_disk(struct vm *vm, unsigned index)
     if (r) {
         return r;
     }
+    if (config.disk->unlocked) {
+        report("doppel: WARNING: disk '%s' is used without a lock, which its file system does not "
+               "have: a second machine or program that uses it will destroy its contents\n",
+               disk->path);
+    }
     char id[24], serial[20];
     snprintf(id, sizeof id, "virtio-blk%u", index);
     snprintf(serial, sizeof serial, "doppel%u", index);

@@ -41,6 +41,7 @@ struct disk {
     const struct disk_ops *ops;
     uint64_t size; /* bytes */
     bool readonly;
+    bool unlocked; /* the host has no locks for it: nobody notices a second writer */
 };
 
 /*
@@ -61,7 +62,8 @@ void disk_free(struct disk *disk);
  * rounded down. A file that starts with the magic of another format is refused with -EINVAL
  * unless `format_given`, with the spellings to choose from on the trail. io_uring where
  * the host allows it, otherwise threads; both are made here, so that a process may give up the
- * right to make them afterwards. The file is locked against a second writer.
+ * right to make them afterwards. The file is locked against a second writer; where the host's
+ * kernel or file system has no locks it is used without, and `unlocked` says so.
  */
 int disk_raw_open(const char *path, bool readonly, bool format_given, struct disk **ret_disk)
     __attribute__((warn_unused_result));

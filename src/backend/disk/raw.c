@@ -7,6 +7,7 @@
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/file.h>
 #include <sys/ioctl.h>
 #include <sys/stat.h>
 #include <time.h>
@@ -189,13 +190,55 @@ static void raw_drain(struct disk *disk)
     pthread_mutex_unlock(&raw->lock);
 }
 
+/* Locks of the open file, not of the process. 0 or a negative errno. */
+static int try_record_lock(int fd, short type)
+{
+    struct flock lock = {.l_type = type, .l_whence = SEEK_SET};
+    return fcntl(fd, F_OFD_SETLK, &lock) ? -errno : 0;
+}
+
+static int try_whole_lock(int fd, int operation)
+{
+    return flock(fd, operation | LOCK_NB) ? -errno : 0;
+}
+
+/* Not possible here: an old or small kernel, a file system without locks or without its server. */
+static bool is_lockless(int error)
+{
+    return is_unsupported(error) || error == -ENOLCK;
+}
+
+/* The first kind of lock that there is. flock(2) of a local file knows nothing of fcntl(2)'s. */
+static int try_lock(struct raw_disk *raw)
+{
+    bool readonly = raw->disk.readonly;
+    raw->lock_kind = RAW_LOCK_RECORD;
+    int error = try_record_lock(raw->fd, readonly ? F_RDLCK : F_WRLCK);
+    if (is_lockless(error)) {
+        raw->lock_kind = RAW_LOCK_WHOLE;
+        error = try_whole_lock(raw->fd, readonly ? LOCK_SH : LOCK_EX);
+    }
+    if (error) {
+        raw->lock_kind = RAW_LOCK_NONE;
+    }
+    return error;
+}
+
+static void unlock(struct raw_disk *raw)
+{
+    if (raw->lock_kind == RAW_LOCK_RECORD) {
+        try_record_lock(raw->fd, F_UNLCK);
+    } else if (raw->lock_kind == RAW_LOCK_WHOLE) {
+        try_whole_lock(raw->fd, LOCK_UN);
+    }
+}
+
 static void raw_destroy(struct raw_disk *raw)
 {
     if (raw) {
         if (raw->fd >= 0) {
             /* Not left to close(): the kernel may hold the file for a while after a ring's end. */
-            struct flock unlock = {.l_type = F_UNLCK, .l_whence = SEEK_SET};
-            fcntl(raw->fd, F_OFD_SETLK, &unlock);
+            unlock(raw);
             close(raw->fd);
         }
         pthread_cond_destroy(&raw->idle);
@@ -262,23 +305,23 @@ static int check_magic(int fd, const char *path)
     return 0;
 }
 
-/* One writer, or any number of readers. The lock belongs to the open file, not to the process. */
-static int lock_file(int fd, const char *path, bool readonly)
+/* One writer, or any number of readers. */
+static int lock_file(struct raw_disk *raw, const char *path)
 {
-    struct flock lock = {.l_type = readonly ? F_RDLCK : F_WRLCK, .l_whence = SEEK_SET};
-    int error = fcntl(fd, F_OFD_SETLK, &lock);
+    int error = try_lock(raw);
     /* A process that has just ended may still hold its file, for as long as its ring goes away. */
-    for (unsigned i = 0; error && errno == EAGAIN && i < LOCK_ATTEMPTS; i++) {
+    for (unsigned i = 0; error == -EAGAIN && i < LOCK_ATTEMPTS; i++) {
         nanosleep(&(struct timespec){.tv_nsec = 10000000}, NULL);
-        error = fcntl(fd, F_OFD_SETLK, &lock);
+        error = try_lock(raw);
     }
-    if (!error) {
-        return 0;
-    }
-    if (errno == EAGAIN || errno == EACCES) {
+    if (error == -EAGAIN || error == -EACCES) {
         return fail(-EBUSY, "disk '%s' is in use by another virtual machine or program", path);
     }
-    return fail(-errno, "disk '%s': lock it: %s", path, strerror(errno));
+    raw->disk.unlocked = is_lockless(error);
+    if (error && !raw->disk.unlocked) {
+        return fail(error, "disk '%s': lock it: %s", path, strerror(-error));
+    }
+    return 0;
 }
 
 /* Opened without waiting (a pipe would), used with waiting. */
@@ -321,7 +364,7 @@ int raw_open(const char *path, bool readonly, bool format_given, enum raw_engine
         error = find_size(raw->fd, path, &raw->disk.size);
     }
     if (!error) {
-        error = lock_file(raw->fd, path, readonly);
+        error = lock_file(raw, path);
     }
     if (!error && !format_given) {
         error = check_magic(raw->fd, path);

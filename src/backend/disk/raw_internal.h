@@ -15,9 +15,17 @@ enum raw_engine {
     RAW_WORKER_THREADS,
 };
 
+/* What keeps others from the file. */
+enum raw_lock {
+    RAW_LOCK_NONE,
+    RAW_LOCK_RECORD, /* fcntl(2), F_OFD_SETLK: also against programs on other hosts, by NFS */
+    RAW_LOCK_WHOLE,  /* flock(2): on kernels that lack the former */
+};
+
 struct raw_disk {
     struct disk disk;
     int fd;
+    enum raw_lock lock_kind;
     enum raw_engine engine;
     pthread_mutex_t lock; /* guards everything below, and the ring's submission side */
     pthread_cond_t idle;  /* in_flight became 0, or a thread started */
