@@ -5,6 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "backend/console/console.h"
 #include "base/assert.h"
 #include "base/bytes.h"
 #include "base/error.h"
@@ -228,7 +229,8 @@ void vm_free(struct vm *vm)
 
 int vm_start(struct vm *vm)
 {
-    return vcpu_threads_start(vm);
+    int r = vcpu_threads_start(vm);
+    return r ? r : console_start(vm->board.serial_console);
 }
 
 /* Let time go on from where it stood when the machine was stopped. */

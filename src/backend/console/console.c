@@ -9,6 +9,11 @@ void console_write(struct console *console, const uint8_t *bytes, size_t count)
     }
 }
 
+int console_start(struct console *console)
+{
+    return console && console->ops->start ? console->ops->start(console) : 0;
+}
+
 void console_flush(struct console *console)
 {
     if (console && console->ops->flush) {

@@ -26,6 +26,8 @@ struct console_receiver {
 
 struct console;
 struct console_ops {
+    /* The machine is about to run. NULL: nobody wants to know. */
+    int (*start)(struct console *console);
     void (*write)(struct console *console, const uint8_t *bytes, size_t count);
     /* Write out what is gathered. NULL: nothing ever is. */
     void (*flush)(struct console *console);
@@ -57,6 +59,8 @@ struct console {
  * a serial line without flow control.
  */
 void console_write(struct console *console, const uint8_t *bytes, size_t count);
+/* Once, when all else is ready: from here on the machine may write. */
+int console_start(struct console *console) __attribute__((warn_unused_result));
 /* Do not gather any longer what was written so far. Any thread. */
 void console_flush(struct console *console);
 size_t console_room(struct console *console);
@@ -93,6 +97,9 @@ bool console_stdio_is_terminal(void);
 /* The process was stopped and goes on (SIGCONT): in the foreground the terminal is raw again. */
 void console_stdio_continued(void);
 
-/* Output into a file (created or truncated), no input. A full disk loses output. */
+/*
+ * Output into a file, no input. A full disk loses output. The file is created, and is emptied by
+ * console_start() only: a machine that cannot start destroys no log. `path` is borrowed.
+ */
 int console_file_open(const char *path, struct loop *loop, struct console **ret_console)
     __attribute__((warn_unused_result));

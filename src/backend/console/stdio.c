@@ -51,6 +51,7 @@ struct stdio_console {
     size_t pending_count;
     struct watch *input_watch; /* NULL while we do not want more */
 
+    const char *path; /* borrowed, of a file, otherwise NULL */
     struct outlet outlet;
     struct watch *output_watch; /* NULL while nothing waits for the descriptor */
     struct timer *output_timer; /* ends the gathering of small writes */
@@ -359,6 +360,18 @@ static void stdio_connected(struct console *console)
     wake_loop(stdio);
 }
 
+/* Not earlier: what is in the file may be all that is known of the run before. */
+static int stdio_start(struct console *console)
+{
+    struct stdio_console *stdio = stdio_of(console);
+    struct stat status;
+    if (stdio->path && !fstat(stdio->outlet.fd, &status) && S_ISREG(status.st_mode) &&
+        ftruncate(stdio->outlet.fd, 0)) {
+        return fail(-errno, "empty console file '%s': %s", stdio->path, strerror(errno));
+    }
+    return 0;
+}
+
 static void stdio_free(struct console *console)
 {
     struct stdio_console *stdio = stdio_of(console);
@@ -378,6 +391,7 @@ static void stdio_free(struct console *console)
 }
 
 static const struct console_ops stdio_ops = {
+    .start = stdio_start,
     .write = stdio_write,
     .flush = stdio_flush,
     .ready = stdio_ready,
@@ -455,14 +469,14 @@ int console_stdio_open(const struct console_stdio_config *config, struct console
 int console_file_open(const char *path, struct loop *loop, struct console **ret_console)
 {
     /* Opened without waiting: a pipe without a reader is an error, not a hang. */
-    CLEANUP_FD int fd =
-        open(path, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC | O_NOCTTY | O_NONBLOCK, 0644);
+    CLEANUP_FD int fd = open(path, O_WRONLY | O_CREAT | O_CLOEXEC | O_NOCTTY | O_NONBLOCK, 0644);
     if (fd < 0) {
         return fail(-errno, "open console file '%s': %s", path,
                     errno == ENXIO ? "nobody reads from this pipe" : strerror(errno));
     }
     struct stdio_console *stdio = stdio_new(loop, fd);
     CLEANUP(console_free) struct console *console = &stdio->console;
+    stdio->path = path;
     stdio->outlet.is_nonblocking = true;
     int error = arrange_events(stdio);
     if (error) {

@@ -502,6 +502,10 @@ static void console_in_file(void **state)
     struct console *console;
     assert_int_equal(write(fd, "old contents", 12), 12);
     assert_int_equal(console_file_open(path, loop, &console), 0);
+    console_free(console); /* never started */
+    assert_int_equal(pread(fd, back, sizeof back, 0), 12);
+    assert_int_equal(console_file_open(path, loop, &console), 0);
+    assert_int_equal(console_start(console), 0);
     console_write(console, (const uint8_t *)"new", 3);
     assert_int_equal(console_room(console), SIZE_MAX);
     console_ready(console);
@@ -513,6 +517,7 @@ static void console_in_file(void **state)
     assert_int_equal(console_file_open("/nonexistent/file", loop, &console), -ENOENT);
     assert_int_equal(console_file_open("/tmp", loop, &console), -EISDIR);
     assert_int_equal(console_file_open("/dev/full", loop, &console), 0);
+    assert_int_equal(console_start(console), 0);
     console_write(console, (const uint8_t *)"lost", 4);
     console_free(console);
     loop_free(loop);
@@ -599,6 +604,7 @@ static void file_that_is_a_pipe(void **state)
 static void no_console(void **state)
 {
     const struct console_receiver receiver = {0};
+    assert_int_equal(console_start(NULL), 0);
     console_write(NULL, (const uint8_t *)"x", 1);
     assert_int_equal(console_room(NULL), SIZE_MAX);
     console_ready(NULL);
