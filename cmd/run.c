@@ -102,7 +102,7 @@ static int take_signals(struct run *run)
     sigaddset(&taken, SIGCONT);
     pthread_sigmask(SIG_BLOCK, &taken, NULL);
     run->signals = signalfd(-1, &taken, SFD_CLOEXEC | SFD_NONBLOCK);
-    return run->signals < 0 ? fail(-errno, "make a signalfd") : 0;
+    return run->signals < 0 ? fail(-errno, "make a descriptor for signals: %m") : 0;
 }
 
 static void on_signal(void *owner, unsigned events)

@@ -366,9 +366,10 @@ int watch_new(struct loop *loop, int fd, unsigned events,
     if (epoll_ctl(loop->epoll, EPOLL_CTL_ADD, fd, &event) < 0) {
         int error = errno;
         free(watch);
+        errno = error;
         return fail(-error,
                     error == EPERM ? "descriptor %d is a regular file: it cannot be watched"
-                                   : "watch descriptor %d",
+                                   : "watch descriptor %d: %m",
                     fd);
     }
     *ret_watch = watch;
@@ -379,7 +380,7 @@ int watch_set(struct watch *watch, unsigned events)
 {
     struct epoll_event event = {.events = epoll_bits(events), .data.ptr = watch};
     if (epoll_ctl(watch->loop->epoll, EPOLL_CTL_MOD, watch->fd, &event) < 0) {
-        return fail(-errno, "change the watch of descriptor %d", watch->fd);
+        return fail(-errno, "change the watch of descriptor %d: %m", watch->fd);
     }
     watch->events = events;
     return 0;

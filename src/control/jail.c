@@ -13,6 +13,7 @@
 #include <linux/landlock.h>
 #include <malloc.h>
 #include <seccomp.h>
+#include <string.h>
 #include <sys/file.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
@@ -135,7 +136,7 @@ static int deny_paths(bool *ret_landlock)
     int error = errno;
     close((int)ruleset);
     if (r) {
-        return fail(-error, "jail: enter the Landlock domain");
+        return fail(-error, "jail: enter the Landlock domain: %s", strerror(error));
     }
     *ret_landlock = true;
     return 0;
@@ -239,5 +240,7 @@ int jail_enter(void)
         r = seccomp_load(filter);
     }
     seccomp_release(filter);
-    return r ? fail(r, "jail: install the seccomp filter (--jail off runs without)") : 0;
+    return r ? fail(r, "jail: install the seccomp filter: %s (--jail off runs without)",
+                    strerror(-r))
+             : 0;
 }

@@ -75,12 +75,12 @@ static int stack_open(void)
     stack.ss_sp =
         mmap(NULL, stack.ss_size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (stack.ss_sp == MAP_FAILED) {
-        return fail(-errno, "make a signal stack for a vCPU thread");
+        return fail(-errno, "map a signal stack for a vCPU thread: %m");
     }
     if (sigaltstack(&stack, NULL) != 0) {
         int error = -errno;
         munmap(stack.ss_sp, stack.ss_size);
-        return fail(error, "set the signal stack of a vCPU thread");
+        return fail(error, "set the signal stack of a vCPU thread: %m");
     }
     alternate_stack = stack.ss_sp;
     alternate_size = stack.ss_size;

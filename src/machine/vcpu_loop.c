@@ -132,7 +132,10 @@ int vcpu_threads_start(struct vm *vm)
         struct vm_vcpu *vcpu = &vm->vcpus[i];
         int r = pthread_create(&vcpu->thread, NULL, vcpu_main, vcpu);
         if (r) {
-            return fail(-r, "start the thread of vCPU %u", i);
+            return fail(-r, "start the thread of vCPU %u: %s%s", i, strerror(r),
+                        r == EAGAIN ? " (a limit of processes and threads: 'ulimit -u', or the "
+                                      "container's)"
+                                    : "");
         }
         vcpu->has_thread = true;
     }

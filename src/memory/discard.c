@@ -126,7 +126,8 @@ int memory_discard(struct memory *memory, gpa_t gpa, uint64_t length)
         batch.count = end - page < BATCH ? (unsigned)(end - page) : BATCH;
         int r = batch_discard(memory, &batch);
         if (r < 0) {
-            return fail(r, "give guest memory back to the host");
+            errno = -r;
+            return fail(r, "give guest memory back to the host: %m");
         }
     }
     return 0;

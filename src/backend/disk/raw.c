@@ -156,7 +156,10 @@ int raw_start_thread(struct raw_disk *raw, void *(*run)(void *raw))
     int error = pthread_create(&raw->threads[raw->thread_count], NULL, run, raw);
     pthread_sigmask(SIG_SETMASK, &before, NULL);
     if (error) {
-        return fail(-error, "start a thread for disk requests: %s", strerror(error));
+        return fail(-error, "start a thread for disk requests: %s%s", strerror(error),
+                    error == EAGAIN ? " (a limit of processes and threads: 'ulimit -u', or the "
+                                      "container's)"
+                                    : "");
     }
     pthread_setname_np(raw->threads[raw->thread_count++], "disk");
     pthread_mutex_lock(&raw->lock);

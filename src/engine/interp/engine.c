@@ -288,7 +288,7 @@ static int vm_new(const struct engine_config *config, struct engine_vm **ret_vm)
         mmap(NULL, sizeof *vm, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 
     if (vm == MAP_FAILED) {
-        return fail(-errno, "allocate the interp engine");
+        return fail(-errno, "memory for engine interp: %m");
     }
     vm->config = *config;
     vm->machine = config->host;
@@ -356,7 +356,7 @@ static int vcpu_new(struct engine_vm *vm, unsigned index, struct engine_vcpu **r
     struct engine_vcpu *v =
         mmap(NULL, sizeof *v, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (v == MAP_FAILED) {
-        return fail(-errno, "allocate vCPU %u", index);
+        return fail(-errno, "memory for vCPU %u: %m", index);
     }
     v->vm = vm;
     v->quiet = 1;

@@ -71,7 +71,7 @@ static int code_open(struct native *native)
     int error = 0;
 
     if (fd < 0) {
-        return fail(-errno, "make the memory file for interp's snippets");
+        return fail(-errno, "make a memory file for code of engine interp: %m");
     }
     if (ftruncate(fd, MAP_SIZE) != 0) {
         error = -errno;
@@ -86,7 +86,7 @@ static int code_open(struct native *native)
     if (!error) {
         native->write[CODE_SIZE] = OPCODE_RET;
     }
-    return error ? fail(error, "map the page for interp's snippets") : 0;
+    return error ? fail(error, "map code of engine interp to be executed: %m") : 0;
 }
 
 int interp_attach(struct vcpu *vcpu)
@@ -95,7 +95,7 @@ int interp_attach(struct vcpu *vcpu)
         mmap(NULL, sizeof *native, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 
     if (native == MAP_FAILED) {
-        return fail(-errno, "allocate interp's snippets");
+        return fail(-errno, "memory for code of engine interp: %m");
     }
     native->write = MAP_FAILED;
     native->code = MAP_FAILED;

@@ -21,14 +21,15 @@ int cache_init(struct cache *cache, uint32_t size)
         cache->fd = memfd_create("doppel-code", MFD_CLOEXEC);
     }
     if (cache->fd < 0 || ftruncate(cache->fd, size) < 0) {
-        return fail(-errno, "cannot make a memory file for translated code");
+        return fail(-errno, "make a memory file of %u MiB for translated code: %m", size >> 20);
     }
     cache->write =
         mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE, cache->fd, 0);
     cache->run = mmap(NULL, size, PROT_READ | PROT_EXEC, MAP_SHARED | MAP_NORESERVE, cache->fd, 0);
     if (cache->write == MAP_FAILED || cache->run == MAP_FAILED) {
-        return fail(-errno, "cannot map translated code for execution (is executable memory "
-                            "forbidden here?)");
+        return fail(-errno,
+                    "map %u MiB of translated code (is executable memory forbidden here?): %m",
+                    size >> 20);
     }
     return 0;
 }

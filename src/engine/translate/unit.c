@@ -25,7 +25,7 @@ int units_init(struct translate_vm *vm)
     vm->unit_hash = reserve(sizeof(uint32_t) * UNIT_HASH);
     vm->page_hash = reserve(sizeof(uint32_t) * PAGE_HASH);
     if (!vm->units || !vm->sites || !vm->pages || !vm->unit_hash || !vm->page_hash) {
-        return fail(-ENOMEM, "no address space for the tables of the translator");
+        return fail(-errno, "reserve addresses for the tables of the translator: %m");
     }
     vm->unit_count = vm->site_count = vm->page_count = 1; /* number 0 means none */
     return 0;
