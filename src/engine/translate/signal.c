@@ -4,7 +4,6 @@
  * jump away: the vector state in the frame is the guest's.
  */
 #include <signal.h>
-#include <sys/auxv.h>
 #include <sys/mman.h>
 #include <ucontext.h>
 #include <unistd.h>
@@ -12,14 +11,9 @@
 #include "base/error.h"
 #include "engine/translate/internal.h"
 
-#ifndef AT_MINSIGSTKSZ
-#define AT_MINSIGSTKSZ 51
-#endif
-
 enum { KICK_SIGNAL = SIGUSR1, GUARD_SIZE = PAGE_SIZE };
 
 static _Thread_local struct block *current;
-static _Thread_local stack_t alternate;
 static struct sigaction previous[NSIG];
 
 struct block *signals_current(void)
@@ -127,13 +121,13 @@ int signals_init(void)
             continue; /* another VM of this process installed it */
         }
         if (sigaction(faults[i], &action, &previous[faults[i]]) < 0) {
-            return fail(-errno, "cannot handle faults of translated code");
+            return fail(-errno, "handle faults of translated code: %m");
         }
     }
     action.sa_sigaction = on_kick;
     action.sa_flags |= SA_RESTART;
     if (sigaction(KICK_SIGNAL, &action, NULL) < 0) {
-        return fail(-errno, "cannot handle the signal that stops translated code");
+        return fail(-errno, "handle the signal that stops translated code: %m");
     }
     return 0;
 }
@@ -141,14 +135,6 @@ int signals_init(void)
 void signals_attach(struct block *block)
 {
     current = block;
-    if (block && !alternate.ss_sp) {
-        unsigned long minimum = getauxval(AT_MINSIGSTKSZ);
-        alternate.ss_size = (minimum ? minimum : 4096) + KIB(32);
-        alternate.ss_sp = mmap(NULL, alternate.ss_size, PROT_READ | PROT_WRITE,
-                               MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-        ASSERT(alternate.ss_sp != MAP_FAILED);
-        sigaltstack(&alternate, NULL);
-    }
 }
 
 void signals_kick(struct block *block)

@@ -46,7 +46,8 @@ int spaces_init(struct block *first)
     uint8_t *area =
         mmap(NULL, total, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (area == MAP_FAILED) {
-        return fail(-errno, "no address space for the soft TLBs");
+        return fail(-errno, "reserve %zu MiB of addresses for the soft TLBs of a vCPU: %m",
+                    total >> 20);
     }
     for (unsigned i = 0; i < SPACES_MAX; i++) {
         struct space *space = &first->spaces[i];
@@ -56,7 +57,9 @@ int spaces_init(struct block *first)
                  first->memory_fd, 0) == MAP_FAILED ||
             mmap(space->data, SPACE_DATA_SIZE, PROT_READ | PROT_WRITE,
                  MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED | MAP_NORESERVE, -1, 0) == MAP_FAILED) {
-            return fail(-errno, "cannot map the vCPU block");
+            int error = fail(-errno, "map the memory file of a vCPU: %m");
+            munmap(area, total);
+            return error;
         }
     }
     return 0;

@@ -79,10 +79,12 @@ static int stacks_new(struct block *block)
     for (unsigned p = 0; p < PRIVILEGES; p++) {
         uint8_t *area = mmap(NULL, PRIVATE_STACK_SIZE + GUARD, PROT_READ | PROT_WRITE,
                              MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-        if (area == MAP_FAILED || mprotect(area, GUARD, PROT_NONE) < 0) {
-            return fail(-errno, "no memory for a vCPU's private stack");
+        if (area != MAP_FAILED) {
+            block->stack_base[p] = area + GUARD;
         }
-        block->stack_base[p] = area + GUARD;
+        if (area == MAP_FAILED || mprotect(area, GUARD, PROT_NONE) < 0) {
+            return fail(-errno, "map a vCPU's private stack: %m");
+        }
     }
     return 0;
 }
@@ -94,10 +96,14 @@ static void translate_vcpu_free(struct engine_vcpu *engine)
         return;
     }
     block->vm->blocks[block->vcpu.index] = NULL;
+    if (signals_current() == block) {
+        signals_attach(NULL);
+    }
     interp_detach(&block->vcpu);
-    signals_attach(NULL);
     for (unsigned p = 0; p < PRIVILEGES; p++) {
-        munmap(block->stack_base[p] - PAGE_SIZE, PRIVATE_STACK_SIZE + PAGE_SIZE);
+        if (block->stack_base[p]) {
+            munmap(block->stack_base[p] - PAGE_SIZE, PRIVATE_STACK_SIZE + PAGE_SIZE);
+        }
     }
     free(block->decoded);
     int fd = block->memory_fd;
@@ -113,13 +119,15 @@ static int block_new(struct translate_vm *vm, struct block **ret_block)
     template->vm = vm;
     template->memory_fd = memfd_create("doppel-vcpu", MFD_CLOEXEC);
     int result = template->memory_fd < 0 || ftruncate(template->memory_fd, SPACE_OFFSET) < 0
-                     ? fail(-errno, "cannot make a memory file for a vCPU")
+                     ? fail(-errno, "make a memory file for a vCPU: %m")
                      : spaces_init(template);
     if (result == 0) {
         struct block *block = template->spaces[0].alias;
         bytes_copy(block, template, sizeof *block);
         block->self = block;
         *ret_block = block;
+    } else if (template->memory_fd >= 0) {
+        close(template->memory_fd);
     }
     free(template);
     return result;
@@ -159,6 +167,7 @@ static int translate_vcpu_new(struct engine_vm *engine, unsigned index,
         result = signals_init();
     }
     if (result < 0) {
+        translate_vcpu_free((struct engine_vcpu *)block);
         return result;
     }
     vcpu->hooks = &translate_hooks;
