@@ -64,7 +64,7 @@ static bool is_byte(ZydisRegister name)
     return name >= ZYDIS_REGISTER_AL && name <= ZYDIS_REGISTER_R15B;
 }
 
-static bool in_modrm(const ZydisDecodedOperand *operand)
+static bool in_modrm(const struct insn_operand *operand)
 {
     return operand->encoding == ZYDIS_OPERAND_ENCODING_MODRM_RM;
 }
@@ -76,10 +76,10 @@ static bool is_moffs(const struct insn *insn)
            insn->info.opcode <= 0xa3;
 }
 
-const ZydisDecodedOperand *rewrite_memory_operand(const struct insn *insn)
+const struct insn_operand *rewrite_memory_operand(const struct insn *insn)
 {
     for (unsigned i = 0; i < insn->info.operand_count; i++) {
-        const ZydisDecodedOperand *operand = &insn->operands[i];
+        const struct insn_operand *operand = &insn->operands[i];
         if (operand->type == ZYDIS_OPERAND_TYPE_MEMORY && (in_modrm(operand) || is_moffs(insn))) {
             return operand;
         }
@@ -97,7 +97,7 @@ void rewrite_registers(const struct insn *insn, struct rewrite_registers *ret_re
 {
     struct rewrite_registers found = {0};
     for (unsigned i = 0; i < insn->info.operand_count; i++) {
-        const ZydisDecodedOperand *operand = &insn->operands[i];
+        const struct insn_operand *operand = &insn->operands[i];
         if (operand->type == ZYDIS_OPERAND_TYPE_MEMORY) {
             int base = rewrite_gpr(operand->mem.base), index = rewrite_gpr(operand->mem.index);
             found.address |=
@@ -150,14 +150,14 @@ static uint8_t substitute(ZydisRegister name, uint8_t raw, const struct rewrite_
 
 static struct fields read_fields(const struct insn *insn, const struct rewrite_map *map)
 {
-    const ZydisDecodedInstruction *info = &insn->info;
+    const struct insn_info *info = &insn->info;
     struct fields fields = {.reg = info->raw.modrm.reg, .rm = info->raw.modrm.rm};
     if (info->encoding == ZYDIS_INSTRUCTION_ENCODING_LEGACY) {
-        fields.reg |= info->raw.rex.R << 3;
-        fields.rm |= info->raw.rex.B << 3;
+        fields.reg |= info->raw.rex & REX_R ? 8 : 0;
+        fields.rm |= info->raw.rex & REX_B ? 8 : 0;
     }
     for (unsigned i = 0; i < info->operand_count; i++) {
-        const ZydisDecodedOperand *operand = &insn->operands[i];
+        const struct insn_operand *operand = &insn->operands[i];
         if (operand->type == ZYDIS_OPERAND_TYPE_MEMORY) {
             if (in_modrm(operand) || is_moffs(insn)) {
                 fields.has_memory = true;
@@ -237,7 +237,7 @@ static void put_immediates(struct output *out, const struct insn *insn)
 static bool has_operand_size(const struct insn *insn)
 {
     for (unsigned i = 0; i < insn->info.operand_count; i++) {
-        const ZydisDecodedOperand *operand = &insn->operands[i];
+        const struct insn_operand *operand = &insn->operands[i];
         if (operand->type == ZYDIS_OPERAND_TYPE_REGISTER && rewrite_gpr(operand->reg.value) < 0 &&
             operand->visibility == ZYDIS_OPERAND_VISIBILITY_EXPLICIT) {
             return false;
@@ -249,16 +249,16 @@ static bool has_operand_size(const struct insn *insn)
 /* The legacy prefixes that still matter; the operand size is made for 64-bit code. */
 static void put_prefixes(struct output *out, const struct insn *insn)
 {
-    const ZydisDecodedInstruction *info = &insn->info;
+    const struct insn_info *info = &insn->info;
     bool is_16bit_code = info->machine_mode == ZYDIS_MACHINE_MODE_LEGACY_16 ||
                          info->machine_mode == ZYDIS_MACHINE_MODE_LONG_COMPAT_16 ||
                          info->machine_mode == ZYDIS_MACHINE_MODE_REAL_16;
     bool has_66 = false;
     for (unsigned i = 0; i < info->raw.prefix_count; i++) {
-        uint8_t value = info->raw.prefixes[i].value;
+        uint8_t value = insn->bytes[i];
         if (value == 0x66) {
-            bool chooses_size = info->raw.prefixes[i].type != ZYDIS_PREFIX_TYPE_MANDATORY &&
-                                is_16bit_code && has_operand_size(insn);
+            bool chooses_size =
+                info->raw.mandatory != value && is_16bit_code && has_operand_size(insn);
             if (!has_66 && !chooses_size) {
                 put(out, value);
             }
@@ -275,7 +275,7 @@ static void put_prefixes(struct output *out, const struct insn *insn)
 static size_t rewrite_legacy(const struct insn *insn, const struct fields *fields,
                              const struct rewrite_map *map, uint8_t *bytes)
 {
-    const ZydisDecodedInstruction *info = &insn->info;
+    const struct insn_info *info = &insn->info;
     struct output out = {.bytes = bytes};
     uint8_t opcode = info->opcode, reg = fields->reg;
     /* 40H..4FH are INC and DEC only outside 64-bit mode: use the ModRM forms. */
@@ -295,7 +295,7 @@ static size_t rewrite_legacy(const struct insn *insn, const struct fields *field
         }
     }
 
-    uint8_t rex = info->raw.rex.W ? REX_W : 0;
+    uint8_t rex = info->raw.rex & REX_W;
     rex |= reg & 8 ? REX_R : 0;
     rex |= (fields->has_memory ? map->memory_base : fields->rm) & 8 ? REX_B : 0;
     if (rex || fields->needs_rex) {
@@ -338,14 +338,14 @@ static size_t rewrite_legacy(const struct insn *insn, const struct fields *field
 static size_t rewrite_vex(const struct insn *insn, const struct fields *fields,
                           const struct rewrite_map *map, uint8_t *bytes)
 {
-    const uint8_t *vex = insn->bytes + insn->info.raw.vex.offset;
+    const uint8_t *vex = insn->bytes + insn->info.raw.vex_offset;
     struct output out = {.bytes = bytes};
     /* Always the three-byte form; from the two-byte form X, B, W and the map are implied. */
     uint8_t first = vex[0] == 0xc4 ? vex[1] : (uint8_t)((vex[1] & 0x80) | 0x61);
     uint8_t second = vex[0] == 0xc4 ? vex[2] : vex[1] & 0x7f;
     bool reg_is_gpr = false, rm_is_gpr = false;
     for (unsigned i = 0; i < insn->info.operand_count; i++) {
-        const ZydisDecodedOperand *operand = &insn->operands[i];
+        const struct insn_operand *operand = &insn->operands[i];
         bool is_gpr =
             operand->type == ZYDIS_OPERAND_TYPE_REGISTER && rewrite_gpr(operand->reg.value) >= 0;
         reg_is_gpr |= is_gpr && operand->encoding == ZYDIS_OPERAND_ENCODING_MODRM_REG;
@@ -375,11 +375,11 @@ static size_t rewrite_vex(const struct insn *insn, const struct fields *fields,
 static size_t rewrite_evex(const struct insn *insn, const struct fields *fields,
                            const struct rewrite_map *map, uint8_t *bytes)
 {
-    const uint8_t *evex = insn->bytes + insn->info.raw.evex.offset;
+    const uint8_t *evex = insn->bytes + insn->info.raw.vex_offset;
     struct output out = {.bytes = bytes};
     uint8_t first = evex[1], second = evex[2];
     for (unsigned i = 0; i < insn->info.operand_count; i++) {
-        const ZydisDecodedOperand *operand = &insn->operands[i];
+        const struct insn_operand *operand = &insn->operands[i];
         if (operand->type != ZYDIS_OPERAND_TYPE_REGISTER || rewrite_gpr(operand->reg.value) < 0) {
             continue;
         }

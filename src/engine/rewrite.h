@@ -36,7 +36,7 @@ void rewrite_registers(const struct insn *insn, struct rewrite_registers *ret_re
 /* The number of a general register of any width (AH counts as RAX), or -1 for other registers. */
 int rewrite_gpr(ZydisRegister name);
 /* The memory operand that stands in ModRM (or in a moffs field), or NULL. */
-const ZydisDecodedOperand *rewrite_memory_operand(const struct insn *insn);
+const struct insn_operand *rewrite_memory_operand(const struct insn *insn);
 
 /*
  * Write the copy to `out` (room for 16 bytes). Returns its length, or 0 if the instruction cannot

@@ -46,7 +46,7 @@ static bool is_gpr_high_byte(ZydisRegister name)
 }
 
 /* Is a register operand of a kind that the map replaces? */
-static bool is_replaced(const struct insn *insn, const ZydisDecodedOperand *operand)
+static bool is_replaced(const struct insn *insn, const struct insn_operand *operand)
 {
     switch (operand->encoding) {
     case ZYDIS_OPERAND_ENCODING_MODRM_REG:
@@ -59,8 +59,8 @@ static bool is_replaced(const struct insn *insn, const ZydisDecodedOperand *oper
     }
 }
 
-static bool same_register(const struct insn *insn, const ZydisDecodedOperand *before,
-                          const ZydisDecodedOperand *after, const struct rewrite_map *map)
+static bool same_register(const struct insn *insn, const struct insn_operand *before,
+                          const struct insn_operand *after, const struct rewrite_map *map)
 {
     ZydisRegister a = before->reg.value, b = after->reg.value;
     if (!is_replaced(insn, before)) {
@@ -70,19 +70,19 @@ static bool same_register(const struct insn *insn, const ZydisDecodedOperand *be
            is_gpr_high_byte(a) == is_gpr_high_byte(b);
 }
 
-static bool same_memory(const ZydisDecodedOperand *after, const struct rewrite_map *map)
+static bool same_memory(const struct insn_operand *after, const struct rewrite_map *map)
 {
     return after->mem.base == (ZydisRegister)(ZYDIS_REGISTER_RAX + map->memory_base) &&
-           after->mem.index == ZYDIS_REGISTER_NONE && after->mem.disp.value == map->memory_offset;
+           after->mem.index == ZYDIS_REGISTER_NONE && after->mem.displacement == map->memory_offset;
 }
 
-static bool same_operand(const struct insn *insn, const ZydisDecodedOperand *before,
-                         const ZydisDecodedOperand *after, const struct rewrite_map *map)
+static bool same_operand(const struct insn *insn, const struct insn_operand *before,
+                         const struct insn_operand *after, const struct rewrite_map *map)
 {
     bool is_lea = before->type == ZYDIS_OPERAND_TYPE_MEMORY &&
                   before->mem.type == ZYDIS_MEMOP_TYPE_AGEN; /* as wide as an address */
     if (before->type != after->type || (before->size != after->size && !is_lea) ||
-        before->actions != after->actions || before->element_type != after->element_type) {
+        before->actions != after->actions || before->element_size != after->element_size) {
         return false;
     }
     switch (before->type) {
@@ -100,7 +100,7 @@ static bool same_operand(const struct insn *insn, const ZydisDecodedOperand *bef
 static bool same_instruction(const struct insn *before, const struct insn *after,
                              const struct rewrite_map *map)
 {
-    const ZydisDecodedInstruction *a = &before->info, *b = &after->info;
+    const struct insn_info *a = &before->info, *b = &after->info;
     const ZydisInstructionAttributes kept = ZYDIS_ATTRIB_HAS_LOCK | ZYDIS_ATTRIB_HAS_REP |
                                             ZYDIS_ATTRIB_HAS_REPE | ZYDIS_ATTRIB_HAS_REPNE;
     if (a->mnemonic != b->mnemonic || a->operand_count != b->operand_count ||
@@ -125,7 +125,7 @@ static bool may_be_impossible(const struct insn *insn, const struct rewrite_map 
         return map->host[rewrite_gpr(insn->operands[0].reg.value)] == RAX; /* that is NOP */
     }
     for (unsigned i = 0; i < insn->info.operand_count; i++) {
-        const ZydisDecodedOperand *operand = &insn->operands[i];
+        const struct insn_operand *operand = &insn->operands[i];
         if (operand->type == ZYDIS_OPERAND_TYPE_REGISTER && is_gpr_high_byte(operand->reg.value)) {
             return true;
         }
@@ -152,7 +152,7 @@ static bool has_prefix(const struct insn *insn, uint8_t value)
 {
     bool has = false;
     for (unsigned i = 0; i < insn->info.raw.prefix_count; i++) {
-        has |= insn->info.raw.prefixes[i].value == value;
+        has |= insn->bytes[i] == value;
     }
     return has;
 }

@@ -14,6 +14,15 @@
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 
+static bool has_prefix(const struct insn *insn, uint8_t value)
+{
+    bool has = false;
+    for (unsigned i = 0; i < insn->info.raw.prefix_count; i++) {
+        has |= insn->bytes[i] == value;
+    }
+    return has;
+}
+
 /*
  * Where Capstone 4 is known to be wrong about Intel CPUs: near branches with 66H, immediates of
  * PUSH and RET behind several prefixes, and three instructions that need a mandatory prefix.
@@ -28,8 +37,7 @@ static bool is_known_difference(const struct insn *insn)
     case ZYDIS_MNEMONIC_VMREAD:
         return true;
     default:
-        return insn->info.attributes & ZYDIS_ATTRIB_HAS_OPERANDSIZE &&
-               insn->info.meta.branch_type != ZYDIS_BRANCH_TYPE_NONE;
+        return has_prefix(insn, 0x66) && insn->info.meta.branch_type != ZYDIS_BRANCH_TYPE_NONE;
     }
 }
 

@@ -135,12 +135,12 @@ static void test_operands(void **state)
     struct insn insn;
     assert_int_equal(decode(DECODE_64, load, sizeof load, &insn), DECODE_OK);
     assert_int_equal(insn.operands[0].reg.value, ZYDIS_REGISTER_RCX);
-    const ZydisDecodedOperandMem *memory = &insn.operands[1].mem;
+    const struct insn_memory *memory = &insn.operands[1].mem;
     assert_int_equal(memory->segment, ZYDIS_REGISTER_FS);
     assert_int_equal(memory->base, ZYDIS_REGISTER_RAX);
     assert_int_equal(memory->index, ZYDIS_REGISTER_RBX);
     assert_int_equal(memory->scale, 8);
-    assert_int_equal(memory->disp.value, -8);
+    assert_int_equal(memory->displacement, -8);
     assert_int_equal(insn.operands[1].size, 64);
 }
 
@@ -154,11 +154,10 @@ static void test_sib_without_base(void **state)
     for (size_t i = 0; i < ARRAY_SIZE(loads); i++) {
         struct insn insn;
         assert_int_equal(decode(DECODE_64, loads[i], sizeof loads[i], &insn), DECODE_OK);
-        const ZydisDecodedOperandMem *memory = &insn.operands[1].mem;
+        const struct insn_memory *memory = &insn.operands[1].mem;
         assert_int_equal(memory->base, ZYDIS_REGISTER_NONE);
         assert_int_equal(memory->index, i == 0 ? ZYDIS_REGISTER_R12D : ZYDIS_REGISTER_R12);
-        assert_true(memory->disp.has_displacement);
-        assert_int_equal(memory->disp.value, (int32_t)0x84030201);
+        assert_int_equal(memory->displacement, (int32_t)0x84030201);
     }
 }
 

@@ -90,16 +90,12 @@ static int read_exclusions(struct run *run)
     return r;
 }
 
-static void print_case(const struct run *run, const struct form *form, const struct test_case *test,
-                       const struct insn *insn)
+static void print_case(const struct run *run, const struct form *form, const struct test_case *test)
 {
-    char text[128] = "";
-    ZydisFormatter formatter;
-    ZydisFormatterInit(&formatter, ZYDIS_FORMATTER_STYLE_INTEL);
-    ZydisFormatterFormatInstruction(&formatter, &insn->info, insn->operands,
-                                    insn->info.operand_count_visible, text, sizeof text,
-                                    test->before.rip, NULL);
-    printf("%s: ", text);
+    ZydisDisassembledInstruction shown = {0};
+    ZydisDisassembleIntel(ZYDIS_MACHINE_MODE_LONG_64, test->before.rip, test->bytes, test->length,
+                          &shown);
+    printf("%s: ", shown.text);
     for (unsigned i = 0; i < test->length; i++) {
         printf("%02x ", test->bytes[i]);
     }
@@ -142,7 +138,7 @@ static unsigned check_batch(struct run *run, const struct form *form, unsigned c
         }
         if (failures++ == 0 && run->reports) {
             run->reports--;
-            print_case(run, form, &cases[i], &insn);
+            print_case(run, form, &cases[i]);
             if (r) {
                 printf("    native vector %llu, engine: %s\n", (unsigned long long)native->vector,
                        trail_text());
@@ -188,7 +184,7 @@ static int run_form(struct run *run, const struct form *form)
                 return 0;
             }
             printf("the native child died or hung: ");
-            print_case(run, form, &cases[at], &insn);
+            print_case(run, form, &cases[at]);
             run->failures++;
             return 0;
         }
@@ -207,17 +203,12 @@ static int run_form(struct run *run, const struct form *form)
 
 static void print_sequence(const struct test_case *test)
 {
-    ZydisFormatter formatter;
-    ZydisFormatterInit(&formatter, ZYDIS_FORMATTER_STYLE_INTEL);
     for (unsigned at = 0; at < test->length;) {
-        char text[128] = "";
-        struct insn insn;
-        decode(DECODE_64, test->bytes + at, 15, &insn);
-        ZydisFormatterFormatInstruction(&formatter, &insn.info, insn.operands,
-                                        insn.info.operand_count_visible, text, sizeof text,
-                                        test->before.rip + at, NULL);
-        printf("    %llx %s\n", (unsigned long long)test->before.rip + at, text);
-        at += insn.info.length;
+        ZydisDisassembledInstruction shown;
+        ZydisDisassembleIntel(ZYDIS_MACHINE_MODE_LONG_64, test->before.rip + at, test->bytes + at,
+                              15, &shown);
+        printf("    %llx %s\n", (unsigned long long)test->before.rip + at, shown.text);
+        at += shown.info.length;
     }
     printf("    rflags %llx", (unsigned long long)test->before.rflags);
     for (unsigned i = 0; i < 16; i++) {

@@ -22,7 +22,7 @@ static uint64_t mix(uint64_t hash, uint64_t value)
 
 uint64_t form_key(const struct insn *insn)
 {
-    const ZydisDecodedInstruction *info = &insn->info;
+    const struct insn_info *info = &insn->info;
     uint64_t key = mix(info->mnemonic, info->encoding);
     key = mix(key, info->attributes & (ZYDIS_ATTRIB_HAS_LOCK | ZYDIS_ATTRIB_HAS_REP |
                                        ZYDIS_ATTRIB_HAS_REPE | ZYDIS_ATTRIB_HAS_REPNE));
@@ -34,7 +34,7 @@ uint64_t form_key(const struct insn *insn)
         key = mix(key, info->avx.has_sae || info->avx.rounding.mode);
     }
     for (unsigned i = 0; i < info->operand_count_visible; i++) {
-        const ZydisDecodedOperand *operand = &insn->operands[i];
+        const struct insn_operand *operand = &insn->operands[i];
         key = mix(key, (uint64_t)operand->type << 32 | operand->size);
         if (operand->type == ZYDIS_OPERAND_TYPE_REGISTER) {
             key = mix(key, ZydisRegisterGetClass(operand->reg.value));

@@ -152,7 +152,7 @@ static void put_modrm(const struct form *form, struct random *random, struct wri
 /* The instruction ends in the page, and its branch target is a place full of INT3. */
 static void tame(struct insn *insn, struct random *random, struct test_case *test)
 {
-    const ZydisDecodedInstruction *info = &insn->info;
+    const struct insn_info *info = &insn->info;
     for (unsigned i = 0; i < 2; i++) {
         if (!info->raw.imm[i].is_relative) {
             continue;
@@ -311,7 +311,7 @@ static int64_t tame_indices(ZydisRegister reg, struct random *random, uint8_t *x
     return 0;
 }
 
-static void solve_address(const struct insn *insn, const ZydisDecodedOperand *operand,
+static void solve_address(const struct insn *insn, const struct insn_operand *operand,
                           struct random *random, struct test_case *test)
 {
     struct machine_state *state = &test->before;
@@ -319,7 +319,7 @@ static void solve_address(const struct insn *insn, const ZydisDecodedOperand *op
     bool careful = insn->info.attributes & ZYDIS_ATTRIB_HAS_LOCK && below(random, 64);
     uint64_t target = place_operand(random, size, careful);
     int base = gpr_number(operand->mem.base), index = gpr_number(operand->mem.index);
-    const ZydisDecodedInstruction *info = &insn->info;
+    const struct insn_info *info = &insn->info;
 
     if (ZydisRegisterGetClass(operand->mem.index) == ZYDIS_REGCLASS_XMM ||
         ZydisRegisterGetClass(operand->mem.index) == ZYDIS_REGCLASS_YMM ||
@@ -337,7 +337,7 @@ static void solve_address(const struct insn *insn, const ZydisDecodedOperand *op
         }
         return;
     }
-    uint64_t sum = operand->mem.disp.has_displacement ? (uint64_t)operand->mem.disp.value : 0;
+    uint64_t sum = (uint64_t)operand->mem.displacement;
     if (base < 0 || base == index) { /* only an index: as near as the scale allows */
         unsigned scale = operand->mem.scale + (base == index);
         state->gpr[index] = (target - sum) / (scale ? scale : 1);
@@ -360,7 +360,7 @@ void generate_state(const struct insn *insn, uint64_t components, struct random 
                     struct test_case *test)
 {
     struct machine_state *state = &test->before;
-    const ZydisDecodedInstruction *info = &insn->info;
+    const struct insn_info *info = &insn->info;
     for (unsigned i = 0; i < 16; i++) {
         state->gpr[i] = random_value(random);
     }
@@ -387,7 +387,7 @@ void generate_state(const struct insn *insn, uint64_t components, struct random 
         }
     }
     for (unsigned i = 0; i < info->operand_count; i++) {
-        const ZydisDecodedOperand *operand = &insn->operands[i];
+        const struct insn_operand *operand = &insn->operands[i];
         if (operand->type == ZYDIS_OPERAND_TYPE_MEMORY &&
             operand->mem.type != ZYDIS_MEMOP_TYPE_AGEN) {
             solve_address(insn, operand, random, test);

@@ -27,10 +27,11 @@ static uint64_t register_value(const struct test_case *test, ZydisRegister reg)
     return reg == ZYDIS_REGISTER_AL ? (uint8_t)value : value;
 }
 
-static uint64_t operand_address(const struct insn *insn, const ZydisDecodedOperand *operand,
+static uint64_t operand_address(const struct insn *insn, const struct insn_operand *operand,
                                 const struct test_case *test)
 {
-    uint64_t address = (uint64_t)operand->mem.disp.value + register_value(test, operand->mem.base) +
+    uint64_t address = (uint64_t)operand->mem.displacement +
+                       register_value(test, operand->mem.base) +
                        register_value(test, operand->mem.index) * operand->mem.scale;
     if (operand->mem.base == ZYDIS_REGISTER_RIP || operand->mem.base == ZYDIS_REGISTER_EIP) {
         address += test->before.rip + insn->info.length;
@@ -38,7 +39,7 @@ static uint64_t operand_address(const struct insn *insn, const ZydisDecodedOpera
     return insn->info.address_width == 32 ? (uint32_t)address : address;
 }
 
-static const ZydisDecodedOperand *memory_operand(const struct insn *insn)
+static const struct insn_operand *memory_operand(const struct insn *insn)
 {
     for (unsigned i = 0; i < insn->info.operand_count; i++) {
         if (insn->operands[i].type == ZYDIS_OPERAND_TYPE_MEMORY && insn->operands[i].size) {
@@ -101,7 +102,7 @@ static bool is_masked(const struct insn *insn)
 static bool is_vector_alignment(const struct insn *insn, const struct test_case *test,
                                 const struct outcome *native, const struct outcome *engine)
 {
-    const ZydisDecodedOperand *memory = memory_operand(insn);
+    const struct insn_operand *memory = memory_operand(insn);
     return memory && (memory->size >= 128 || is_masked(insn) || is_byte_masked(insn)) &&
            test->before.rflags & FLAG_AC &&
            operand_address(insn, memory, test) % (memory->size / 8) &&
@@ -124,7 +125,7 @@ static bool has_numeric_exception(const struct test_case *test, const struct out
 static bool is_store_priority(const struct insn *insn, const struct test_case *test,
                               const struct outcome *native, const struct outcome *engine)
 {
-    const ZydisDecodedOperand *memory = memory_operand(insn);
+    const struct insn_operand *memory = memory_operand(insn);
     return memory && memory->actions & ZYDIS_OPERAND_ACTION_MASK_WRITE &&
            (is_x87(insn) || insn->info.mnemonic == ZYDIS_MNEMONIC_VCVTPS2PH) &&
            ((is_memory_fault(test, native) && has_numeric_exception(test, engine)) ||
@@ -159,7 +160,7 @@ static bool is_wild(uint64_t address, unsigned size)
 }
 
 /* Does this operand give reason for this exception? */
-static bool is_due(const ZydisDecodedOperand *memory, uint64_t address,
+static bool is_due(const struct insn_operand *memory, uint64_t address,
                    const struct test_case *test, uint64_t vector)
 {
     const uint8_t *area = test->before.xsave;
@@ -188,7 +189,7 @@ static bool is_due(const ZydisDecodedOperand *memory, uint64_t address,
 static bool is_order_of_faults(const struct insn *insn, const struct test_case *test,
                                const struct outcome *native, const struct outcome *engine)
 {
-    const ZydisDecodedOperand *memory = memory_operand(insn);
+    const struct insn_operand *memory = memory_operand(insn);
     uint64_t address = memory ? operand_address(insn, memory, test) : 0;
     return memory && native->vector != engine->vector &&
            is_due(memory, address, test, native->vector) &&
@@ -220,7 +221,7 @@ static bool is_unselected_byte(const struct insn *insn, const struct test_case *
 static bool is_sha_alignment(const struct insn *insn, const struct test_case *test,
                              const struct outcome *native, const struct outcome *engine)
 {
-    const ZydisDecodedOperand *memory = memory_operand(insn);
+    const struct insn_operand *memory = memory_operand(insn);
     return insn->info.meta.isa_set == ZYDIS_ISA_SET_SHA && memory &&
            operand_address(insn, memory, test) % 16 && only_one(test, native, engine, EXCEPTION_GP);
 }
@@ -251,10 +252,10 @@ static bool is_mask_of_bits(const struct insn *insn, const struct test_case *tes
 static bool is_other_instruction(const struct insn *insn, const struct test_case *test,
                                  const struct outcome *native, const struct outcome *engine)
 {
-    const ZydisDecodedInstruction *info = &insn->info;
+    const struct insn_info *info = &insn->info;
     switch (info->mnemonic) {
     case ZYDIS_MNEMONIC_PAUSE: /* with REX.B, AMD's CPUs exchange R8 and RAX (APM volume 3, NOP) */
-        return info->raw.rex.B;
+        return info->raw.rex & 1; /* REX.B */
     case ZYDIS_MNEMONIC_NOP: /* 0F 0D is PREFETCHW, for which a register is #UD (APM volume 3) */
         return info->opcode == 0x0d && info->raw.modrm.mod == 3 && native->vector == EXCEPTION_UD;
     case ZYDIS_MNEMONIC_MOVSXD: /* 16 bits of a source (SDM volume 2), or 32 (APM volume 3) */
@@ -362,7 +363,7 @@ static bool is_in_pieces(const struct insn *insn)
 /* The operand's bytes; those of gathers and of ENTER have no place of their own. */
 static bool is_in_operand(const struct insn *insn, const struct test_case *test, uint64_t address)
 {
-    const ZydisDecodedOperand *memory = memory_operand(insn);
+    const struct insn_operand *memory = memory_operand(insn);
     return !memory || memory->mem.type == ZYDIS_MEMOP_TYPE_VSIB ||
            insn->info.mnemonic == ZYDIS_MNEMONIC_ENTER ||
            address - operand_address(insn, memory, test) < memory->size / 8;

@@ -108,13 +108,13 @@ static bool is_conversion_of_stack_pointer(const struct insn *insn)
 static bool is_wanted(const struct insn *insn, ZydisRegister wanted_base)
 {
     for (unsigned i = 0; i < insn->info.operand_count; i++) {
-        const ZydisDecodedOperand *operand = &insn->operands[i];
+        const struct insn_operand *operand = &insn->operands[i];
         ZydisRegister base = operand->mem.base;
         if (operand->type == ZYDIS_OPERAND_TYPE_MEMORY &&
             (base == ZYDIS_REGISTER_NONE || base == ZYDIS_REGISTER_RIP ||
              base == ZYDIS_REGISTER_EIP ||
              (wanted_base != ZYDIS_REGISTER_NONE && base != wanted_base) ||
-             operand->mem.disp.value < -128 || operand->mem.disp.value > 127)) {
+             operand->mem.displacement < -128 || operand->mem.displacement > 127)) {
             return false;
         }
         if (operand->type == ZYDIS_OPERAND_TYPE_REGISTER &&
@@ -158,7 +158,7 @@ void sequence_pool_fini(struct sequence_pool *pool)
 static bool keeps(const struct insn *insn, unsigned counter)
 {
     for (unsigned i = 0; i < insn->info.operand_count; i++) {
-        const ZydisDecodedOperand *operand = &insn->operands[i];
+        const struct insn_operand *operand = &insn->operands[i];
         if (operand->type == ZYDIS_OPERAND_TYPE_REGISTER &&
             (operand->actions & ZYDIS_OPERAND_ACTION_MASK_WRITE) &&
             ZydisRegisterGetLargestEnclosing(ZYDIS_MACHINE_MODE_LONG_64, operand->reg.value) ==

@@ -9,7 +9,7 @@
 enum step bit_place(struct vcpu *vcpu, const struct insn *insn, bool write, struct place *ret_place,
                     unsigned *ret_bit)
 {
-    const ZydisDecodedOperand *operand = &insn->operands[0];
+    const struct insn_operand *operand = &insn->operands[0];
     unsigned size = operand_bytes(insn, 0);
     uint64_t index;
 

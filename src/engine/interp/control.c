@@ -26,7 +26,7 @@ static bool is_far(const struct insn *insn)
 /* Where a relative or indirect near branch goes, not yet cut to its width. */
 static enum step branch_target(struct vcpu *vcpu, const struct insn *insn, uint64_t *ret_rip)
 {
-    const ZydisDecodedOperand *operand = &insn->operands[0];
+    const struct insn_operand *operand = &insn->operands[0];
 
     if (operand->type == ZYDIS_OPERAND_TYPE_IMMEDIATE) {
         *ret_rip = vcpu->state.rip + operand->imm.value.u;

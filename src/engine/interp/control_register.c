@@ -297,7 +297,7 @@ enum step execute_smsw(struct vcpu *vcpu, const struct insn *insn)
 
 enum step execute_invlpg(struct vcpu *vcpu, const struct insn *insn)
 {
-    const ZydisDecodedOperand *operand = &insn->operands[0];
+    const struct insn_operand *operand = &insn->operands[0];
 
     if (is_protected(vcpu) && cpl_of(vcpu) != 0) {
         return raise_gp(vcpu);

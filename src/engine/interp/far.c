@@ -115,7 +115,7 @@ enum far_kind { FAR_JUMP, FAR_CALL };
 static enum step load_far_pointer(struct vcpu *vcpu, const struct insn *insn,
                                   uint16_t *ret_selector, uint64_t *ret_rip)
 {
-    const ZydisDecodedOperand *operand = &insn->operands[0];
+    const struct insn_operand *operand = &insn->operands[0];
     unsigned size = operand_width(insn);
     struct place place;
     uint64_t selector;

@@ -135,7 +135,7 @@ bool register_place(ZydisRegister reg, struct place *ret_place);
 enum segment_register segment_of(ZydisRegister reg);
 /* The offset of a memory operand inside its segment, cut to the address size. */
 uint64_t operand_offset(const struct vcpu *vcpu, const struct insn *insn,
-                        const ZydisDecodedOperand *operand);
+                        const struct insn_operand *operand);
 /* Find a memory or register operand; segment checks are done for reading or writing. */
 enum step operand_locate(struct vcpu *vcpu, const struct insn *insn, unsigned n, bool write,
                          struct place *ret_place);

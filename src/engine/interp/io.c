@@ -64,7 +64,7 @@ void port_out(struct vcpu *vcpu, uint16_t port, unsigned size, uint32_t value)
 /* The port operand: an immediate byte or DX. */
 static uint16_t port_operand(const struct vcpu *vcpu, const struct insn *insn, unsigned n)
 {
-    const ZydisDecodedOperand *operand = &insn->operands[n];
+    const struct insn_operand *operand = &insn->operands[n];
 
     return operand->type == ZYDIS_OPERAND_TYPE_IMMEDIATE ? (uint8_t)operand->imm.value.u
                                                          : (uint16_t)vcpu->state.gpr[RDX];

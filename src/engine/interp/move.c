@@ -227,7 +227,7 @@ enum step execute_nop(struct vcpu *vcpu, const struct insn *insn)
 /* CLFLUSH and its kind: the address is checked as that of a byte load; caches are coherent here. */
 enum step execute_flush_line(struct vcpu *vcpu, const struct insn *insn)
 {
-    const ZydisDecodedOperand *operand = &insn->operands[0];
+    const struct insn_operand *operand = &insn->operands[0];
     uint8_t byte;
     gva_t gva;
 

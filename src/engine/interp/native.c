@@ -27,7 +27,7 @@ enum vector_family {
 static bool names_class(const struct insn *insn, ZydisRegister first, ZydisRegister last)
 {
     for (unsigned n = 0; n < insn->info.operand_count; n++) {
-        const ZydisDecodedOperand *operand = &insn->operands[n];
+        const struct insn_operand *operand = &insn->operands[n];
         if (operand->type == ZYDIS_OPERAND_TYPE_REGISTER && operand->reg.value >= first &&
             operand->reg.value <= last) {
             return true;
@@ -157,7 +157,7 @@ static enum step transfer(struct vcpu *vcpu, const struct native_plan *plan, uin
 }
 
 /* The memory operand, if there is one that is really accessed. */
-static const ZydisDecodedOperand *memory_operand(const struct insn *insn)
+static const struct insn_operand *memory_operand(const struct insn *insn)
 {
     for (unsigned n = 0; n < insn->info.operand_count; n++) {
         if (operand_is_memory(insn, n) && insn->operands[n].size > 0) {
@@ -169,7 +169,7 @@ static const ZydisDecodedOperand *memory_operand(const struct insn *insn)
 
 static void plan_make(const struct vcpu *vcpu, const struct insn *insn, struct native_plan *plan)
 {
-    const ZydisDecodedOperand *memory = memory_operand(insn);
+    const struct insn_operand *memory = memory_operand(insn);
 
     *plan = (struct native_plan){.count = 1, .active = 1};
     if (!memory) {

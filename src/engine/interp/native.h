@@ -46,7 +46,7 @@ struct native_plan {
 
 /* Which chunks a masked instruction accesses; leaves a plain one alone. (native_mask.c) */
 void native_plan_mask(const struct vcpu *vcpu, const struct insn *insn,
-                      const ZydisDecodedOperand *memory, struct native_plan *plan);
+                      const struct insn_operand *memory, struct native_plan *plan);
 
 /* VGATHER, VSCATTER and their kind, element by element. (native_gather.c) */
 bool native_is_gather(const struct insn *insn);

@@ -51,7 +51,7 @@ bool native_is_gather(const struct insn *insn)
 
 struct gather {
     struct shape shape;
-    const ZydisDecodedOperand *memory;
+    const struct insn_operand *memory;
     unsigned count;
     unsigned data_register;
     unsigned data_size; /* of the register */
@@ -99,7 +99,7 @@ static void prepare(const struct vcpu *vcpu, const struct insn *insn, struct gat
             gather->memory = &insn->operands[n];
         }
     }
-    const ZydisDecodedOperand *data = &insn->operands[scatters ? 2 : 0];
+    const struct insn_operand *data = &insn->operands[scatters ? 2 : 0];
     gather->data_register = vector_number(data->reg.value);
     gather->data_size = gather->count * gather->shape.data;
     vector_load(&vcpu->state, gather->data_register, 64, gather->data);
@@ -110,11 +110,11 @@ static void prepare(const struct vcpu *vcpu, const struct insn *insn, struct gat
 static enum step element_address(struct vcpu *vcpu, const struct insn *insn,
                                  const struct gather *gather, unsigned n, gva_t *ret_gva)
 {
-    const ZydisDecodedOperand *memory = gather->memory;
+    const struct insn_operand *memory = gather->memory;
     uint64_t index = gather->shape.index == 8 ? load_le64(gather->index + n * 8)
                                               : sign_extend(load_le32(gather->index + n * 4), 4);
     struct place base;
-    uint64_t offset = (uint64_t)memory->mem.disp.value + index * memory->mem.scale;
+    uint64_t offset = (uint64_t)memory->mem.displacement + index * memory->mem.scale;
 
     if (register_place(memory->mem.base, &base)) {
         offset += gpr_load(vcpu, base.index, base.size);

@@ -49,7 +49,7 @@ static void plan_byte_mask(const struct vcpu *vcpu, const struct insn *insn,
 
     /* Operands: memory, source, mask; the last explicit register is the mask. */
     for (unsigned n = 0; n < insn->info.operand_count; n++) {
-        const ZydisDecodedOperand *operand = &insn->operands[n];
+        const struct insn_operand *operand = &insn->operands[n];
         if (operand->type == ZYDIS_OPERAND_TYPE_REGISTER &&
             operand->visibility == ZYDIS_OPERAND_VISIBILITY_EXPLICIT) {
             mask = operand->reg.value;
@@ -143,7 +143,7 @@ static unsigned broadcast_count(ZydisBroadcastMode mode)
  * become a mask, else of the first vector register, else (the destination is a mask) of the whole
  * vector.
  */
-static unsigned masked_elements(const struct insn *insn, const ZydisDecodedOperand *memory)
+static unsigned masked_elements(const struct insn *insn, const struct insn_operand *memory)
 {
     unsigned element = memory->element_size ? memory->element_size : 8;
 
@@ -151,7 +151,7 @@ static unsigned masked_elements(const struct insn *insn, const ZydisDecodedOpera
         return memory->size / element;
     }
     for (unsigned n = 0; n < insn->info.operand_count; n++) {
-        const ZydisDecodedOperand *operand = &insn->operands[n];
+        const struct insn_operand *operand = &insn->operands[n];
         if (operand->type == ZYDIS_OPERAND_TYPE_REGISTER &&
             operand->reg.value >= ZYDIS_REGISTER_XMM0 &&
             operand->reg.value <= ZYDIS_REGISTER_ZMM31 && operand->element_size > 0) {
@@ -173,7 +173,7 @@ static uint64_t fold(uint64_t mask, unsigned elements, unsigned count)
 }
 
 static void plan_opmask(const struct vcpu *vcpu, const struct insn *insn,
-                        const ZydisDecodedOperand *memory, struct native_plan *plan)
+                        const struct insn_operand *memory, struct native_plan *plan)
 {
     unsigned number = insn->info.avx.mask.reg - ZYDIS_REGISTER_K0;
     uint64_t mask = mask_load(&vcpu->state, number);
@@ -210,7 +210,7 @@ static void plan_opmask(const struct vcpu *vcpu, const struct insn *insn,
 }
 
 void native_plan_mask(const struct vcpu *vcpu, const struct insn *insn,
-                      const ZydisDecodedOperand *memory, struct native_plan *plan)
+                      const struct insn_operand *memory, struct native_plan *plan)
 {
     switch (insn->info.mnemonic) {
     case ZYDIS_MNEMONIC_MASKMOVQ:

@@ -180,18 +180,18 @@ static size_t copy_without_address(const struct insn *insn, uint8_t *out)
     size_t length = 0;
 
     for (unsigned n = 0; n < insn->info.raw.prefix_count; n++) {
-        uint8_t prefix = insn->info.raw.prefixes[n].value;
+        uint8_t prefix = insn->bytes[n];
         if (prefix == 0x66 && insn->info.mnemonic == ZYDIS_MNEMONIC_MASKMOVDQU) {
             out[length++] = prefix;
             break;
         }
     }
-    if (insn->info.attributes & ZYDIS_ATTRIB_HAS_REX) {
-        out[length++] = insn->bytes[insn->info.raw.rex.offset];
+    if (insn->info.raw.rex) {
+        out[length++] = insn->info.raw.rex;
     }
     unsigned start = insn->info.raw.modrm.offset - 2; /* 0FH and the opcode */
     if (insn->info.encoding == ZYDIS_INSTRUCTION_ENCODING_VEX) {
-        start = insn->info.raw.vex.offset;
+        start = insn->info.raw.vex_offset;
     }
     size_t rest = insn->info.length - start;
     bytes_copy(out + length, insn->bytes + start, rest);

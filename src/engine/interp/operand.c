@@ -185,21 +185,21 @@ static uint64_t address_part(const struct vcpu *vcpu, ZydisRegister reg)
 }
 
 uint64_t operand_offset(const struct vcpu *vcpu, const struct insn *insn,
-                        const ZydisDecodedOperand *operand)
+                        const struct insn_operand *operand)
 {
     uint64_t offset = address_part(vcpu, operand->mem.base);
 
     if (operand->mem.index != ZYDIS_REGISTER_NONE) {
         offset += address_part(vcpu, operand->mem.index) * operand->mem.scale;
     }
-    offset += (uint64_t)operand->mem.disp.value;
+    offset += (uint64_t)operand->mem.displacement;
     return offset & size_mask(address_width(insn));
 }
 
 enum step operand_locate(struct vcpu *vcpu, const struct insn *insn, unsigned n, bool write,
                          struct place *ret_place)
 {
-    const ZydisDecodedOperand *operand = &insn->operands[n];
+    const struct insn_operand *operand = &insn->operands[n];
 
     if (operand->type == ZYDIS_OPERAND_TYPE_REGISTER) {
         return register_place(operand->reg.value, ret_place) ? STEP_NEXT : raise_ud(vcpu);
@@ -247,7 +247,7 @@ enum step place_store(struct vcpu *vcpu, const struct place *place, uint64_t val
 
 enum step operand_load(struct vcpu *vcpu, const struct insn *insn, unsigned n, uint64_t *ret_value)
 {
-    const ZydisDecodedOperand *operand = &insn->operands[n];
+    const struct insn_operand *operand = &insn->operands[n];
     struct place place;
 
     if (operand->type == ZYDIS_OPERAND_TYPE_IMMEDIATE) {

@@ -94,7 +94,7 @@ void stack_commit(struct vcpu *vcpu, const struct stack *stack)
 
 enum step execute_push(struct vcpu *vcpu, const struct insn *insn)
 {
-    const ZydisDecodedOperand *operand = &insn->operands[0];
+    const struct insn_operand *operand = &insn->operands[0];
     struct stack stack = stack_current(vcpu);
     unsigned size = operand_width(insn);
     uint64_t value;
@@ -135,7 +135,7 @@ static enum step pop_segment(struct vcpu *vcpu, struct stack *stack, unsigned si
 /* A destination address that uses RSP is computed after the increment. SDM volume 2, POP. */
 enum step execute_pop(struct vcpu *vcpu, const struct insn *insn)
 {
-    const ZydisDecodedOperand *operand = &insn->operands[0];
+    const struct insn_operand *operand = &insn->operands[0];
     struct stack stack = stack_current(vcpu);
     unsigned size = operand_width(insn);
     uint64_t old = vcpu->state.gpr[RSP];

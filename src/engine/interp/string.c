@@ -29,7 +29,7 @@ static struct string string_of(const struct vcpu *vcpu, const struct insn *insn)
 
     /* Operand sizes: the first memory operand is an element; RSI's names its segment. */
     for (unsigned n = 0; n < insn->info.operand_count; n++) {
-        const ZydisDecodedOperand *operand = &insn->operands[n];
+        const struct insn_operand *operand = &insn->operands[n];
         if (operand->type != ZYDIS_OPERAND_TYPE_MEMORY) {
             continue;
         }

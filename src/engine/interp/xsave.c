@@ -14,7 +14,7 @@ enum { FXSAVE_SIZE = 512, FXSAVE_WRITTEN = XSAVE_XMM_END, COMPONENT_LAST = 7 };
 static enum step area_locate(struct vcpu *vcpu, const struct insn *insn, unsigned size,
                              unsigned alignment, bool write, gva_t *ret_gva)
 {
-    const ZydisDecodedOperand *operand = &insn->operands[0];
+    const struct insn_operand *operand = &insn->operands[0];
 
     TRY(linear_address(vcpu, segment_of(operand->mem.segment), operand_offset(vcpu, insn, operand),
                        size, write, ret_gva));

@@ -84,7 +84,7 @@ void emit_indirect_note(struct compiler *c, uint32_t site)
 
 bool compile_indirect_target(struct compiler *c)
 {
-    const ZydisDecodedOperand *operand = &compiler_insn(c)->operands[0];
+    const struct insn_operand *operand = &compiler_insn(c)->operands[0];
     struct emitter *e = &c->e;
     if (operand->type == ZYDIS_OPERAND_TYPE_MEMORY) {
         if (operand->size != 64) {

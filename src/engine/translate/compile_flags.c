@@ -41,7 +41,7 @@ struct flag_effects flag_effects(const struct insn *insn)
 /* ---- recipes ---- */
 
 /* The host register of a guest register that a recipe may name, or -1. */
-static int recipe_register(const ZydisDecodedOperand *operand)
+static int recipe_register(const struct insn_operand *operand)
 {
     int gpr = operand->type == ZYDIS_OPERAND_TYPE_REGISTER ? rewrite_gpr(operand->reg.value) : -1;
     return is_displaced(gpr) ? -1 : gpr;
@@ -50,7 +50,7 @@ static int recipe_register(const ZydisDecodedOperand *operand)
 /* How to make the flags of `insn` again after it has completed, if its operands stay. */
 static struct recipe recipe_of(const struct insn *insn)
 {
-    const ZydisDecodedOperand *first = &insn->operands[0], *second = &insn->operands[1];
+    const struct insn_operand *first = &insn->operands[0], *second = &insn->operands[1];
     int gpr = recipe_register(first);
     struct recipe recipe = {.width = (uint8_t)insn->info.operand_width, .second = -1};
     if (gpr < 0 || insn->info.operand_width < 32 ||

@@ -22,10 +22,10 @@ struct operand_key {
     unsigned size;
 };
 
-static bool operand_key(const struct insn *insn, const ZydisDecodedOperand *operand,
+static bool operand_key(const struct insn *insn, const struct insn_operand *operand,
                         struct operand_key *ret_key)
 {
-    const ZydisDecodedOperandMem *memory = &operand->mem;
+    const struct insn_memory *memory = &operand->mem;
     int base = rewrite_gpr(memory->base);
     if (base < 0 || insn->info.address_width != 64 || memory->segment == ZYDIS_REGISTER_FS ||
         memory->segment == ZYDIS_REGISTER_GS || operand->size == 0 || operand->size > 8 * 64) {
@@ -35,7 +35,7 @@ static bool operand_key(const struct insn *insn, const ZydisDecodedOperand *oper
         .base = base,
         .index = rewrite_gpr(memory->index),
         .scale = memory->scale,
-        .displacement = (int32_t)memory->disp.value,
+        .displacement = (int32_t)memory->displacement,
         .size = operand->size / 8,
     };
     return true;
@@ -47,7 +47,7 @@ static bool same_registers(const struct group *group, const struct operand_key *
            (key->index < 0 || group->scale == key->scale);
 }
 
-static bool writes_memory(const ZydisDecodedOperand *operand)
+static bool writes_memory(const struct insn_operand *operand)
 {
     return operand->actions & ZYDIS_OPERAND_ACTION_MASK_WRITE;
 }
@@ -113,7 +113,7 @@ static unsigned plan_group(const struct compiler *c, const struct operand_key *k
     }
     for (unsigned i = c->current + 1; i < c->count && i <= c->current + GROUP_REACH; i++) {
         const struct insn *insn = &c->insns[i];
-        const ZydisDecodedOperand *operand = rewrite_memory_operand(insn);
+        const struct insn_operand *operand = rewrite_memory_operand(insn);
         struct operand_key other;
         if (!is_transparent(insn)) {
             break;
@@ -159,12 +159,12 @@ static int find_group(const struct compiler *c, const struct operand_key *key, b
     return -1;
 }
 
-static void check_group(struct compiler *c, const ZydisDecodedOperand *operand,
+static void check_group(struct compiler *c, const struct insn_operand *operand,
                         const struct group *group)
 {
-    ZydisDecodedOperand first = *operand;
+    struct insn_operand first = *operand;
     uint64_t unused;
-    first.mem.disp.value = group->first;
+    first.mem.displacement = group->first;
     flags_for_check(c);
     compile_address(c, &first, &unused);
     uint32_t site = c->vm->site_count;
@@ -172,7 +172,7 @@ static void check_group(struct compiler *c, const ZydisDecodedOperand *operand,
     c->vm->sites[site].is_group = true;
 }
 
-int32_t compile_group_access(struct compiler *c, const ZydisDecodedOperand *operand, bool writes)
+int32_t compile_group_access(struct compiler *c, const struct insn_operand *operand, bool writes)
 {
     struct operand_key key;
     struct group plan;

@@ -121,7 +121,7 @@ bool is_copied(const struct insn *insn)
         return is_copied_alone(insn->info.mnemonic);
     }
     for (unsigned i = 0; i < insn->info.operand_count_visible; i++) {
-        const ZydisDecodedOperand *operand = &insn->operands[i];
+        const struct insn_operand *operand = &insn->operands[i];
         ZydisRegisterClass class = operand->type == ZYDIS_OPERAND_TYPE_REGISTER
                                        ? ZydisRegisterGetClass(operand->reg.value)
                                        : ZYDIS_REGCLASS_INVALID;

@@ -26,14 +26,14 @@ static int address_register(struct compiler *c, ZydisRegister name, unsigned scr
     return (int)scratch;
 }
 
-bool compile_address(struct compiler *c, const ZydisDecodedOperand *operand, uint64_t *ret_constant)
+bool compile_address(struct compiler *c, const struct insn_operand *operand, uint64_t *ret_constant)
 {
-    const ZydisDecodedOperandMem *memory = &operand->mem;
+    const struct insn_memory *memory = &operand->mem;
     struct emitter *e = &c->e;
     bool is_wide = compiler_insn(c)->info.address_width == 64;
     bool has_base = memory->segment == ZYDIS_REGISTER_FS || memory->segment == ZYDIS_REGISTER_GS;
     bool is_relative = memory->base == ZYDIS_REGISTER_RIP || memory->base == ZYDIS_REGISTER_EIP;
-    uint64_t displacement = (uint64_t)memory->disp.value;
+    uint64_t displacement = (uint64_t)memory->displacement;
     if (is_relative) {
         displacement += compiler_next_pc(c);
     }
@@ -116,7 +116,7 @@ void compile_check(struct compiler *c, unsigned size, bool write, const uint64_t
 static bool has_early_faults(const struct insn *insn)
 {
     for (unsigned i = 0; i < insn->info.operand_count; i++) {
-        const ZydisDecodedOperand *operand = &insn->operands[i];
+        const struct insn_operand *operand = &insn->operands[i];
         ZydisRegisterClass class = operand->type == ZYDIS_OPERAND_TYPE_REGISTER
                                        ? ZydisRegisterGetClass(operand->reg.value)
                                        : ZYDIS_REGCLASS_INVALID;
@@ -139,7 +139,7 @@ static void note_early_faults(struct site *site, const struct insn *insn, unsign
     site->alignment = is_vector ? (uint8_t)(size - 1) : 0;
 }
 
-void compile_operand_check(struct compiler *c, const ZydisDecodedOperand *operand, bool write)
+void compile_operand_check(struct compiler *c, const struct insn_operand *operand, bool write)
 {
     uint64_t constant;
     flags_for_check(c);
@@ -249,7 +249,7 @@ static bool is_bit_string(const struct insn *insn)
 /* Load the bit number of a bit string instruction into R14. */
 static void load_bit_number(struct compiler *c)
 {
-    const ZydisDecodedOperand *operand = &compiler_insn(c)->operands[1];
+    const struct insn_operand *operand = &compiler_insn(c)->operands[1];
     int gpr = rewrite_gpr(operand->reg.value);
     if (is_displaced(gpr)) {
         emit_load(&c->e, SCRATCH2, gpr_slot((unsigned)gpr));
@@ -338,7 +338,7 @@ static bool map_uses_scratch(const struct rewrite_map *map, uint16_t named)
 bool compile_copy(struct compiler *c)
 {
     const struct insn *insn = compiler_insn(c);
-    const ZydisDecodedOperand *memory = rewrite_memory_operand(insn);
+    const struct insn_operand *memory = rewrite_memory_operand(insn);
     struct flag_effects effects = flag_effects(insn);
     struct rewrite_registers registers;
     struct rewrite_map map = {.memory_base = SCRATCH};
@@ -407,7 +407,7 @@ bool compile_lea(struct compiler *c)
     const struct insn *insn = compiler_insn(c);
     struct emitter *e = &c->e;
     int destination = rewrite_gpr(insn->operands[0].reg.value);
-    ZydisDecodedOperand source = insn->operands[1];
+    struct insn_operand source = insn->operands[1];
     uint64_t constant;
     if (insn->info.operand_width == 16) {
         return false;

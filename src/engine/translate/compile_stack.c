@@ -82,7 +82,7 @@ static void push_spilled(struct compiler *c)
 bool compile_push(struct compiler *c)
 {
     const struct insn *insn = compiler_insn(c);
-    const ZydisDecodedOperand *operand = &insn->operands[0];
+    const struct insn_operand *operand = &insn->operands[0];
     unsigned run = run_length(c, ZYDIS_MNEMONIC_PUSH);
     if (run) {
         return push_run(c, run);
@@ -203,7 +203,7 @@ bool compile_return(struct compiler *c)
     if (insn->info.meta.branch_type != ZYDIS_BRANCH_TYPE_NEAR || insn->info.operand_width != 64) {
         return false;
     }
-    int32_t extra = insn->info.raw.imm[0].size ? (int32_t)insn->info.raw.imm[0].value.u : 0;
+    int32_t extra = insn->info.raw.imm[0].size ? (int32_t)insn->operands[0].imm.value.u : 0;
     flags_to_block(c);
     count_instructions(c, 1);
     emit_move(&c->e, SCRATCH, GUEST_RSP);

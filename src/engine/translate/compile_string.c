@@ -8,7 +8,7 @@
 bool is_repeated_move(const struct insn *insn)
 {
     for (unsigned i = 0; i < insn->info.operand_count; i++) {
-        const ZydisDecodedOperand *operand = &insn->operands[i];
+        const struct insn_operand *operand = &insn->operands[i];
         if (operand->type == ZYDIS_OPERAND_TYPE_MEMORY &&
             (operand->mem.segment == ZYDIS_REGISTER_FS ||
              operand->mem.segment == ZYDIS_REGISTER_GS)) {

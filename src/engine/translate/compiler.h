@@ -162,19 +162,19 @@ void displaced_store(struct compiler *c, uint16_t written, bool has_memory,
 
 /* ---- compile_memory.c ---- */
 /* R13 = address of the memory operand. A constant address is not loaded: *ret_constant is set. */
-bool compile_address(struct compiler *c, const ZydisDecodedOperand *operand,
+bool compile_address(struct compiler *c, const struct insn_operand *operand,
                      uint64_t *ret_constant);
 /* R13 = host address of the guest-virtual address in R13 (or of a constant). Flags are saved. */
 void compile_check(struct compiler *c, unsigned size, bool write, const uint64_t *constant);
 /* The memory operand of the current instruction: address, check. R13 = host address. */
-void compile_operand_check(struct compiler *c, const ZydisDecodedOperand *operand, bool write);
+void compile_operand_check(struct compiler *c, const struct insn_operand *operand, bool write);
 /* Copy the instruction with registers and memory operand substituted; false if it cannot be. */
 bool compile_copy(struct compiler *c);
 bool compile_lea(struct compiler *c);
 
 /* ---- compile_group.c ---- */
 /* Like compile_operand_check(), but the operand is at [R13 + returned offset]. */
-int32_t compile_group_access(struct compiler *c, const ZydisDecodedOperand *operand, bool writes);
+int32_t compile_group_access(struct compiler *c, const struct insn_operand *operand, bool writes);
 /* No host address of before may be used again. */
 void groups_forget(struct compiler *c);
 /* The instruction has been emitted: groups whose registers it writes end. */
