@@ -1,16 +1,17 @@
 /*
  * Fuzzer of the decoder: the results must be consistent with each other, nothing beyond the given
- * bytes may be read, and lengths must agree with a second decoder, Capstone, where both accept.
+ * bytes may be read, the tables must say what Zydis says, and lengths must agree with a second
+ * decoder, Capstone, where both accept.
  *
  * Input: a byte that chooses the code size, then the instruction.
- * Guards: src/x86/decode.c
+ * Guards: src/x86/decode.c src/x86/decode_table.c src/x86/decode_zydis.c
  */
 #include <capstone/capstone.h>
 #include <stdlib.h>
 
 #include "base/assert.h"
 #include "base/bytes.h"
-#include "x86/decode.h"
+#include "x86/decode_compare.h"
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 
@@ -72,8 +73,11 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     bytes_copy(bytes, data + 1, available);
 
     struct insn insn, again;
-    switch (decode(mode, bytes, available, &insn)) {
+    enum decode_result result = decode(mode, bytes, available, &insn);
+    ASSERT(decode_by_zydis(mode, bytes, available, &again) == result);
+    switch (result) {
     case DECODE_OK:
+        ASSERT(!insn_difference(&insn, &again));
         ASSERT(insn.info.length >= 1 && insn.info.length <= INSN_MAX_LENGTH);
         ASSERT(insn.info.length <= available);
         /* The bytes behind it do not matter, and none can be missing. */
