@@ -19,6 +19,8 @@
 #include "x86/cpu_state.h"
 
 struct cpuid_table;
+struct debug;
+struct debug_points;
 
 /* What an engine may ask of the machine. Given at vm_new; every call is on the vCPU's thread. */
 struct engine_host {
@@ -46,6 +48,7 @@ enum exit_kind {
     EXIT_INTERRUPTED,  /* stop was asked for with KICK_STOP */
     EXIT_HALT,         /* HLT, or waiting for SIPI: wait for vcpu_has_work(), then run again */
     EXIT_TRIPLE_FAULT, /* shutdown: the machine resets or ends the VM */
+    EXIT_DEBUG,        /* the stop of its struct debug says why */
     EXIT_ERROR,        /* we cannot go on; a sentence is on the trail of this thread */
 };
 
@@ -55,7 +58,8 @@ enum kick {
     KICK_NMI = 1u << 1,
     KICK_INIT = 1u << 2,
     KICK_SIPI = 1u << 3,
-    KICK_STOP = 1u << 4, /* leave run() with EXIT_INTERRUPTED */
+    KICK_STOP = 1u << 4,  /* leave run() with EXIT_INTERRUPTED */
+    KICK_DEBUG = 1u << 5, /* of the engines: ask engine/debug.h between two instructions */
     /* bits 8 and up belong to the engines */
 };
 
@@ -113,6 +117,13 @@ struct engine_ops {
      * calls of engine_host.
      */
     void (*set_deadline)(struct engine_vcpu *vcpu, uint64_t instructions);
+    /*
+     * What a debugger wants of this vCPU (engine/debug.h), borrowed until the next call; NULL:
+     * nothing. While not running, and before set_state(), which forgets mappings of before.
+     */
+    void (*set_debug)(struct engine_vcpu *vcpu, struct debug *debug);
+    /* New breakpoints: code that was made from their places goes. While no vCPU runs. */
+    void (*breaks_changed)(struct engine_vm *vm, const struct debug_points *points);
 };
 
 extern const struct engine_ops interp_engine;

@@ -215,6 +215,9 @@ enum step mmu_read(struct vcpu *vcpu, gva_t gva, void *buffer, unsigned size, ui
     if (target.pieces[1].size) {
         physical_read(vcpu, target.pieces[1], (uint8_t *)buffer + target.pieces[0].size);
     }
+    if (__builtin_expect(vcpu->debug != NULL, 0)) {
+        debug_note_access(vcpu, gva, size, false);
+    }
     return STEP_NEXT;
 }
 
@@ -233,6 +236,9 @@ enum step mmu_write(struct vcpu *vcpu, gva_t gva, const void *buffer, unsigned s
     physical_write(vcpu, target.pieces[0], buffer);
     if (target.pieces[1].size) {
         physical_write(vcpu, target.pieces[1], (const uint8_t *)buffer + target.pieces[0].size);
+    }
+    if (__builtin_expect(vcpu->debug != NULL, 0)) {
+        debug_note_access(vcpu, gva, size, true);
     }
     return STEP_NEXT;
 }

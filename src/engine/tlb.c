@@ -117,6 +117,11 @@ static void entry_set(struct tlb *tlb, enum tlb_privilege privilege, enum tlb_ac
     }
 }
 
+static inline bool is_watched(const struct vcpu *vcpu, gva_t gva)
+{
+    return __builtin_expect(vcpu->debug != NULL, 0) && debug_is_watched(vcpu->debug, gva);
+}
+
 enum tlb_fill tlb_translate(struct vcpu *vcpu, gva_t gva, uint32_t access, gpa_t *ret_gpa)
 {
     enum tlb_privilege privilege = access & PF_USER ? TLB_USER : TLB_KERNEL;
@@ -133,6 +138,9 @@ enum tlb_fill tlb_translate(struct vcpu *vcpu, gva_t gva, uint32_t access, gpa_t
     }
     *ret_gpa = result.gpa;
     if (privilege == TLB_KERNEL && result.user && (vcpu->walk_mode.cr4 & CR4_SMAP)) {
+        return TLB_SLOW;
+    }
+    if (is_watched(vcpu, gva)) {
         return TLB_SLOW;
     }
 
@@ -171,6 +179,9 @@ static uint8_t *span_page(struct vcpu *vcpu, gva_t gva, uint32_t access, struct 
 
     if (entry->tag == gva) {
         return (uint8_t *)entry->host;
+    }
+    if (is_watched(vcpu, gva)) {
+        return NULL;
     }
     if (gva - walked->gva >= result->page_size) {
         if (!is_canonical(gva) || !walk_for(vcpu, gva, access, result)) {

@@ -5,6 +5,7 @@
  */
 #pragma once
 
+#include "engine/debug.h"
 #include "engine/engine.h"
 #include "engine/tlb.h"
 #include "x86/cpu_state.h"
@@ -49,6 +50,7 @@ struct vcpu {
      * paging mode, address space, or single pages. NULL in plain interp.
      */
     const struct vcpu_hooks *hooks;
+    struct debug *debug;   /* borrowed; NULL: no debugger wants anything */
     struct native *native; /* owned: see interp_attach() */
     void *engine;          /* borrowed: the engine's own vCPU */
 };

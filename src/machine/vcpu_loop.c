@@ -22,11 +22,14 @@ static bool park(struct vm_vcpu *vcpu, struct engine_vcpu *engine)
     }
     vm->parked++;
     pthread_cond_broadcast(&vm->changed);
-    while (vm->stop && !vm->quitting) {
+    while ((vm->stop || vcpu->is_held) && !vm->quitting) {
         pthread_cond_wait(&vm->changed, &vm->lock);
     }
     vm->parked--;
     bool run = !vm->quitting;
+    if (run) {
+        vm_debug_arm(vcpu, engine);
+    }
     if (run && vcpu->state_changed) {
         vm->engine_ops->set_state(engine, &vcpu->state);
         vcpu->tsc_offset = vcpu->state.tsc_offset;
@@ -76,6 +79,10 @@ static void run_until_stop(struct vm_vcpu *vcpu, struct engine_vcpu *engine)
             break;
         case EXIT_TRIPLE_FAULT:
             handle_triple_fault(vcpu, engine);
+            break;
+        case EXIT_DEBUG:
+            vm_debug_came_back(vcpu);
+            wait_for_stop(vm);
             break;
         case EXIT_ERROR:
             vm_request_error(vm, trail_text());

@@ -362,14 +362,25 @@ void vm_triple_fault(struct vm *vm, unsigned vcpu, const struct cpu_state *state
     }
 }
 
+void vm_start_paused(struct vm *vm)
+{
+    vm->starts_paused = true;
+}
+
 void vm_run(struct vm *vm, struct vm_end *ret_end)
 {
-    go(vm);
+    if (vm->starts_paused) {
+        vm->life = VM_PAUSED;
+    } else {
+        go(vm);
+    }
     int r = loop_run(vm->loop);
     if (r) {
         vm_request_error(vm, trail_text());
     }
-    stop(vm);
+    if (vm->life == VM_RUNNING) {
+        stop(vm);
+    }
     vm->life = VM_DEAD;
     *ret_end = vm->end;
 }

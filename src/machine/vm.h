@@ -47,6 +47,9 @@ void vm_free(struct vm *vm);
 /* Start the threads and let the engine set up its vCPUs. No path is opened from here on. */
 int vm_start(struct vm *vm) __attribute__((warn_unused_result));
 
+/* Let vm_run() begin PAUSED, before the first instruction, until vm_resume(). Before vm_run(). */
+void vm_start_paused(struct vm *vm);
+
 /* Run until the machine ends. */
 void vm_run(struct vm *vm, struct vm_end *ret_end);
 

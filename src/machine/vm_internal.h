@@ -9,7 +9,9 @@
 #include "boot/acpi.h"
 #include "boot/boot.h"
 #include "bus/bus.h"
+#include "engine/debug.h"
 #include "machine/vm.h"
+#include "machine/vm_debug.h"
 
 struct console;
 struct device;
@@ -29,6 +31,10 @@ struct vm_vcpu {
     /* While parked, under vm->lock: */
     struct cpu_state state;
     bool state_changed; /* the engine has to take it over before it runs */
+    /* vm_debug.c */
+    struct debug debug;
+    bool is_held;    /* stays parked while others run */
+    bool is_stopped; /* debug.stop says why, and nobody was told yet */
 };
 
 enum { BOARD_DEVICES_MAX = 32 };
@@ -73,6 +79,9 @@ struct vm {
     /* Where time stood when the machine was last stopped. */
     uint64_t stopped_tsc, stopped_ns;
     uint64_t skipped_ns; /* step_clock: virtual time less executed instructions */
+    struct vm_debugger debugger;
+    struct debug_points debug_points;
+    bool starts_paused;
 };
 
 /* tsc.c: the rate of the host's TSC against CLOCK_MONOTONIC_RAW. Takes about 10 ms. */
@@ -104,6 +113,10 @@ void step_time_arm(struct vm *vm);
 bool step_time_skip(struct vm *vm, struct engine_vcpu *engine);
 /* After a stop or a restore: time goes on from stopped_ns. */
 void step_time_restart(struct vm *vm);
+
+/* vm_debug.c: on the vCPU's thread, before it runs and when it came back with EXIT_DEBUG. */
+void vm_debug_arm(struct vm_vcpu *vcpu, struct engine_vcpu *engine);
+void vm_debug_came_back(struct vm_vcpu *vcpu);
 
 /* vm.c */
 void vm_request_error(struct vm *vm, const char *message);

@@ -386,3 +386,18 @@ bool walk(struct memory *memory, const struct walk_mode *mode, struct walk_cache
     refuse(&w, PF_PRESENT, ret_result);
     return false;
 }
+
+bool walk_look(struct memory *memory, const struct walk_mode *mode, gva_t gva, gpa_t *ret_gpa)
+{
+    struct walker w = {.memory = memory, .mode = mode, .gva = gva};
+    if (!(mode->cr0 & CR0_PG)) {
+        *ret_gpa = gva & UINT32_MAX;
+        return true;
+    }
+    if (((mode->efer & EFER_LMA) && !is_canonical(gva)) || !begin(&w) ||
+        descend(&w) != DESCENT_LEAF) {
+        return false;
+    }
+    *ret_gpa = leaf_base(w.shift, w.entry[w.levels - 1]) | (w.gva & ((1ull << w.shift) - 1));
+    return true;
+}

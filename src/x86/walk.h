@@ -97,3 +97,10 @@ void walk_cache_flush(struct walk_cache *cache);
  */
 bool walk(struct memory *memory, const struct walk_mode *mode, struct walk_cache *cache, gva_t gva,
           uint32_t access, struct walk_result *ret_result);
+
+/*
+ * Where a linear address leads, for somebody who only looks (a debugger): no right is asked for and
+ * no bit is set, so it never waits. False if nothing is mapped there. Any address, any thread.
+ */
+bool walk_look(struct memory *memory, const struct walk_mode *mode, gva_t gva, gpa_t *ret_gpa)
+    __attribute__((warn_unused_result));

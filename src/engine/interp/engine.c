@@ -406,23 +406,31 @@ static enum step step_once(struct engine_vcpu *v)
     return interp_conclude(vcpu, interp_execute(vcpu, insn));
 }
 
-/* What waits between two instructions. STEP_NEXT to go on. */
-static enum step attend(struct engine_vcpu *v, bool *ret_stop)
+/* What waits between two instructions. True: leave run() with `ret_exit`. */
+static bool attend(struct engine_vcpu *v, enum step *ret_step, enum exit_kind *ret_exit)
 {
+    *ret_exit = EXIT_INTERRUPTED;
     if (v->vcpu.kicks & KICK_FLUSH) {
         become_busy(v);
     }
+    if (v->vcpu.debug && debug_is_over(&v->vcpu)) {
+        *ret_exit = EXIT_DEBUG;
+        return true;
+    }
     if (v->vcpu.instructions >= v->deadline) {
         v->deadline = UINT64_MAX;
-        *ret_stop = true;
-        return STEP_NEXT;
+        return true;
     }
     if (v->vcpu.kicks & KICK_STOP) {
         v->vcpu.kicks &= ~(uint32_t)KICK_STOP;
-        *ret_stop = true;
-        return STEP_NEXT;
+        return true;
     }
-    return interp_poll(&v->vcpu);
+    *ret_step = interp_poll(&v->vcpu);
+    if (v->vcpu.debug && *ret_step == STEP_NEXT && debug_before(&v->vcpu) == DEBUG_STOP) {
+        *ret_exit = EXIT_DEBUG;
+        return true;
+    }
+    return false;
 }
 
 static bool needs_attention(const struct engine_vcpu *v)
@@ -451,14 +459,11 @@ static bool has_work(const struct engine_vcpu *v, uint32_t kicks)
 static enum exit_kind run_until_exit(struct engine_vcpu *v)
 {
     for (;;) {
-        bool stop = false;
         enum step step = STEP_NEXT;
+        enum exit_kind exit;
 
-        if (needs_attention(v)) {
-            step = attend(v, &stop);
-        }
-        if (stop) {
-            return EXIT_INTERRUPTED;
+        if (needs_attention(v) && attend(v, &step, &exit)) {
+            return exit;
         }
         if (step == STEP_NEXT) {
             step = step_once(v);
@@ -468,7 +473,7 @@ static enum exit_kind run_until_exit(struct engine_vcpu *v)
         case STEP_EXCEPTION:
             break;
         case STEP_HALT:
-            if (!has_work(v, v->vcpu.kicks)) {
+            if (!has_work(v, v->vcpu.kicks) && !(v->vcpu.debug && v->vcpu.debug->is_armed)) {
                 return EXIT_HALT;
             }
             break;
@@ -562,6 +567,22 @@ static void set_deadline(struct engine_vcpu *v, uint64_t count)
     v->deadline = count;
 }
 
+/* The kick stays: each instruction is asked about. */
+static void set_debug(struct engine_vcpu *v, struct debug *debug)
+{
+    v->vcpu.debug = debug;
+    if (debug) {
+        v->vcpu.kicks |= KICK_DEBUG;
+    } else {
+        v->vcpu.kicks &= ~(uint32_t)KICK_DEBUG;
+    }
+}
+
+/* Nothing is made from code. */
+static void breaks_changed(struct engine_vm *vm, const struct debug_points *points)
+{
+}
+
 const struct engine_ops interp_engine = {
     .name = "interp",
     .probe = probe,
@@ -577,4 +598,6 @@ const struct engine_ops interp_engine = {
     .take_pending = take_pending,
     .instructions = instructions,
     .set_deadline = set_deadline,
+    .set_debug = set_debug,
+    .breaks_changed = breaks_changed,
 };

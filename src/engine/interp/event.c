@@ -378,6 +378,9 @@ enum step interp_deliver_interrupt(struct vcpu *vcpu, uint8_t vector)
     };
     enum step step = deliver_until_done(vcpu, event, BENIGN);
 
+    if (vcpu->debug) {
+        debug_note_event(vcpu);
+    }
     if (vector == EXCEPTION_NMI && step == STEP_NEXT) {
         vcpu->state.nmi_blocked = true;
         vcpu->state.nmi_pending = false;
@@ -426,6 +429,9 @@ enum step interp_poll(struct vcpu *vcpu)
     }
     if (state->activity == ACTIVITY_WAIT_SIPI) {
         return STEP_HALT;
+    }
+    if (vcpu->debug && debug_holds_events(vcpu)) {
+        return STEP_NEXT;
     }
     if (state->nmi_pending && !state->nmi_blocked) {
         if (!state->interrupt_shadow) {

@@ -89,6 +89,9 @@ enum step interp_execute(struct vcpu *vcpu, const struct insn *insn)
     if (__builtin_expect(step == STEP_EXCEPTION || step == STEP_ERROR, 0)) {
         state->rip = rip;
         state->rflags |= resume;
+        if (vcpu->debug) { /* it has done nothing */
+            vcpu->debug->is_hit = false;
+        }
         return step;
     }
     vcpu->instructions++;

@@ -171,7 +171,8 @@ static void count_down(struct vcpu *vcpu, const struct string *string, uint64_t 
 /* Traps can come after each iteration: then only one is done at a time. */
 static bool steps_singly(const struct vcpu *vcpu)
 {
-    return (vcpu->state.rflags & FLAG_TF) || (vcpu->state.dr7 & 0xff);
+    return (vcpu->state.rflags & FLAG_TF) || (vcpu->state.dr7 & 0xff) ||
+           (vcpu->debug && debug_divides(vcpu->debug));
 }
 
 /*

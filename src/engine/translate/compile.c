@@ -164,6 +164,13 @@ static void compile_execute_last(struct compiler *c)
 
 /* ---- decode ---- */
 
+/* A debugger's breakpoint: the run loop has to see it. */
+static bool is_break(const struct compiler *c, unsigned offset)
+{
+    const struct debug *debug = c->block->vcpu.debug;
+    return debug && debug_has_break(debug->points, c->virtual_page + offset);
+}
+
 static void decode_unit(struct compiler *c)
 {
     unsigned offset = c->unit->offset;
@@ -179,7 +186,7 @@ static void decode_unit(struct compiler *c)
         offset += insn->info.length;
         c->count++;
         conditions += insn->info.meta.category == ZYDIS_CATEGORY_COND_BR;
-        if (is_end(insn) || conditions == UNIT_MAX_CONDITIONS) {
+        if (is_end(insn) || conditions == UNIT_MAX_CONDITIONS || is_break(c, offset)) {
             break;
         }
     }

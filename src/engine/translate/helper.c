@@ -82,11 +82,12 @@ uint64_t place_execute(struct block *block, const struct place *place)
         vectors_save(block);
         step = interp_step(vcpu);
     }
-    if (step == STEP_NEXT && vcpu->state.interrupt_shadow) {
+    if (step == STEP_NEXT && vcpu->state.interrupt_shadow && !vcpu->debug) {
         vectors_save(block);
         step = interp_step(vcpu); /* no interrupt may come between: SDM volume 3, 6.8.3 */
     }
-    if (step != STEP_NEXT) {
+    /* A debugger may stop in the shadow: the run loop asks it before each step. */
+    if (step != STEP_NEXT || (vcpu->debug && vcpu->state.interrupt_shadow)) {
         return block_leave_step(block, step);
     }
     bool goes_on =

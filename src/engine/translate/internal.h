@@ -324,6 +324,8 @@ void pages_end_compile(struct translate_vm *vm, uint64_t page, uint64_t second_p
 void unit_add(struct translate_vm *vm, struct unit *unit);
 /* Retire what was made from these bytes; true if something was. */
 bool units_retire(struct translate_vm *vm, gpa_t gpa, uint64_t length);
+/* Retire the units that have a breakpoint among their bytes. */
+void units_retire_breaks(struct translate_vm *vm, const struct debug_points *points);
 /* Forget everything: the cache is full. The world is stopped. */
 void units_forget(struct translate_vm *vm);
 void site_link(struct translate_vm *vm, uint32_t site, struct unit *target);

@@ -224,6 +224,12 @@ static uint64_t lines_of(unsigned first, unsigned last)
     return from & to;
 }
 
+/* The end of the last line that a unit has bytes of. */
+static unsigned unit_last_offset(const struct unit *unit)
+{
+    return (64u - (unsigned)__builtin_clzll(unit->lines)) * 64 - 1;
+}
+
 /* Retire what was made from some lines of a page. */
 static bool page_retire(struct translate_vm *vm, struct page_units *page, uint64_t lines)
 {
@@ -273,6 +279,18 @@ bool units_retire(struct translate_vm *vm, gpa_t gpa, uint64_t length)
         gpa = stop;
     }
     return retired;
+}
+
+void units_retire_breaks(struct translate_vm *vm, const struct debug_points *points)
+{
+    for (uint32_t n = 1; n < vm->unit_count && points->break_count; n++) {
+        struct unit *unit = &vm->units[n];
+        gva_t first = unit->virtual_page + unit->offset;
+        if (!unit->is_retired &&
+            debug_has_break_within(points, first, unit->virtual_page + unit_last_offset(unit))) {
+            unit_retire(vm, unit);
+        }
+    }
 }
 
 void units_forget(struct translate_vm *vm)

@@ -318,6 +318,9 @@ static enum step translate_here(struct block *block)
     struct translate_vm *vm = block->vm;
     uint64_t rip = block->vcpu.state.rip;
     gpa_t gpa;
+    if (block->vcpu.debug && debug_has_break(block->vcpu.debug->points, rip)) {
+        return STEP_NEXT; /* the run loop stops, or passes it by a step */
+    }
     enum step step = block_translate_fetch(block, rip, &gpa);
     if (step == STEP_EXCEPTION) {
         return interp_deliver_exception(&block->vcpu);
@@ -353,7 +356,7 @@ static enum step translate_here(struct block *block)
 static void answer_engine_kicks(struct block *block)
 {
     block->poll_now = 0;
-    uint32_t own = KICK_WORLD | KICK_CODE | KICK_DEADLINE;
+    uint32_t own = KICK_WORLD | KICK_CODE | KICK_DEADLINE | KICK_DEBUG;
     uint32_t kicks = atomic_fetch_and(&block->vcpu.kicks, ~own);
     if (kicks & KICK_WORLD) {
         world_park(block);
@@ -426,6 +429,9 @@ static enum exit_kind translate_run(struct engine_vcpu *engine)
     space_activate(block);
     for (;;) {
         enum step step = STEP_NEXT;
+        if (vcpu->debug && debug_is_over(vcpu)) {
+            return leave_run(block, EXIT_DEBUG);
+        }
         if (vcpu->instructions >= block->deadline) {
             block->deadline = block->units_until = UINT64_MAX;
             return leave_run(block, EXIT_INTERRUPTED);
@@ -441,9 +447,16 @@ static enum exit_kind translate_run(struct engine_vcpu *engine)
         } else if (vcpu->state.activity != ACTIVITY_RUNNING) {
             step = STEP_HALT;
         }
+        enum debug_verdict verdict = DEBUG_RUN;
+        if (vcpu->debug && step == STEP_NEXT) {
+            verdict = debug_before(vcpu);
+        }
+        if (verdict == DEBUG_STOP) {
+            return leave_run(block, EXIT_DEBUG);
+        }
         if (step == STEP_NEXT) {
             block_renew_mode(block);
-            if (needs_single_steps(block)) {
+            if (verdict == DEBUG_STEP || needs_single_steps(block)) {
                 vectors_save(block);
                 step = interp_step(vcpu);
             } else {
@@ -455,7 +468,7 @@ static enum exit_kind translate_run(struct engine_vcpu *engine)
         case STEP_EXCEPTION:
             break;
         case STEP_HALT:
-            if (!has_work(block, vcpu->kicks)) {
+            if (!has_work(block, vcpu->kicks) && !(vcpu->debug && vcpu->debug->is_armed)) {
                 return leave_run(block, EXIT_HALT);
             }
             break;
@@ -463,6 +476,27 @@ static enum exit_kind translate_run(struct engine_vcpu *engine)
             return leave_run(block, EXIT_TRIPLE_FAULT);
         case STEP_ERROR:
             return leave_run(block, EXIT_ERROR);
+        }
+    }
+}
+
+/* ---- the debugger ---- */
+
+static void translate_set_debug(struct engine_vcpu *vcpu, struct debug *debug)
+{
+    block_of(vcpu)->vcpu.debug = debug;
+}
+
+static void translate_breaks_changed(struct engine_vm *engine, const struct debug_points *points)
+{
+    struct translate_vm *vm = vm_of(engine);
+    pthread_mutex_lock(&vm->lock);
+    units_retire_breaks(vm, points);
+    pthread_mutex_unlock(&vm->lock);
+    for (unsigned i = 0; i < vm->block_count; i++) {
+        if (vm->blocks[i]) {
+            atomic_fetch_or(&vm->blocks[i]->vcpu.kicks, KICK_CODE);
+            vm->blocks[i]->poll_now = 1;
         }
     }
 }
@@ -482,4 +516,6 @@ const struct engine_ops translate_engine = {
     .take_pending = translate_take_pending,
     .instructions = translate_instructions,
     .set_deadline = translate_set_deadline,
+    .set_debug = translate_set_debug,
+    .breaks_changed = translate_breaks_changed,
 };
