@@ -48,6 +48,7 @@ static void print_run(void)
                  option->argument ? option->argument : "");
         printf("  %-40s %s\n", left, option->help);
     }
+    printf("  %-40s %s\n", "--gdb PORT|PATH[,wait=on]", "let GDB debug the machine");
     printf("  %-40s %s\n", "--jail on|off", "lock the process down before the guest runs");
     printf("  %-40s %s\n", "-v", "speak also where standard error is no terminal");
     printf("\nA comma inside a value of a resource option is written twice (,,).\n");

@@ -13,6 +13,7 @@
 #include "base/error.h"
 #include "base/loop.h"
 #include "cmd.h"
+#include "control/gdb/server.h"
 #include "control/jail.h"
 #include "machine/report.h"
 #include "machine/vm.h"
@@ -20,6 +21,8 @@
 struct run {
     struct vm_config config;
     struct vm *vm;
+    const char *gdb; /* what --gdb says; NULL: no debugger */
+    struct gdb_server *gdb_server;
     bool jail;
     bool verbose;
     int signals; /* a signalfd */
@@ -30,6 +33,10 @@ CLEANUP_DEFINE(struct vm_config, vm_config_fini)
 /* Options of the command itself; the rest belongs to the machine. */
 static int set_option(struct run *run, const char *name, const char *value)
 {
+    if (!strcmp(name, "gdb")) {
+        run->gdb = value;
+        return gdb_server_check(value);
+    }
     if (strcmp(name, "jail")) {
         return vm_config_set(&run->config, name, value);
     }
@@ -50,7 +57,7 @@ static bool takes_value(const char *name)
             return option->argument;
         }
     }
-    return !strcmp(name, "jail");
+    return !strcmp(name, "jail") || !strcmp(name, "gdb");
 }
 
 /* `--name value`, `--name=value`, `--switch`, `-v`. */
@@ -134,6 +141,13 @@ static int start(struct run *run, struct watch **ret_watch)
     if (r) {
         return r;
     }
+    if (run->gdb) {
+        r = gdb_server_open(run->gdb, &run->gdb_server);
+        r = r ? r : gdb_server_attach(run->gdb_server, run->vm);
+        if (r) {
+            return r;
+        }
+    }
     bool landlock = false;
     if (run->jail) {
         r = jail_drop_rights(&landlock);
@@ -143,7 +157,7 @@ static int start(struct run *run, struct watch **ret_watch)
     }
     r = vm_start(run->vm);
     if (!r && run->jail) {
-        r = jail_enter();
+        r = jail_enter(run->gdb_server ? gdb_server_descriptor(run->gdb_server) : -1);
     }
     if (!r && may_speak(run)) {
         report("doppel: %s: engine %s, %u CPU%s, %llu MiB%s%s\n", run->config.name,
@@ -151,6 +165,11 @@ static int start(struct run *run, struct watch **ret_watch)
                (unsigned long long)(run->config.memory_size >> 20),
                run->jail && !landlock ? ", no Landlock on this host" : "",
                console_stdio_is_terminal() ? "; Ctrl-a x ends, Ctrl-a h helps" : "");
+        if (run->gdb_server) {
+            report("doppel: %s: gdb -ex 'target remote %s'%s\n", run->config.name,
+                   gdb_server_name(run->gdb_server),
+                   gdb_server_waits(run->gdb_server) ? " starts it" : "");
+        }
     }
     return r;
 }
@@ -207,12 +226,18 @@ static int run_machine(struct run *run)
         vm_run(run->vm, &end);
     }
     watch_free(watch);
-    vm_free(run->vm);
     if (r) {
+        gdb_server_free(run->gdb_server);
+        vm_free(run->vm);
         report("doppel: %s\n", trail_text());
         return STATUS_FAILED;
     }
     int status = status_of(run, &end);
+    if (run->gdb_server) {
+        gdb_server_end(run->gdb_server, (uint8_t)status);
+    }
+    gdb_server_free(run->gdb_server);
+    vm_free(run->vm);
     if (end.kind == VM_END_QUIT && end.value) {
         die_by((int)end.value);
     }

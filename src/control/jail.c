@@ -18,6 +18,7 @@
 #include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
+#include <sys/socket.h>
 #include <sys/syscall.h>
 #include <time.h>
 #include <unistd.h>
@@ -208,7 +209,16 @@ static int allow_with_arguments(scmp_filter_ctx filter)
     return allow_protections(filter);
 }
 
-static int fill_filter(scmp_filter_ctx filter)
+/* A debugger may come in by one door, and is read and written like any descriptor. */
+static int allow_listener(scmp_filter_ctx filter, int listener)
+{
+    return listener < 0 ? 0
+                        : seccomp_rule_add(filter, SCMP_ACT_ALLOW, SCMP_SYS(accept4), 2,
+                                           argument_is(0, (scmp_datum_t)listener),
+                                           argument_is(3, SOCK_CLOEXEC | SOCK_NONBLOCK));
+}
+
+static int fill_filter(scmp_filter_ctx filter, int listener)
 {
     /* one load for all threads, and kill for what is not named even in a foreign architecture */
     int r = seccomp_attr_set(filter, SCMP_FLTATR_CTL_TSYNC, 1);
@@ -225,17 +235,18 @@ static int fill_filter(scmp_filter_ctx filter)
     for (size_t i = 0; i < ARRAY_SIZE(refused) && !r; i++) {
         r = seccomp_rule_add(filter, SCMP_ACT_ERRNO(EPERM), refused[i], 0);
     }
+    r = r ? r : allow_listener(filter, listener);
     return r ? r : allow_with_arguments(filter);
 }
 
-int jail_enter(void)
+int jail_enter(int listener)
 {
     scmp_filter_ctx filter = seccomp_init(SCMP_ACT_KILL_PROCESS);
     if (!filter) {
         return fail(-ENOSYS,
                     "jail: this host has no system call filters (--jail off runs without)");
     }
-    int r = fill_filter(filter);
+    int r = fill_filter(filter, listener);
     if (!r) {
         r = seccomp_load(filter);
     }

@@ -24,6 +24,6 @@ int jail_drop_rights(bool *ret_landlock) __attribute__((warn_unused_result));
 
 /*
  * The system call allow-list, for every thread of the process. On failure nothing may be run:
- * walls may be half built.
+ * walls may be half built. Connections are accepted at the socket `listener` only (-1: nowhere).
  */
-int jail_enter(void) __attribute__((warn_unused_result));
+int jail_enter(int listener) __attribute__((warn_unused_result));

@@ -28,10 +28,17 @@ uint64_t vm_debug_xcr0(const struct vm *vm)
 
 /* ---- stopping ---- */
 
+/* Unless somebody has paused the machine meanwhile and dealt with it. */
 static void tell(void *owner)
 {
     struct vm *vm = owner;
-    if (vm->debugger.stopped) {
+    bool is_stopped = false;
+    pthread_mutex_lock(&vm->lock);
+    for (unsigned i = 0; i < vm->config->cpus; i++) {
+        is_stopped |= vm->vcpus[i].is_stopped;
+    }
+    pthread_mutex_unlock(&vm->lock);
+    if (is_stopped && vm->debugger.stopped) {
         vm->debugger.stopped(vm->debugger.owner);
     }
 }
@@ -64,10 +71,20 @@ bool vm_debug_stopped(struct vm *vm, unsigned *ret_vcpu, struct debug_stop *ret_
 
 /* ---- going on ---- */
 
-/* A stop that was not told because another vCPU's was: breakpoints and steps come again. */
-static void forget_stop(struct vm_vcpu *vcpu)
+/*
+ * A stop that was not told because another vCPU's was: a breakpoint is met again, the end of a step
+ * nobody waits for, but an access is not made twice.
+ */
+static bool is_to_be_told(const struct vm_vcpu *vcpu, const struct debug_points *points)
 {
-    vcpu->is_stopped = vcpu->is_stopped && vcpu->debug.stop.kind == DEBUG_STOP_WATCH;
+    const struct debug_stop *stop = &vcpu->debug.stop;
+    bool is_watched = false;
+    for (unsigned i = 0; i < points->watch_count; i++) {
+        const struct debug_watch *watch = &points->watches[i];
+        is_watched |= stop->address >= watch->first && stop->address <= watch->last &&
+                      stop->watch == watch->kind;
+    }
+    return vcpu->is_stopped && stop->kind == DEBUG_STOP_WATCH && is_watched;
 }
 
 static bool has_new_breaks(const struct debug_points *old, const struct debug_points *new)
@@ -90,7 +107,7 @@ void vm_debug_resume(struct vm *vm, const struct debug_points *points,
     memcpy(&vm->debug_points, points, sizeof *points);
     for (unsigned i = 0; i < vm->config->cpus; i++) {
         struct vm_vcpu *vcpu = &vm->vcpus[i];
-        forget_stop(vcpu);
+        vcpu->is_stopped = is_to_be_told(vcpu, points);
         is_told = is_told && !vcpu->is_stopped;
         vcpu->debug.points = &vm->debug_points;
         vcpu->debug.is_step = actions[i] == VM_DEBUG_STEP;
@@ -137,19 +154,31 @@ static int check(struct vm *vm, const struct cpu_state *state)
     return r ? r : cpu_state_check(state, vm->cpuid);
 }
 
+/* PAE paging has the entries that CR3 points to in registers. */
+static bool load_pdpte(struct vm *vm, const struct cpu_state *old, struct cpu_state *new)
+{
+    bool is_pae = (new->cr0 & CR0_PG) && (new->cr4 & CR4_PAE) && !(new->efer & EFER_LMA);
+    return !is_pae || new->cr3 == old->cr3 ||
+           walk_load_pdpte(vm->memory, new->cr3, cpuid_physical_bits(vm->cpuid), new->pdpte);
+}
+
 int vm_debug_set_state(struct vm *vm, unsigned vcpu, const struct cpu_state *state)
 {
     struct vm_vcpu *v = &vm->vcpus[vcpu];
+    struct cpu_state copy;
     int r = check(vm, state);
     if (r) {
         return r;
     }
-    uint64_t old_rip = v->state.rip, cr8 = v->state.cr8;
+    memcpy(&copy, state, sizeof copy);
+    if (!load_pdpte(vm, &v->state, &copy)) {
+        return fail(-EINVAL, "CR3 points to directories that no CPU could load");
+    }
     irqchip_cr8_write(vm->board.irqchip, vcpu, state->cr8);
-    memcpy(&v->state, state, sizeof *state);
-    v->state.cr8 = cr8; /* the local APIC has it */
+    copy.cr8 = v->state.cr8; /* the local APIC has it */
+    v->debug.is_past = v->debug.is_past && state->rip == v->state.rip;
+    memcpy(&v->state, &copy, sizeof copy);
     v->state_changed = true;
-    v->debug.is_past = v->debug.is_past && state->rip == old_rip;
     return 0;
 }
 
