@@ -191,6 +191,8 @@ static int guest_run(struct guest *guest)
             return guest->exited ? 0 : fail(-EPROTO, "halted without an end");
         case EXIT_TRIPLE_FAULT:
             return fail(-EPROTO, "triple fault");
+        case EXIT_DEBUG:
+            return fail(-EPROTO, "a debugger that nobody asked for");
         case EXIT_ERROR:
             return fail(-EPROTO, "the engine gave up");
         }

@@ -340,7 +340,7 @@ static int segment_load(const struct gdb_target *target, unsigned cpu, struct cp
     struct segment loaded = descriptor_unpack(load_le64(descriptor), selector);
     bool is_code = loaded.attributes & SEGMENT_CODE;
     if (!(loaded.attributes & SEGMENT_S) || !(loaded.attributes & SEGMENT_P) ||
-        (number == CS) != is_code) {
+        (number == CS && !is_code) || (number == SS && is_code)) {
         return -EINVAL;
     }
     *segment = loaded;
