@@ -343,12 +343,69 @@ static void test_ring_opens_nothing(void **state)
     assert_int_equal(WEXITSTATUS(status), 0);
 }
 
+/* With a listener, a debugger may come in by this door and no other, and be read and written. */
+enum { RIGHT_DOOR, WRONG_DOOR, WRONG_FLAGS };
+static int door;
+
+static int listen_anywhere(void)
+{
+    int fd = socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK, 0); /* at 0.0.0.0, a port of the host's */
+    return fd < 0 || listen(fd, 1) ? -1 : fd;
+}
+
+static void accepting_child(void)
+{
+    struct rlimit no_core = {0, 0};
+    bool landlock;
+    if (setrlimit(RLIMIT_CORE, &no_core) || jail_close_inherited()) {
+        _exit(100);
+    }
+    int right = listen_anywhere(), wrong = listen_anywhere();
+    if (right < 0 || wrong < 0 || jail_drop_rights(&landlock) || jail_enter(right)) {
+        _exit(100);
+    }
+    accept4(door == WRONG_DOOR ? wrong : right, NULL, NULL,
+            door == WRONG_FLAGS ? 0 : SOCK_CLOEXEC | SOCK_NONBLOCK);
+    _exit(errno == EAGAIN ? 0 : 1);
+}
+
+static void test_one_door(void **state)
+{
+    door = RIGHT_DOOR;
+    int status = status_of(accepting_child);
+    assert_true(WIFEXITED(status));
+    assert_int_equal(WEXITSTATUS(status), 0);
+    for (door = WRONG_DOOR; door <= WRONG_FLAGS; door++) {
+        status = status_of(accepting_child);
+        assert_true(WIFSIGNALED(status));
+        assert_int_equal(WTERMSIG(status), SIGSYS);
+    }
+}
+
+static void try_accept(void)
+{
+    accept4(0, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
+}
+
+static void test_no_door(void **state)
+{
+    current = try_accept;
+    int status = status_of(enter_and_try);
+    assert_true(WIFSIGNALED(status));
+    assert_int_equal(WTERMSIG(status), SIGSYS);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_deadly_calls),        cmocka_unit_test(test_covers_older_threads),
-        cmocka_unit_test(test_honest_work_goes_on), cmocka_unit_test(test_all_threads_may_allocate),
-        cmocka_unit_test(test_rights_are_dropped),  cmocka_unit_test(test_ring_opens_nothing),
+        cmocka_unit_test(test_deadly_calls),
+        cmocka_unit_test(test_covers_older_threads),
+        cmocka_unit_test(test_honest_work_goes_on),
+        cmocka_unit_test(test_all_threads_may_allocate),
+        cmocka_unit_test(test_rights_are_dropped),
+        cmocka_unit_test(test_one_door),
+        cmocka_unit_test(test_no_door),
+        cmocka_unit_test(test_ring_opens_nothing),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

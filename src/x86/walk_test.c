@@ -134,6 +134,28 @@ static void test_fault_leaves_entries(void **state)
     }
 }
 
+/* Whoever only looks finds a page that is closed to everybody, and leaves no trace. */
+static void test_looking(void **state)
+{
+    struct fixture *fixture = *state;
+    gpa_t gpa;
+    build_page(fixture, PTE_P, PTE_P | PTE_NX);
+    assert_true(walk_look(fixture->memory, &fixture->mode, gva_long, &gpa));
+    assert_int_equal(gpa, 0x42123);
+    for (unsigned level = 0; level < 4; level++) {
+        assert_int_equal(long_entry(fixture, gva_long, level) & (PTE_A | PTE_D), 0);
+    }
+    assert_false(walk_look(fixture->memory, &fixture->mode, gva_long ^ 1ull << 47, &gpa));
+    assert_false(walk_look(fixture->memory, &fixture->mode, gva_long + PAGE_SIZE, &gpa));
+    const uint64_t large[] = {TABLE(1) | ALL, TABLE(2) | ALL, 0x40000000 | ALL | PTE_PS};
+    build_long(fixture, gva_long, large, 3);
+    assert_true(walk_look(fixture->memory, &fixture->mode, gva_long, &gpa));
+    assert_int_equal(gpa, 0x40000000 | (gva_long & 0x1fffff));
+    fixture->mode.cr0 = CR0_PE;
+    assert_true(walk_look(fixture->memory, &fixture->mode, 0x1fffffffff, &gpa));
+    assert_int_equal(gpa, 0xffffffff);
+}
+
 /* Rights: SDM volume 3, 4.6.1, as a table. */
 struct right {
     uint64_t upper, leaf;
@@ -373,6 +395,7 @@ int main(void)
         TEST(test_large_pages), TEST(test_32bit),
         TEST(test_pae),         TEST(test_pdpte_load),
         TEST(test_outside_ram), TEST(test_cache),
+        TEST(test_looking),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
