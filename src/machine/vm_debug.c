@@ -157,7 +157,7 @@ static int check(struct vm *vm, const struct cpu_state *state)
 /* PAE paging has the entries that CR3 points to in registers. */
 static bool load_pdpte(struct vm *vm, const struct cpu_state *old, struct cpu_state *new)
 {
-    bool is_pae = (new->cr0 & CR0_PG) && (new->cr4 & CR4_PAE) && !(new->efer & EFER_LMA);
+    bool is_pae = (new->cr0 &CR0_PG) && (new->cr4 &CR4_PAE) && !(new->efer &EFER_LMA);
     return !is_pae || new->cr3 == old->cr3 ||
            walk_load_pdpte(vm->memory, new->cr3, cpuid_physical_bits(vm->cpuid), new->pdpte);
 }

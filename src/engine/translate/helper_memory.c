@@ -65,7 +65,8 @@ enum { FX_IMAGE_WRITTEN = 416, FX_MXCSR = 24, FX_MXCSR_MASK = 28 };
 /* What is odd about the operand, or watched by a debugger, is for interp. */
 static bool is_plain_fx_image(const struct block *block, gva_t gva)
 {
-    return !block->vcpu.debug && !(gva & 15) && is_canonical(gva) && is_canonical(gva + sizeof block->fx_image - 1);
+    return !block->vcpu.debug && !(gva & 15) && is_canonical(gva) &&
+           is_canonical(gva + sizeof block->fx_image - 1);
 }
 
 uint64_t helper_fxsave(struct block *block, uint32_t number)
