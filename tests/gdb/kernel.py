@@ -83,6 +83,7 @@ def system_calls():
 
 run("set pagination off")
 run("set confirm off")
+run("set remotetimeout 120")  # of a busy host
 run("set architecture i386:x86-64")
 run("target remote " + os.environ["DOPPEL_SOCKET"])
 parts = (at_start, variable, processors, system_calls)

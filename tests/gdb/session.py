@@ -195,6 +195,7 @@ def end():
 
 run("set pagination off")
 run("set confirm off")
+run("set remotetimeout 120")  # of a busy host
 run("target remote " + os.environ["DOPPEL_SOCKET"])
 for part in (at_reset, breakpoints, watchpoints, vectors, wide_vectors, memory, masked, end):
     try:
