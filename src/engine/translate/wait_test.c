@@ -27,7 +27,8 @@ enum {
 static const uint64_t ENOUGH_NS = 200000000;
 
 /*
- * As kernels wait for a lock: until bit 0 of TURN is EDI, PAUSE; then the other's turn. Up to TURNS.
+ * As kernels wait for a lock: until bit 0 of TURN is EDI, PAUSE; then the other's turn. Up to
+ * TURNS.
  */
 static const uint8_t take_turns[] = {
     0x8b, 0x04, 0x25, 0x00, 0xb0, 0x00, 0x00,       /* mov eax, [TURN] */
