@@ -1,7 +1,8 @@
 /*
  * Two CPUs: start by INIT and SIPI, locked instructions of every kind against each other (aligned,
  * across cache lines and pages), CMPXCHG16B, spin locks by XCHG, store ordering as the manual
- * promises, interrupts between CPUs, TLB shoot-down, code patched by the other CPU.
+ * promises, interrupts between CPUs, TLB shoot-down, code patched by the other CPU, also while it
+ * runs.
  * With one CPU only, the test says so and passes. SDM volume 3, chapters 8 and 10.
  */
 #include "runtime.h"
@@ -133,6 +134,43 @@ static void barrier(unsigned number)
     }
 }
 
+/*
+ * Code that one CPU calls again and again while the other replaces it, whole by one aligned store
+ * (APM volume 2, 7.6.1): what runs is always one of the pieces of code, and they come in order.
+ */
+static uint64_t racing[512] __attribute__((aligned(4096)));
+static volatile unsigned torn, went_back, calls;
+
+/* mov $n, %eax; ret or, for odd numbers, xor $~n, %eax; ret (from ~0). */
+static uint64_t racing_code(uint32_t n)
+{
+    return n % 2 ? 0x35ull | (uint64_t)~n << 8 | 0xc3ull << 40
+                 : 0xb8ull | (uint64_t)n << 8 | 0xc3ull << 40;
+}
+
+static void patched_while_it_runs(unsigned cpu)
+{
+    uint32_t last = 0;
+    if (cpu == 0) {
+        for (uint32_t n = 1; n <= ROUNDS; n++) {
+            ((volatile uint64_t *)racing)[5] = racing_code(n / 64 % 2 ? n | 1 : n & ~1u);
+            for (unsigned seen = calls; n % 64 == 0 && seen == calls;) {
+                pause();
+            }
+        }
+        ((volatile uint64_t *)racing)[5] = racing_code(~1u);
+        return;
+    }
+    while (last != ~1u) {
+        uint32_t n = ~0u;
+        __asm__ volatile("call *%1" : "+a"(n) : "r"(&racing[5]) : "memory");
+        torn += n > ROUNDS + 1 && n != ~1u;
+        calls = calls + 1;
+        went_back += n < last && last - n > 1;
+        last = n;
+    }
+}
+
 static void work(unsigned cpu)
 {
     barrier(1);
@@ -144,6 +182,8 @@ static void work(unsigned cpu)
     barrier(4);
     ordering(cpu);
     barrier(5);
+    patched_while_it_runs(cpu);
+    barrier(6);
 }
 
 /* Its own task state segment, for its own trap stack. */
@@ -280,6 +320,7 @@ void test_main(void)
         return;
     }
     check("MTRRs as on the first CPU", other_memory_types, read_msr(MTRR_DEF_TYPE));
+    racing[5] = racing_code(0);
     work(0);
     check("LOCK INC", shared[0], 2 * ROUNDS);
     check("LOCK XADD", shared[1], 2 * ROUNDS);
@@ -291,6 +332,8 @@ void test_main(void)
     check("LOCK CMPXCHG16B: high", shared[65], 4 * ROUNDS);
     check("XCHG as a lock", guarded, 2 * ROUNDS);
     check("stores in order", reordered, 0);
+    check("code that is replaced runs as a whole", torn, 0);
+    check("code that is replaced runs in order", went_back, 0);
     test_shootdown();
     test_ipi();
     phase = 100;

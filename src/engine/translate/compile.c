@@ -57,10 +57,6 @@ static void emit_outline(struct compiler *c, const struct outline *o)
         emit_constant(e, SCRATCH2, o->site);
         emit_jump(e, c->vm->stubs.execute);
         break;
-    case OUTLINE_PAUSE:
-        emit_constant(e, SCRATCH2, o->site);
-        emit_jump(e, c->vm->stubs.pause);
-        break;
     case OUTLINE_STRING:
         emit_constant(e, SCRATCH2, o->site);
         emit_jump(e, c->vm->stubs.string);
@@ -190,7 +186,8 @@ static void decode_unit(struct compiler *c)
         offset += insn->info.length;
         c->count++;
         conditions += insn->info.meta.category == ZYDIS_CATEGORY_COND_BR;
-        if (is_end(insn) || conditions == UNIT_MAX_CONDITIONS || is_break(c, offset)) {
+        if (is_end(insn) || conditions == UNIT_MAX_CONDITIONS || is_break(c, offset) ||
+            source_ends(c, insn, offset - c->unit->offset)) {
             break;
         }
     }
@@ -274,7 +271,7 @@ static bool is_offered(const struct compiler *c, const struct insn *insn)
 static void compile_instruction(struct compiler *c)
 {
     const struct insn *insn = compiler_insn(c);
-    if (is_nothing(insn)) {
+    if (is_nothing(insn) || compile_variable(c)) {
         return;
     }
     if (!is_offered(c, insn)) {
@@ -334,7 +331,7 @@ static enum flags_home first_need(const struct compiler *c)
 static void emit_entries(struct compiler *c)
 {
     struct unit *unit = c->unit;
-    switch (c->counts ? FLAGS_SAVED : first_need(c)) {
+    switch (c->counts || c->checks ? FLAGS_SAVED : first_need(c)) {
     case FLAGS_SAVED:
         unit->host_entry = emit_offset(&c->e);
         c->flags = FLAGS_HOST;
@@ -342,6 +339,9 @@ static void emit_entries(struct compiler *c)
         unit->saved_entry = emit_offset(&c->e);
         c->flags = FLAGS_SAVED;
         compile_deadline_check(c, c->virtual_page + unit->offset);
+        if (c->checks) {
+            source_emit_check(c);
+        }
         break;
     case FLAGS_HOST:
         unit->saved_entry = emit_offset(&c->e);
@@ -388,15 +388,6 @@ static void emit_unit(struct compiler *c)
     }
 }
 
-static uint64_t lines_between(unsigned first, unsigned end)
-{
-    uint64_t lines = 0;
-    for (unsigned line = first >> 6; line <= (end - 1) >> 6 && line < 64; line++) {
-        lines |= 1ull << line;
-    }
-    return lines;
-}
-
 /* Copy the bytes to decode, once. False if they are not in RAM. */
 static bool read_pages(struct compiler *c, gpa_t gpa, uint64_t second_page)
 {
@@ -430,7 +421,7 @@ static void emit_loop(struct compiler *c)
     enum { LONGEST = UNIT_MAX_INSTRUCTIONS / 2 };
     const struct site *loop = find_loop(c);
     unsigned count = c->count, end = 0;
-    if (!loop || c->counts || first_need(c) != FLAGS_SAVED) {
+    if (!loop || c->counts || c->checks || first_need(c) != FLAGS_SAVED) {
         return;
     }
     while (c->offsets[end] <= loop->offset) {
@@ -457,20 +448,27 @@ static void emit_all(struct compiler *c)
 {
     struct unit *unit = c->unit;
     unit->start = emit_offset(&c->e);
+    if (c->checks) {
+        source_emit_exit(c);
+    }
     emit_entries(c);
     emit_unit(c);
     emit_loop(c);
     for (unsigned i = 0; i < c->outline_count; i++) {
         emit_outline(c, &c->outlines[i]);
     }
+    if (c->checks) {
+        source_emit_record(c);
+    }
     unit->end = emit_offset(&c->e);
     ASSERT(unit->end - unit->start <= UNIT_MAX_HOST_BYTES);
     unit->site_count = c->vm->site_count - unit->first_site;
     unsigned last = c->offsets[c->count] + (c->end_result == DECODE_OK ? 0u : INSN_MAX_LENGTH);
-    unit->lines = lines_between(unit->offset, last < PAGE_SIZE ? last : PAGE_SIZE);
+    unit->length = (uint16_t)((last < PAGE_SIZE ? last : PAGE_SIZE) - unit->offset);
 }
 
-void compile(struct block *block, gva_t gva, gpa_t gpa, uint64_t second_page, uint16_t mode)
+void compile(struct block *block, gva_t gva, gpa_t gpa, uint64_t second_page, uint16_t mode,
+             bool checks)
 {
     static _Thread_local struct insn insns[UNIT_MAX_INSTRUCTIONS + 1];
     struct translate_vm *vm = block->vm;
@@ -493,6 +491,7 @@ void compile(struct block *block, gva_t gva, gpa_t gpa, uint64_t second_page, ui
         .insns = insns,
         .scratch_group = -1,
         .counts = vm->config.time_mode == TIME_DETERMINISTIC,
+        .checks = checks,
     };
     if (!read_pages(&c, gpa, second_page)) {
         return;
@@ -502,8 +501,17 @@ void compile(struct block *block, gva_t gva, gpa_t gpa, uint64_t second_page, ui
         unit->second_page = second_page;
         decode_across(&c);
     }
+    if (checks && !source_init(&c)) {
+        return;
+    }
     emit_all(&c);
     vm->cache.used = unit->end;
     vm->unit_count++;
+    if (checks) {
+        unit_limit_versions(vm, unit);
+        vm->had_checked_units = true;
+        page_hold_checked(vm, unit->page);
+        page_hold_checked(vm, unit->second_page);
+    }
     unit_add(vm, unit);
 }

@@ -6,9 +6,9 @@
 
 /*
  * A rel32 that other threads may patch while it runs must be written in one piece: keep it
- * inside an aligned quadword (`before` bytes of opcode precede it).
+ * inside an aligned quadword.
  */
-static void align_patch(struct compiler *c, unsigned before)
+void align_patch(struct compiler *c, unsigned before)
 {
     while (((emit_offset(&c->e) + before) & 7) > 4) {
         emit8(&c->e, 0x90);
@@ -86,6 +86,9 @@ bool compile_indirect_target(struct compiler *c)
 {
     const struct insn_operand *operand = &compiler_insn(c)->operands[0];
     struct emitter *e = &c->e;
+    if (operand->type == ZYDIS_OPERAND_TYPE_IMMEDIATE) {
+        return compile_variable_target(c);
+    }
     if (operand->type == ZYDIS_OPERAND_TYPE_MEMORY) {
         if (operand->size != 64) {
             return false;
@@ -113,7 +116,7 @@ bool compile_jump(struct compiler *c)
         return false;
     }
     count_instructions(c, 1);
-    if (insn->operands[0].type == ZYDIS_OPERAND_TYPE_IMMEDIATE) {
+    if (insn->operands[0].type == ZYDIS_OPERAND_TYPE_IMMEDIATE && !is_variable(c, c->current)) {
         compile_direct(c, 0xe9, compiler_next_pc(c) + insn->operands[0].imm.value.u);
         return true;
     }

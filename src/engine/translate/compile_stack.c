@@ -262,7 +262,7 @@ bool compile_call(struct compiler *c)
     }
     flags_to_block(c);
     count_instructions(c, 1);
-    if (insn->operands[0].type == ZYDIS_OPERAND_TYPE_IMMEDIATE) {
+    if (insn->operands[0].type == ZYDIS_OPERAND_TYPE_IMMEDIATE && !is_variable(c, c->current)) {
         emit_call_frame(c);
         compile_direct(c, 0xe8, compiler_next_pc(c) + insn->operands[0].imm.value.u);
         c->ended = false;

@@ -10,7 +10,6 @@ enum outline_kind {
     OUTLINE_MEMORY,  /* a failed soft TLB check: R13 less the tag in the entry at R14 */
     OUTLINE_ADDRESS, /* the same for a constant address */
     OUTLINE_EXECUTE, /* run the instruction in interp */
-    OUTLINE_PAUSE,   /* many PAUSEs: yield */
     OUTLINE_STRING,  /* a string operation that does not stay inside its pages */
     OUTLINE_JUMP,    /* an indirect jump that the look-up did not find */
     OUTLINE_CALL,    /* an indirect call; `constant` is its landing pad's cache offset */
@@ -70,6 +69,11 @@ struct compiler {
     bool counts;   /* deterministic time: instructions are counted exactly */
     bool counted;  /* the current instruction is in the count already */
     int uncounted; /* completed since the count was last brought up to date */
+    bool checks;   /* the unit compares its source before it runs: compile_source.c */
+    struct source source;
+    uint8_t variables[VARIABLES]; /* instructions whose immediate is read when they run */
+    unsigned variable_count;
+    uint32_t stale_exit; /* cache offset: go there when the bytes differ */
     struct outline outlines[OUTLINES_MAX];
     unsigned outline_count;
 };
@@ -202,7 +206,27 @@ bool compile_system(struct compiler *c);
 bool is_repeated_move(const struct insn *insn);
 void compile_repeated_move(struct compiler *c);
 
+/* ---- compile_source.c: units that check themselves ---- */
+/* Must such a unit, of `length` bytes by now, end behind this instruction? */
+bool source_ends(const struct compiler *c, const struct insn *insn, unsigned length);
+/* After decoding: what is compared and what is variable. False if it is not in RAM. */
+bool source_init(struct compiler *c);
+/* The exit for a unit that is stale, in front of its entries. */
+void source_emit_exit(struct compiler *c);
+/* Flags are saved. Uses R13 and R14. */
+void source_emit_check(struct compiler *c);
+/* Behind the unit's code: what it was made from. */
+void source_emit_record(struct compiler *c);
+/* Is the immediate of an instruction of the unit a variable? */
+bool is_variable(const struct compiler *c, unsigned index);
+/* Make the current instruction if its immediate is a variable; false if it is not. */
+bool compile_variable(struct compiler *c);
+/* R13 = target of the current direct branch if that is a variable; false if it is not. */
+bool compile_variable_target(struct compiler *c);
+
 /* ---- compile_control.c ---- */
+/* Keep a rel32 behind `before` bytes of opcode in one piece for those who patch it. */
+void align_patch(struct compiler *c, unsigned before);
 bool compile_jump(struct compiler *c);
 bool compile_condition(struct compiler *c);
 /* A direct exit to `target`: jmp (0xe9) or call (0xe8) at this place. */

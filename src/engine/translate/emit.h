@@ -71,7 +71,15 @@ static inline void emit_gs_scratch2(struct emitter *e, bool w, uint8_t opcode, u
     emit32(e, (uint32_t)displacement);
 }
 
-enum { OP_LOAD = 0x8b, OP_STORE = 0x89, OP_ADD = 0x03, OP_SUB = 0x2b, OP_CMP = 0x3b, OP_OR = 0x0b };
+enum {
+    OP_LOAD = 0x8b,
+    OP_STORE = 0x89,
+    OP_ADD = 0x03,
+    OP_SUB = 0x2b,
+    OP_CMP = 0x3b,
+    OP_OR = 0x0b,
+    OP_MOVSXD = 0x63,
+};
 
 static inline void emit_load(struct emitter *e, unsigned reg, size_t displacement)
 {

@@ -37,8 +37,11 @@ bool place_is_current(const struct block *block, const struct place *place)
            !place->unit->is_retired;
 }
 
-/* The decoded instruction at a place, or NULL if its bytes cross the page or are invalid. */
-static const struct insn *decoded_find(struct block *block, gpa_t gpa)
+/*
+ * The decoded instruction at a place, or NULL if its bytes cross the page or are invalid. Nobody
+ * tells of stores to places of units that check themselves.
+ */
+static const struct insn *decoded_find(struct block *block, gpa_t gpa, bool checks)
 {
     if (!block->decoded_valid) {
         for (unsigned i = 0; i < DECODED_ENTRIES; i++) {
@@ -47,7 +50,7 @@ static const struct insn *decoded_find(struct block *block, gpa_t gpa)
         block->decoded_valid = true;
     }
     struct decoded *entry = &block->decoded[(gpa ^ gpa >> 8) & (DECODED_ENTRIES - 1)];
-    if (entry->key != gpa) {
+    if (entry->key != gpa || checks) {
         uint8_t bytes[INSN_MAX_LENGTH];
         unsigned room = PAGE_SIZE - (gpa & (PAGE_SIZE - 1));
         unsigned count = room < sizeof bytes ? room : sizeof bytes;
@@ -59,7 +62,7 @@ static const struct insn *decoded_find(struct block *block, gpa_t gpa)
         if (decode(DECODE_64, bytes, count, &entry->insn) != DECODE_OK) {
             return NULL;
         }
-        entry->key = gpa;
+        entry->key = checks ? UINT64_MAX : gpa;
     }
     return &entry->insn;
 }
@@ -72,7 +75,7 @@ uint64_t place_execute(struct block *block, const struct place *place)
     block_gather(block);
     vcpu->state.rip = place->rip;
     vcpu->instructions += (uint64_t)place->uncounted;
-    const struct insn *insn = decoded_find(block, place->gpa);
+    const struct insn *insn = decoded_find(block, place->gpa, place->unit->source);
     if (insn) {
         if (interp_uses_vector_state(insn)) {
             vectors_save(block);
@@ -90,8 +93,9 @@ uint64_t place_execute(struct block *block, const struct place *place)
     if (step != STEP_NEXT || (vcpu->debug && vcpu->state.interrupt_shadow)) {
         return block_leave_step(block, step);
     }
-    bool goes_on =
-        insn && place_is_current(block, place) && vcpu->state.rip == place->rip + insn->info.length;
+    /* A unit that checks itself does not know what interp has found at its place. */
+    bool goes_on = insn && !place->unit->source && place_is_current(block, place) &&
+                   vcpu->state.rip == place->rip + insn->info.length;
     return block_resume(block, goes_on ? place->inline_address : 0);
 }
 
@@ -169,6 +173,22 @@ uint64_t helper_link(struct block *block, uint32_t number)
     pthread_mutex_unlock(&vm->lock);
     block->wanted_mode = block->mode;
     return target ? cache_address(vm, target->saved_entry) : block_leave(block, LEAVE_TRANSLATE);
+}
+
+uint64_t helper_stale(struct block *block, uint32_t number)
+{
+    struct translate_vm *vm = block->vm;
+    struct unit *unit = &vm->units[vm->sites[number].unit];
+    uint16_t mode = unit->mode;
+    block->vcpu.state.rip = unit->virtual_page + unit->offset;
+    pthread_mutex_lock(&vm->lock);
+    struct unit *current =
+        unit_find(vm, unit->page, unit->second_page, unit->offset, unit->virtual_page, unit->mode);
+    if (current > unit) { /* only to younger ones, so that the last one comes here */
+        site_link(vm, number, current);
+    }
+    pthread_mutex_unlock(&vm->lock);
+    return block_look_again(block, mode);
 }
 
 uint64_t helper_indirect(struct block *block, uint32_t unused)

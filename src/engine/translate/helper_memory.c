@@ -45,6 +45,13 @@ uint64_t helper_memory(struct block *block, uint32_t number)
         (site->kind == SITE_WRITE ? PF_WRITE : 0) | (block->mode & MODE_USER ? PF_USER : 0);
     switch (tlb_fill(&block->vcpu, gva, access)) {
     case TLB_FILLED:
+        if (access & PF_WRITE && block->poll_now) {
+            /* The page may be one that is not watched any more: hear of it before the store. */
+            block_gather(block);
+            block->vcpu.state.rip = place.rip;
+            block->vcpu.instructions += (uint64_t)place.uncounted;
+            return block_resume(block, 0);
+        }
         return place_is_current(block, &place) ? place.retry_address
                                                : place_start_over(block, &place);
     case TLB_FAULT:

@@ -39,6 +39,10 @@ enum {
     PLAIN_ENTRIES = 1 << 6,
     EXEC_ENTRIES = 1 << 6,
     PRIVATE_STACK_SIZE = 64 << 10,
+    SOURCE_MAX = 64,         /* bytes that a unit compares before it runs, at most */
+    VARIABLES = 4,           /* immediates of such a unit that are read when it runs */
+    VERSIONS_MAX = 4,        /* such units of one place, made from different bytes */
+    CHECKED_PAGES_MAX = 256, /* pages with such units */
 };
 
 /* What else than the bytes a translation depends on. Part of a unit's key. */
@@ -108,21 +112,21 @@ enum leave_reason {
 struct block {
     struct vcpu vcpu; /* first: units address its state from GS:0 */
 
-    struct block *self;          /* the first alias: the one that C code uses */
-    uint64_t host_rsp;           /* of the C code that entered */
-    uint64_t stack;              /* RSP of the private stack in use, while in C */
-    uint64_t stacks[PRIVILEGES]; /* of the other privilege */
-    uint64_t spill[2];           /* values that a unit keeps across a check */
-    uint64_t group_slots[4];     /* host addresses that a unit keeps: compile_group.c */
-    uint64_t recipe_kept[2];     /* RECIPE_KEPT */
-    uint32_t fault_site;         /* from the signal handler to the stub */
+    struct block *self;            /* the first alias: the one that C code uses */
+    uint64_t host_rsp;             /* of the C code that entered */
+    uint64_t stack;                /* RSP of the private stack in use, while in C */
+    uint64_t stacks[PRIVILEGES];   /* of the other privilege */
+    uint64_t spill[2];             /* values that a unit keeps across a check */
+    uint64_t group_slots[4];       /* host addresses that a unit keeps: compile_group.c */
+    uint64_t recipe_kept[2];       /* RECIPE_KEPT */
+    uint64_t variables[VARIABLES]; /* immediates that a unit has read at its start */
+    uint32_t fault_site;           /* from the signal handler to the stub */
     uint32_t indirect_site; /* the last indirect branch: it faults if its target is not canonical */
     uint64_t address;       /* the guest-virtual address of a miss */
     uint16_t saved_flags;   /* LAHF in the high byte, OF in the low */
     uint8_t interrupt_flag; /* RFLAGS.IF while units run */
     uint64_t units_until;   /* deterministic time: of vcpu.instructions; then units are left */
     _Atomic uint32_t poll_now;
-    uint32_t pauses; /* PAUSEs of kernel code until the host CPU is yielded: wait.c */
 
     /*
      * Kernel code is mapped alike in all address spaces, so what was looked up for it is kept
@@ -159,8 +163,6 @@ struct block {
     struct engine_host host; /* the machine's, with vector state saved around each call */
     struct decoded *decoded; /* a cache of decoded instructions for the slow path */
     bool decoded_valid;
-    _Atomic bool sleeps; /* in block_wait(): only a futex call wakes it */
-    uint64_t poll_ns;    /* how long the next block_wait() looks before it sleeps */
     pthread_t thread;
     int memory_fd;
     bool parked;     /* guarded by the world's lock: at a safe point */
@@ -181,7 +183,6 @@ struct unit {
     uint64_t page;         /* guest-physical page number */
     uint64_t virtual_page; /* guest-virtual address of that page */
     uint64_t second_page;  /* of an instruction across two pages; NO_PAGE: all in one */
-    uint64_t lines;        /* which 64-byte lines of the page its bytes came from */
     uint32_t saved_entry;  /* cache offset: enter with flags saved in the block */
     uint32_t host_entry;   /* cache offset: enter with flags in the CPU */
     uint32_t loop_entry;   /* cache offset: enter with flags that loop_recipe makes; 0: none */
@@ -190,9 +191,23 @@ struct unit {
     uint32_t next_in_hash, next_in_page, next_in_second;
     uint32_t incoming; /* sites chained to this unit */
     uint32_t first_site, site_count;
+    uint32_t source; /* cache offset of struct source, if it checks itself; else 0 */
     uint16_t offset; /* of its first byte in the page */
+    uint16_t length; /* of its bytes in that page */
     uint16_t mode;
     bool is_retired;
+};
+
+/*
+ * What a unit that checks itself was made from. Its entries compare the bytes in memory with
+ * these, and jump to the exit of its SITE_STALE if they differ.
+ */
+struct source {
+    const uint8_t *first, *second; /* host addresses: of its first byte, of the next page's */
+    uint8_t length;
+    uint8_t first_length; /* as much of it is in the first page */
+    uint8_t bytes[SOURCE_MAX];
+    uint8_t mask[SOURCE_MAX]; /* 0: a byte of an immediate that is read when it runs */
 };
 
 enum site_kind {
@@ -203,6 +218,7 @@ enum site_kind {
     SITE_CHAIN,   /* a direct exit inside the page; `patch` is its rel32 */
     SITE_LINK,    /* a direct exit to another page; `link` is its slot */
     SITE_POLL,    /* `resume` is the poll load */
+    SITE_STALE,   /* the unit's bytes are not what it was made from; `patch` as in SITE_CHAIN */
 };
 
 /* A place in a unit that may come back to C. */
@@ -246,21 +262,27 @@ struct stubs {
     uint32_t link;    /* R14D = site: a chain or link that is not resolved */
     uint32_t poll;    /* R14D = site */
     uint32_t time;    /* R14D = site: the deadline is near */
+    uint32_t stale;   /* R14D = site: the unit was made from other bytes */
     uint32_t fault_host, fault_saved; /* R14D = site, set by the signal handler */
     uint32_t indirect[PRIVILEGES];    /* R13 = guest-virtual target: look it up */
     uint32_t indirect_slow;           /* the same, after the look-up failed */
     uint32_t string;                  /* R14D = site: REP MOVS/STOS */
-    uint32_t pause;                   /* R14D = site: many PAUSEs */
     uint32_t fxsave, fxrstor;         /* R13 = address, R14D = site */
 };
 
 struct page_units {
     uint64_t page;
-    uint64_t lines;
+    uint64_t lines; /* 64-byte lines that bytes of its units are in */
     uint32_t first;
     uint32_t first_across; /* units whose last bytes are at the start of this page */
     uint32_t next_in_hash;
     uint32_t compiling; /* being translated now: stays marked as code */
+    /* What stores to it have cost lately; when it was `heated`, in cycles of the host. */
+    uint32_t heat;
+    uint64_t heated;
+    bool is_checked;     /* its units check themselves, and stores to it are not watched */
+    uint64_t hold;       /* cycles that it stays so, without new code */
+    uint64_t hold_until; /* then it is watched again */
 };
 
 struct translate_vm {
@@ -278,6 +300,10 @@ struct translate_vm {
     struct page_units *pages;
     uint32_t page_count;
     uint32_t *page_hash;
+    uint32_t checked_pages[CHECKED_PAGES_MAX]; /* numbers in `pages` */
+    _Atomic uint32_t checked_count;
+    bool had_checked_units; /* since units_forget(): stale look-ups may lead to some */
+    uint64_t next_review;   /* of the checked pages: cycles of the host */
     struct block *blocks[8];
     unsigned block_count;
 
@@ -299,12 +325,6 @@ struct translate_vm {
  * in the shadow of another.
  */
 enum { DEADLINE_REACH = UNIT_MAX_INSTRUCTIONS + 2 };
-
-/* Of kernel code: some 10 us, longer than most locks are held by who runs. */
-enum { PAUSES_UNTIL_YIELD = 256 };
-
-/* How long a halted vCPU may look for a kick before it sleeps: what sleep and wake-up cost. */
-enum { POLL_FIRST_NS = 10000, POLL_MOST_NS = 50000 };
 
 /* Kick bits of this engine. */
 enum {
@@ -332,8 +352,29 @@ bool units_are_full(const struct translate_vm *vm);
 void pages_begin_compile(struct translate_vm *vm, uint64_t page, uint64_t second_page);
 void pages_end_compile(struct translate_vm *vm, uint64_t page, uint64_t second_page);
 void unit_add(struct translate_vm *vm, struct unit *unit);
-/* Retire what was made from these bytes; true if something was. */
-bool units_retire(struct translate_vm *vm, gpa_t gpa, uint64_t length);
+/* Before a unit that checks itself is added: make room among its versions. */
+void unit_limit_versions(struct translate_vm *vm, const struct unit *unit);
+/* The youngest unit with the key of `unit` that is older than it, or NULL. */
+struct unit *unit_version(struct translate_vm *vm, const struct unit *unit);
+/* A version that another one replaces: not found any more; who runs it goes on to its end. */
+void unit_retire(struct translate_vm *vm, struct unit *unit);
+static inline struct source *unit_source(const struct translate_vm *vm, const struct unit *unit)
+{
+    return (struct source *)(vm->cache.write + unit->source);
+}
+/*
+ * These bytes have changed: retire what was made from them, and tell all vCPUs. A page where that
+ * happens often gets units that check themselves (page_is_checked()), and is not watched then.
+ */
+void units_retire(struct translate_vm *vm, gpa_t gpa, uint64_t length);
+/* Do units of the page check themselves? (Of no page: no.) */
+bool page_is_checked(struct translate_vm *vm, uint64_t page);
+/* New code has come to a page: its units go on to check themselves. */
+void page_hold_checked(struct translate_vm *vm, uint64_t page);
+/* These pages have other frames from now on: retire units that read them. */
+void units_drop(struct translate_vm *vm, uint64_t first, uint64_t count);
+/* Now and then: pages whose code does not change any more are watched again. */
+void units_review(struct translate_vm *vm);
 /* Retire the units that have a breakpoint among their bytes. */
 void units_retire_breaks(struct translate_vm *vm, const struct debug_points *points);
 /* Forget everything: the cache is full. The world is stopped. */
@@ -350,8 +391,12 @@ static inline uint32_t unit_number(const struct translate_vm *vm, const struct u
 void stubs_make(struct translate_vm *vm);
 
 /* ---- compile.c ---- */
-/* Translate at gva, which is at gpa; the next virtual page is at second_page (or NO_PAGE). */
-void compile(struct block *block, gva_t gva, gpa_t gpa, uint64_t second_page, uint16_t mode);
+/*
+ * Translate at gva, which is at gpa; the next virtual page is at second_page (or NO_PAGE). The
+ * unit `checks` itself, or its pages are watched.
+ */
+void compile(struct block *block, gva_t gva, gpa_t gpa, uint64_t second_page, uint16_t mode,
+             bool checks);
 
 /* ---- space.c ---- */
 int spaces_init(struct block *block);
@@ -380,11 +425,11 @@ uint64_t helper_link(struct block *block, uint32_t site);
 uint64_t helper_poll(struct block *block, uint32_t site);
 uint64_t helper_deadline(struct block *block, uint32_t site);
 uint64_t helper_fault(struct block *block, uint32_t site);
+uint64_t helper_stale(struct block *block, uint32_t site);
 uint64_t helper_indirect(struct block *block, uint32_t unused);
 uint64_t helper_string(struct block *block, uint32_t site);
 uint64_t helper_fxsave(struct block *block, uint32_t site);
 uint64_t helper_fxrstor(struct block *block, uint32_t site);
-uint64_t helper_pause(struct block *block, uint32_t site);
 
 /* ---- block.c ---- */
 /* Between units and C: bring state together, or take it apart. */
@@ -394,13 +439,6 @@ void vectors_save(struct block *block);
 void vectors_restore(struct block *block);
 /* Renew block->mode from the state. */
 void block_renew_mode(struct block *block);
-
-/* ---- wait.c ---- */
-/* As engine_ops.kick and engine_ops.wait. */
-void block_kick(struct block *block, unsigned kicks, uint8_t sipi_vector);
-void block_wait(struct block *block, uint64_t deadline_ns);
-/* Can the vCPU, as it stands, answer one of its kicks? */
-bool block_has_work(const struct block *block);
 
 /* ---- host.c ---- */
 /* The machine's calls for this vCPU. */

@@ -107,6 +107,12 @@ uint64_t block_continue(struct block *block)
     return continue_in(block, block->mode);
 }
 
+uint64_t block_look_again(struct block *block, uint16_t mode)
+{
+    jump_entry(block, block->vcpu.state.rip, mode)->gva = 1ull << 63; /* as jumps_clear() does */
+    return continue_in(block, mode);
+}
+
 uint64_t block_continue_plain(struct block *block)
 {
     return continue_in(block, block->mode | MODE_PLAIN);
@@ -135,7 +141,7 @@ uint64_t block_resume(struct block *block, uint64_t inline_address)
     uint16_t mode = block->mode;
     uint32_t drops = block->drops;
     block_renew_mode(block);
-    bool quiet = atomic_load(&block->vcpu.kicks) == 0 || poll_kicks(block);
+    bool quiet = (atomic_load(&block->vcpu.kicks) == 0 && !block->poll_now) || poll_kicks(block);
     block_scatter(block);
     if (!quiet) {
         return block_leave(block, LEAVE_AGAIN);

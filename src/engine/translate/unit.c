@@ -122,6 +122,25 @@ void pages_end_compile(struct translate_vm *vm, uint64_t page, uint64_t second_p
     }
 }
 
+/* Are the bytes in memory those that the unit was made from? */
+static bool source_is_current(const struct source *source)
+{
+    for (unsigned i = 0; i < source->length; i++) {
+        const uint8_t *at = i < source->first_length ? source->first + i
+                                                     : source->second + i - source->first_length;
+        if ((*(const volatile uint8_t *)at ^ source->bytes[i]) & source->mask[i]) {
+            return false;
+        }
+    }
+    return true;
+}
+
+static bool is_version_of(const struct unit *a, const struct unit *b)
+{
+    return a->page == b->page && a->offset == b->offset && a->mode == b->mode &&
+           a->virtual_page == b->virtual_page && a->second_page == b->second_page;
+}
+
 struct unit *unit_find(struct translate_vm *vm, uint64_t page, uint64_t second_page,
                        uint16_t offset, uint64_t virtual_page, uint16_t mode)
 {
@@ -129,11 +148,53 @@ struct unit *unit_find(struct translate_vm *vm, uint64_t page, uint64_t second_p
         struct unit *unit = &vm->units[n];
         if (unit->page == page && unit->offset == offset && unit->mode == mode &&
             unit->virtual_page == virtual_page &&
-            (unit->second_page == NO_PAGE || unit->second_page == second_page)) {
+            (unit->second_page == NO_PAGE || unit->second_page == second_page) &&
+            (!unit->source || source_is_current(unit_source(vm, unit)))) {
             return unit;
         }
     }
     return NULL;
+}
+
+struct unit *unit_version(struct translate_vm *vm, const struct unit *unit)
+{
+    /* The youngest come first. */
+    for (uint32_t n = *unit_bucket(vm, unit->page, unit->offset); n;
+         n = vm->units[n].next_in_hash) {
+        if (is_version_of(&vm->units[n], unit) && &vm->units[n] < unit) {
+            return &vm->units[n];
+        }
+    }
+    return NULL;
+}
+
+void unit_limit_versions(struct translate_vm *vm, const struct unit *unit)
+{
+    unsigned count = 0;
+    struct unit *oldest = unit_version(vm, unit), *next;
+    if (!oldest) {
+        return;
+    }
+    while ((next = unit_version(vm, oldest))) {
+        oldest = next;
+        count++;
+    }
+    if (count + 1 >= VERSIONS_MAX) {
+        unit_retire(vm, oldest);
+    }
+}
+
+/* The 64-byte lines of a page that [first, last] of its bytes touch. */
+static uint64_t lines_of(unsigned first, unsigned last)
+{
+    uint64_t from = ~0ull << (first >> 6);
+    uint64_t to = last >> 6 == 63 ? ~0ull : (1ull << ((last >> 6) + 1)) - 1;
+    return from & to;
+}
+
+static uint64_t unit_lines(const struct unit *unit)
+{
+    return unit->length ? lines_of(unit->offset, unit->offset + unit->length - 1u) : 0;
 }
 
 void unit_add(struct translate_vm *vm, struct unit *unit)
@@ -146,7 +207,7 @@ void unit_add(struct translate_vm *vm, struct unit *unit)
     struct page_units *page = page_make(vm, unit->page);
     unit->next_in_page = page->first;
     page->first = number;
-    page->lines |= unit->lines;
+    page->lines |= unit_lines(unit);
     if (unit->second_page != NO_PAGE) {
         page = page_make(vm, unit->second_page);
         unit->next_in_second = page->first_across;
@@ -201,7 +262,8 @@ static void unit_unlink(struct translate_vm *vm, struct unit *unit)
     unit->incoming = 0;
 }
 
-static void unit_retire(struct translate_vm *vm, struct unit *unit)
+/* It is not found any more, and nothing leads to it but what vCPUs have looked up. */
+static void unit_end(struct translate_vm *vm, struct unit *unit)
 {
     if (unit->is_retired) {
         return; /* by way of its other page */
@@ -216,34 +278,57 @@ static void unit_retire(struct translate_vm *vm, struct unit *unit)
     unit_unlink(vm, unit);
 }
 
-/* The 64-byte lines of a page that [first, last] of its bytes touch. */
-static uint64_t lines_of(unsigned first, unsigned last)
+void unit_retire(struct translate_vm *vm, struct unit *unit)
 {
-    uint64_t from = ~0ull << (first >> 6);
-    uint64_t to = last >> 6 == 63 ? ~0ull : (1ull << ((last >> 6) + 1)) - 1;
-    return from & to;
+    uint32_t number = unit_number(vm, unit);
+    struct page_units *page = page_find(vm, unit->page);
+    uint32_t *link = &page->first;
+    while (*link && *link != number) {
+        link = &vm->units[*link].next_in_page;
+    }
+    *link = unit->next_in_page;
+    if (unit->second_page != NO_PAGE) {
+        page = page_find(vm, unit->second_page);
+        link = &page->first_across;
+        while (*link && *link != number) {
+            link = &vm->units[*link].next_in_second;
+        }
+        *link = unit->next_in_second;
+    }
+    unit_end(vm, unit);
 }
 
-/* The end of the last line that a unit has bytes of. */
-static unsigned unit_last_offset(const struct unit *unit)
+/*
+ * Ask all vCPUs to forget what leads to retired units. Before the page is free for stores that
+ * nobody sees: a vCPU that makes such a store has heard of it then. Others see new code at their
+ * next serializing event: no signal is needed.
+ */
+static void tell_vcpus(struct translate_vm *vm)
 {
-    return (64u - (unsigned)__builtin_clzll(unit->lines)) * 64 - 1;
+    for (unsigned i = 0; i < vm->block_count; i++) {
+        if (vm->blocks[i]) {
+            atomic_fetch_or(&vm->blocks[i]->vcpu.kicks, KICK_CODE);
+            vm->blocks[i]->poll_now = 1;
+        }
+    }
 }
 
-/* Retire what was made from some lines of a page. */
-static bool page_retire(struct translate_vm *vm, struct page_units *page, uint64_t lines)
+/* Retire what was made from bytes [first, last] of a page. */
+static bool page_retire(struct translate_vm *vm, struct page_units *page, unsigned first,
+                        unsigned last)
 {
     bool retired = false;
     uint32_t *link = &page->first;
     page->lines = 0;
     while (*link) {
         struct unit *unit = &vm->units[*link];
-        if (unit->is_retired || (unit->lines & lines)) {
-            unit_retire(vm, unit);
+        bool is_hit = unit->offset <= last && unit->offset + unit->length > first;
+        if (unit->is_retired || is_hit) {
+            retired |= !unit->is_retired;
+            unit_end(vm, unit);
             *link = unit->next_in_page;
-            retired = true;
         } else {
-            page->lines |= unit->lines;
+            page->lines |= unit_lines(unit);
             link = &unit->next_in_page;
         }
     }
@@ -255,30 +340,135 @@ static bool page_retire_across(struct translate_vm *vm, struct page_units *page)
 {
     bool retired = page->first_across;
     for (uint32_t n = page->first_across; n; n = vm->units[n].next_in_second) {
-        unit_retire(vm, &vm->units[n]);
+        unit_end(vm, &vm->units[n]);
     }
     page->first_across = 0;
     return retired;
 }
 
-bool units_retire(struct translate_vm *vm, gpa_t gpa, uint64_t length)
+static void page_retire_all(struct translate_vm *vm, struct page_units *page)
 {
-    bool retired = false;
+    page_retire(vm, page, 0, PAGE_SIZE - 1);
+    page_retire_across(vm, page);
+    tell_vcpus(vm);
+}
+
+/* ---- pages whose units check themselves ---- */
+
+/*
+ * A store to a watched page costs `heat`, which goes away with time. Where it comes to more than
+ * making all of the page's units again, stores to the page are too frequent to be watched.
+ */
+enum { HEAT_STORE = 1, HEAT_RETIRE = 16, HEAT_MAX = 64, HEAT_UNIT = 32, HEAT_CYCLES = 1 << 15 };
+/* How long a page stays checked when no new code comes: twice as long each time. */
+#define HOLD_FIRST (1ull << 25)
+#define HOLD_LAST  (1ull << 33)
+#define REVIEW     (1ull << 24)
+
+bool page_is_checked(struct translate_vm *vm, uint64_t page)
+{
+    struct page_units *units = page == NO_PAGE ? NULL : page_find(vm, page);
+    return units && units->is_checked;
+}
+
+static void page_check(struct translate_vm *vm, struct page_units *page, uint64_t now)
+{
+    if (page->is_checked || vm->checked_count == CHECKED_PAGES_MAX) {
+        return;
+    }
+    page_retire_all(vm, page);
+    page->is_checked = true;
+    page->hold = page->hold ? page->hold : HOLD_FIRST;
+    page->hold_until = now + page->hold;
+    vm->checked_pages[vm->checked_count++] = (uint32_t)(page - vm->pages);
+    memory_clear_code(vm->config.memory, page->page);
+}
+
+static void page_heat(struct translate_vm *vm, struct page_units *page, uint32_t heat)
+{
+    uint64_t now = __builtin_ia32_rdtsc();
+    uint64_t cooled = (now - page->heated) / HEAT_CYCLES;
+    uint32_t limit = HEAT_MAX;
+    page->heat = (page->heat > cooled ? page->heat - (uint32_t)cooled : 0) + heat;
+    page->heated = now;
+    if (page->heat <= limit) {
+        return;
+    }
+    for (uint32_t n = page->first; n; n = vm->units[n].next_in_page) {
+        limit += HEAT_UNIT;
+    }
+    if (page->heat > limit) {
+        page_check(vm, page, now);
+    }
+}
+
+void units_review(struct translate_vm *vm)
+{
+    if (!vm->checked_count || __builtin_ia32_rdtsc() < vm->next_review) {
+        return;
+    }
+    pthread_mutex_lock(&vm->lock);
+    uint64_t now = __builtin_ia32_rdtsc();
+    vm->next_review = now + REVIEW;
+    for (unsigned i = 0; i < vm->checked_count;) {
+        struct page_units *page = &vm->pages[vm->checked_pages[i]];
+        if (now < page->hold_until) {
+            i++;
+            continue;
+        }
+        page_retire_all(vm, page);
+        page->is_checked = false;
+        page->heat = 0;
+        page->hold = page->hold < HOLD_LAST ? page->hold * 2 : HOLD_LAST;
+        vm->checked_pages[i] = vm->checked_pages[--vm->checked_count];
+    }
+    pthread_mutex_unlock(&vm->lock);
+}
+
+void page_hold_checked(struct translate_vm *vm, uint64_t number)
+{
+    struct page_units *page = number == NO_PAGE ? NULL : page_find(vm, number);
+    if (page && page->is_checked) {
+        page->hold_until = __builtin_ia32_rdtsc() + page->hold;
+    }
+}
+
+void units_drop(struct translate_vm *vm, uint64_t first, uint64_t count)
+{
+    for (uint32_t n = 1; n < vm->page_count; n++) {
+        if (vm->pages[n].page - first < count) {
+            page_retire_all(vm, &vm->pages[n]);
+            page_release(vm, &vm->pages[n]);
+        }
+    }
+}
+
+/* ---- stores ---- */
+
+static void page_written(struct translate_vm *vm, struct page_units *page, unsigned first,
+                         unsigned last)
+{
+    bool retired = (page->lines & lines_of(first, last)) && page_retire(vm, page, first, last);
+    retired |= first < INSN_MAX_LENGTH && page_retire_across(vm, page);
+    if (retired) {
+        tell_vcpus(vm);
+    }
+    page_heat(vm, page, retired ? HEAT_RETIRE : HEAT_STORE);
+    page_release(vm, page);
+}
+
+void units_retire(struct translate_vm *vm, gpa_t gpa, uint64_t length)
+{
     gpa_t end = gpa + length;
     while (gpa < end) {
         uint64_t page_end = align_down(gpa, PAGE_SIZE) + PAGE_SIZE;
         gpa_t stop = end < page_end ? end : page_end;
-        unsigned first = gpa & (PAGE_SIZE - 1);
         struct page_units *page = page_find(vm, gpa >> PAGE_SHIFT);
-        uint64_t lines = lines_of(first, (stop - 1) & (PAGE_SIZE - 1));
         if (page) {
-            retired |= (page->lines & lines) && page_retire(vm, page, lines);
-            retired |= first < INSN_MAX_LENGTH && page_retire_across(vm, page);
-            page_release(vm, page);
+            page_written(vm, page, gpa & (PAGE_SIZE - 1), (stop - 1) & (PAGE_SIZE - 1));
         }
         gpa = stop;
     }
-    return retired;
 }
 
 void units_retire_breaks(struct translate_vm *vm, const struct debug_points *points)
@@ -286,8 +476,7 @@ void units_retire_breaks(struct translate_vm *vm, const struct debug_points *poi
     for (uint32_t n = 1; n < vm->unit_count && points->break_count; n++) {
         struct unit *unit = &vm->units[n];
         gva_t first = unit->virtual_page + unit->offset;
-        if (!unit->is_retired &&
-            debug_has_break_within(points, first, unit->virtual_page + unit_last_offset(unit))) {
+        if (!unit->is_retired && debug_has_break_within(points, first, first + unit->length - 1)) {
             unit_retire(vm, unit);
         }
     }
@@ -304,6 +493,8 @@ void units_forget(struct translate_vm *vm)
     bytes_fill(vm->page_hash, 0, sizeof(uint32_t) * PAGE_HASH);
     vm->unit_count = vm->site_count = vm->page_count = 1;
     vm->link_count[PRIVILEGE_KERNEL] = vm->link_count[PRIVILEGE_USER] = 0;
+    vm->checked_count = 0;
+    vm->had_checked_units = false;
     vm->cache.used = vm->cache.stubs_end;
     vm->generation++;
 }

@@ -61,12 +61,12 @@ static struct unit *add(struct fixture *fixture, uint64_t page, uint64_t second,
         .page = page,
         .virtual_page = VIRTUAL,
         .second_page = second,
-        .lines = 1ull << (offset >> 6),
         .start = start,
         .saved_entry = start,
         .host_entry = start + 16,
         .end = start + HOST_BYTES,
         .offset = offset,
+        .length = second == NO_PAGE ? 2 : (uint16_t)(PAGE_SIZE - offset),
         .mode = MODE_CODE64,
     };
     vm->cache.used += HOST_BYTES;
@@ -92,9 +92,21 @@ static bool is_watched(struct fixture *fixture, uint64_t page)
     return memory_frame(fixture->memory, page, true, &frame) == FRAME_CODE;
 }
 
+static unsigned count_retired(const struct translate_vm *vm)
+{
+    unsigned count = 0;
+    for (uint32_t n = 1; n < vm->unit_count; n++) {
+        count += vm->units[n].is_retired;
+    }
+    return count;
+}
+
+/* A store; true if it has retired something. */
 static bool retire(struct fixture *fixture, uint64_t page, unsigned offset, unsigned length)
 {
-    return units_retire(fixture->vm, page << PAGE_SHIFT | offset, length);
+    unsigned before = count_retired(fixture->vm);
+    units_retire(fixture->vm, page << PAGE_SHIFT | offset, length);
+    return count_retired(fixture->vm) != before;
 }
 
 static void every_part_of_the_key_counts(void **state)
@@ -115,20 +127,21 @@ static void every_part_of_the_key_counts(void **state)
     assert_null(look(fixture, NO_PAGE, 0xffe));
 }
 
-static void writes_retire_by_lines(void **state)
+static void writes_retire_what_was_made_from_them(void **state)
 {
     struct fixture *fixture = *state;
     struct unit *first = add(fixture, PAGE, NO_PAGE, 0x40),
                 *last = add(fixture, PAGE, NO_PAGE, 0xfc0);
     assert_false(retire(fixture, PAGE, 0, 0x40));
-    assert_false(retire(fixture, PAGE, 0x80, 0xf40));
+    assert_false(retire(fixture, PAGE, 0x42, 0xf7e)); /* in the same line, too */
     assert_false(retire(fixture, OTHER, 0x40, 1));
-    assert_true(retire(fixture, PAGE, 0x7f, 1));
+    assert_true(retire(fixture, PAGE, 0x41, 1));
     assert_true(first->is_retired);
     assert_false(last->is_retired);
     assert_null(look(fixture, NO_PAGE, 0x40));
     assert_true(is_watched(fixture, PAGE));
     /* From the page before. */
+    assert_false(retire(fixture, PAGE - 1, 0xfff, 0xfc1));
     assert_true(retire(fixture, PAGE - 1, 0xfff, 0xfc2));
     assert_true(last->is_retired);
     assert_false(is_watched(fixture, PAGE));
@@ -158,6 +171,132 @@ static void pages_stay_watched_while_their_bytes_are_read(void **state)
     pages_end_compile(fixture->vm, PAGE, NEXT);
     assert_false(is_watched(fixture, PAGE));
     assert_false(is_watched(fixture, NEXT));
+}
+
+/* Stores that hit a unit again and again, until its page is not watched any more. */
+static void change_often(struct fixture *fixture, uint64_t page)
+{
+    unsigned rounds = 0;
+    while (!page_is_checked(fixture->vm, page)) {
+        assert_true(++rounds < 1000);
+        add(fixture, page, NO_PAGE, 0x100);
+        assert_true(retire(fixture, page, 0x100, 1));
+    }
+    assert_true(rounds > 2);
+}
+
+/* A unit that checks itself, made from the four bytes that are in memory now. */
+static struct unit *add_checked(struct fixture *fixture, uint16_t offset)
+{
+    struct translate_vm *vm = fixture->vm;
+    struct unit *unit = add(fixture, PAGE, NO_PAGE, offset);
+    memory_clear_code(fixture->memory, PAGE); /* which compile() would not have asked for */
+    vm->cache.used = (uint32_t)align_up(vm->cache.used, alignof(struct source));
+    unit->source = vm->cache.used;
+    vm->cache.used += sizeof(struct source);
+    struct source *source = unit_source(vm, unit);
+    uint8_t *frame;
+    assert_int_equal(memory_frame(fixture->memory, PAGE, false, &frame), FRAME_OK);
+    *source = (struct source){.first = frame + offset, .length = 4, .first_length = 4};
+    bytes_copy(source->bytes, source->first, 4);
+    bytes_fill(source->mask, 0xff, 4);
+    return unit;
+}
+
+static void put_number(struct fixture *fixture, unsigned offset, uint32_t value)
+{
+    gpa_t gpa = (uint64_t)PAGE << PAGE_SHIFT | offset;
+    assert_int_equal(memory_write(fixture->memory, gpa, &value, sizeof value), 0);
+}
+
+static void pages_that_keep_changing_are_not_watched(void **state)
+{
+    struct fixture *fixture = *state;
+    struct translate_vm *vm = fixture->vm;
+    struct unit *other = add(fixture, PAGE, NO_PAGE, 0x800);
+    change_often(fixture, PAGE);
+    assert_true(other->is_retired);
+    assert_false(is_watched(fixture, PAGE));
+    assert_false(page_is_checked(vm, OTHER));
+    assert_false(page_is_checked(vm, NO_PAGE));
+    /* They stay so while new code comes, and are watched again later. */
+    struct unit *unit = add_checked(fixture, 0x200);
+    vm->next_review = 0;
+    units_review(vm);
+    assert_true(page_is_checked(vm, PAGE));
+    uint64_t hold = vm->pages[vm->checked_pages[0]].hold;
+    vm->pages[vm->checked_pages[0]].hold_until = 0;
+    page_hold_checked(vm, PAGE);
+    vm->next_review = 0;
+    units_review(vm);
+    assert_true(page_is_checked(vm, PAGE));
+    vm->pages[vm->checked_pages[0]].hold_until = 0;
+    units_review(vm); /* not so soon */
+    assert_true(page_is_checked(vm, PAGE));
+    vm->next_review = 0;
+    units_review(vm);
+    assert_false(page_is_checked(vm, PAGE));
+    assert_true(unit->is_retired);
+    assert_int_equal(vm->checked_count, 0);
+    /* For longer, the next time. */
+    change_often(fixture, PAGE);
+    assert_int_equal(vm->pages[vm->checked_pages[0]].hold, 2 * hold);
+}
+
+static void data_beside_code_is_not_watched_for_long(void **state)
+{
+    struct fixture *fixture = *state;
+    unsigned rounds = 0;
+    add(fixture, PAGE, NO_PAGE, 0x100);
+    for (; !page_is_checked(fixture->vm, PAGE); rounds++) {
+        assert_true(rounds < 100000);
+        units_retire(fixture->vm, (uint64_t)PAGE << PAGE_SHIFT | 0x108, 8);
+    }
+    assert_true(rounds > 50);
+}
+
+static void versions_are_found_by_their_bytes(void **state)
+{
+    struct fixture *fixture = *state;
+    struct translate_vm *vm = fixture->vm;
+    struct unit *units[VERSIONS_MAX + 1];
+    change_often(fixture, PAGE);
+    for (uint32_t i = 0; i < VERSIONS_MAX; i++) {
+        put_number(fixture, 0x200, i);
+        assert_null(look(fixture, NO_PAGE, 0x200));
+        units[i] = add_checked(fixture, 0x200);
+        assert_ptr_equal(look(fixture, NO_PAGE, 0x200), units[i]);
+        assert_ptr_equal(unit_version(vm, units[i]), i ? units[i - 1] : NULL);
+    }
+    for (uint32_t i = 0; i < VERSIONS_MAX; i++) {
+        put_number(fixture, 0x200, i);
+        assert_ptr_equal(look(fixture, NO_PAGE, 0x200), units[i]);
+    }
+    unit_source(vm, units[1])->mask[0] = 0; /* a variable */
+    put_number(fixture, 0x200, 99);
+    assert_ptr_equal(look(fixture, NO_PAGE, 0x200), units[1]);
+    /* The oldest one makes room. */
+    struct unit *next = &vm->units[vm->unit_count];
+    *next = *units[0];
+    next->offset++;
+    unit_limit_versions(vm, next);
+    assert_false(units[0]->is_retired); /* of another key */
+    next->offset--;
+    unit_limit_versions(vm, next);
+    assert_true(units[0]->is_retired);
+    assert_false(units[1]->is_retired);
+}
+
+static void units_go_with_their_frames(void **state)
+{
+    struct fixture *fixture = *state;
+    change_often(fixture, PAGE);
+    struct unit *unit = add_checked(fixture, 0x200), *across = add(fixture, PAGE - 1, PAGE, 0xffe);
+    units_drop(fixture->vm, PAGE + 1, 100);
+    assert_false(unit->is_retired);
+    units_drop(fixture->vm, PAGE, 1);
+    assert_true(unit->is_retired);
+    assert_true(across->is_retired);
 }
 
 /* Where the jump at a place in the cache goes. */
@@ -267,9 +406,13 @@ int main(void)
 #define TEST(name) cmocka_unit_test_setup_teardown(name, setup, teardown)
     const struct CMUnitTest tests[] = {
         TEST(every_part_of_the_key_counts),
-        TEST(writes_retire_by_lines),
+        TEST(writes_retire_what_was_made_from_them),
         TEST(writes_retire_what_ends_in_the_page),
         TEST(pages_stay_watched_while_their_bytes_are_read),
+        TEST(pages_that_keep_changing_are_not_watched),
+        TEST(data_beside_code_is_not_watched_for_long),
+        TEST(versions_are_found_by_their_bytes),
+        TEST(units_go_with_their_frames),
         TEST(chains_end_with_their_target),
         TEST(host_addresses_have_owners),
         TEST(all_can_be_forgotten),

@@ -104,8 +104,32 @@ static void drop(void *owner, uint64_t first, uint64_t count, bool write_only)
     pthread_mutex_unlock(&vm->world_lock);
 }
 
+/* Units that check themselves read frames: where those go, the units go too. World stopped. */
+static void drop_units(struct translate_vm *vm)
+{
+    bool dropped = false;
+    pthread_mutex_lock(&vm->lock);
+    for (unsigned i = 0; vm->had_checked_units && i < vm->drop_count; i++) {
+        if (!vm->drops[i].write_only) {
+            units_drop(vm, vm->drops[i].first, vm->drops[i].count);
+            dropped = true;
+        }
+    }
+    if (vm->had_checked_units && vm->drop_everything) {
+        units_drop(vm, 0, UINT64_MAX);
+        dropped = true;
+    }
+    pthread_mutex_unlock(&vm->lock);
+    for (unsigned i = 0; dropped && i < vm->block_count; i++) {
+        if (vm->blocks[i]) {
+            spaces_forget_code(vm->blocks[i]);
+        }
+    }
+}
+
 static void apply_drops(struct translate_vm *vm)
 {
+    drop_units(vm);
     for (unsigned b = 0; b < vm->block_count; b++) {
         if (!vm->blocks[b]) {
             continue;
@@ -140,15 +164,8 @@ static void code_written(void *owner, gpa_t gpa, uint64_t length)
 {
     struct translate_vm *vm = owner;
     pthread_mutex_lock(&vm->lock);
-    bool retired = units_retire(vm, gpa, length);
+    units_retire(vm, gpa, length);
     pthread_mutex_unlock(&vm->lock);
-    for (unsigned i = 0; retired && i < vm->block_count; i++) {
-        if (vm->blocks[i]) {
-            /* Other vCPUs see new code at their next serializing event: no signal is needed. */
-            atomic_fetch_or(&vm->blocks[i]->vcpu.kicks, KICK_CODE);
-            vm->blocks[i]->poll_now = 1;
-        }
-    }
 }
 
 void world_listen(struct translate_vm *vm)
