@@ -57,6 +57,10 @@ static void emit_outline(struct compiler *c, const struct outline *o)
         emit_constant(e, SCRATCH2, o->site);
         emit_jump(e, c->vm->stubs.execute);
         break;
+    case OUTLINE_PAUSE:
+        emit_constant(e, SCRATCH2, o->site);
+        emit_jump(e, c->vm->stubs.pause);
+        break;
     case OUTLINE_STRING:
         emit_constant(e, SCRATCH2, o->site);
         emit_jump(e, c->vm->stubs.string);

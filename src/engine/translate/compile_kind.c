@@ -36,7 +36,6 @@ bool is_general(const struct insn *insn)
 static bool is_copied_alone(ZydisMnemonic mnemonic)
 {
     switch (mnemonic) {
-    case ZYDIS_MNEMONIC_PAUSE:
     case ZYDIS_MNEMONIC_LFENCE:
     case ZYDIS_MNEMONIC_MFENCE:
     case ZYDIS_MNEMONIC_SFENCE:
@@ -162,6 +161,7 @@ bool is_by_mnemonic(const struct insn *insn)
     case ZYDIS_MNEMONIC_POPFQ:
     case ZYDIS_MNEMONIC_STI:
     case ZYDIS_MNEMONIC_CLI:
+    case ZYDIS_MNEMONIC_PAUSE:
     case ZYDIS_MNEMONIC_RDTSC:
     case ZYDIS_MNEMONIC_RDTSCP:
     case ZYDIS_MNEMONIC_SWAPGS:

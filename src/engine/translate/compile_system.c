@@ -1,6 +1,6 @@
 /*
  * System instructions that are frequent enough to have code of their own: the interrupt flag, the
- * time stamp counter, segment bases, the x87 and SSE image. What is odd about them (another
+ * time stamp counter, PAUSE, segment bases, the x87 and SSE image. What is odd about them (another
  * privilege, a feature that is off) is left to interp.
  */
 #include "engine/translate/compiler.h"
@@ -46,6 +46,27 @@ static bool compile_sti(struct compiler *c)
     c->vm->sites[site].resume = 0;
     outline(c, OUTLINE_EXECUTE, branch, site, 0);
     emit_set_interrupt_flag(c, 1);
+    return true;
+}
+
+/*
+ * Kernel code that makes many PAUSEs waits for another vCPU, whose thread may be waiting for this
+ * very host CPU: then it is yielded (as PAUSE-loop exiting does: SDM volume 3, 25.1.3).
+ */
+static bool compile_pause(struct compiler *c)
+{
+    static const uint8_t pause[] = {0xf3, 0x90};
+    emit_bytes(c, pause, sizeof pause);
+    if ((c->mode & MODE_USER) || c->vm->config.cpus == 1 || c->counts) {
+        return true;
+    }
+    groups_forget(c);
+    flags_to_block(c);
+    emit_gs(&c->e, false, 0xff, 1, offsetof(struct block, pauses)); /* dec dword */
+    uint8_t *branch = emit_branch_forward(&c->e, CONDITION_Z);
+    uint32_t site = site_new(c, SITE_EXECUTE);
+    outline(c, OUTLINE_PAUSE, branch, site, 0);
+    c->vm->sites[site].resume = emit_offset(&c->e);
     return true;
 }
 
@@ -168,6 +189,8 @@ bool compile_system(struct compiler *c)
         return compile_cli(c);
     case ZYDIS_MNEMONIC_STI:
         return compile_sti(c);
+    case ZYDIS_MNEMONIC_PAUSE:
+        return compile_pause(c);
     case ZYDIS_MNEMONIC_RDTSC:
         return compile_rdtsc(c, false);
     case ZYDIS_MNEMONIC_RDTSCP:

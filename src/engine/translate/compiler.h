@@ -10,6 +10,7 @@ enum outline_kind {
     OUTLINE_MEMORY,  /* a failed soft TLB check: R13 less the tag in the entry at R14 */
     OUTLINE_ADDRESS, /* the same for a constant address */
     OUTLINE_EXECUTE, /* run the instruction in interp */
+    OUTLINE_PAUSE,   /* many PAUSEs: yield */
     OUTLINE_STRING,  /* a string operation that does not stay inside its pages */
     OUTLINE_JUMP,    /* an indirect jump that the look-up did not find */
     OUTLINE_CALL,    /* an indirect call; `constant` is its landing pad's cache offset */

@@ -127,6 +127,7 @@ struct block {
     uint8_t interrupt_flag; /* RFLAGS.IF while units run */
     uint64_t units_until;   /* deterministic time: of vcpu.instructions; then units are left */
     _Atomic uint32_t poll_now;
+    uint32_t pauses; /* PAUSEs of kernel code until the host CPU is yielded: wait.c */
 
     /*
      * Kernel code is mapped alike in all address spaces, so what was looked up for it is kept
@@ -163,6 +164,8 @@ struct block {
     struct engine_host host; /* the machine's, with vector state saved around each call */
     struct decoded *decoded; /* a cache of decoded instructions for the slow path */
     bool decoded_valid;
+    _Atomic bool sleeps; /* in block_wait(): only a futex call wakes it */
+    uint64_t poll_ns;    /* how long the next block_wait() looks before it sleeps */
     pthread_t thread;
     int memory_fd;
     bool parked;     /* guarded by the world's lock: at a safe point */
@@ -267,6 +270,7 @@ struct stubs {
     uint32_t indirect[PRIVILEGES];    /* R13 = guest-virtual target: look it up */
     uint32_t indirect_slow;           /* the same, after the look-up failed */
     uint32_t string;                  /* R14D = site: REP MOVS/STOS */
+    uint32_t pause;                   /* R14D = site: many PAUSEs */
     uint32_t fxsave, fxrstor;         /* R13 = address, R14D = site */
 };
 
@@ -325,6 +329,12 @@ struct translate_vm {
  * in the shadow of another.
  */
 enum { DEADLINE_REACH = UNIT_MAX_INSTRUCTIONS + 2 };
+
+/* Of kernel code: some 10 us, longer than most locks are held by who runs. */
+enum { PAUSES_UNTIL_YIELD = 256 };
+
+/* How long a halted vCPU may look for a kick before it sleeps: what sleep and wake-up cost. */
+enum { POLL_FIRST_NS = 10000, POLL_MOST_NS = 50000 };
 
 /* Kick bits of this engine. */
 enum {
@@ -430,6 +440,7 @@ uint64_t helper_indirect(struct block *block, uint32_t unused);
 uint64_t helper_string(struct block *block, uint32_t site);
 uint64_t helper_fxsave(struct block *block, uint32_t site);
 uint64_t helper_fxrstor(struct block *block, uint32_t site);
+uint64_t helper_pause(struct block *block, uint32_t site);
 
 /* ---- block.c ---- */
 /* Between units and C: bring state together, or take it apart. */
@@ -439,6 +450,13 @@ void vectors_save(struct block *block);
 void vectors_restore(struct block *block);
 /* Renew block->mode from the state. */
 void block_renew_mode(struct block *block);
+
+/* ---- wait.c ---- */
+/* As engine_ops.kick and engine_ops.wait. */
+void block_kick(struct block *block, unsigned kicks, uint8_t sipi_vector);
+void block_wait(struct block *block, uint64_t deadline_ns);
+/* Can the vCPU, as it stands, answer one of its kicks? */
+bool block_has_work(const struct block *block);
 
 /* ---- host.c ---- */
 /* The machine's calls for this vCPU. */

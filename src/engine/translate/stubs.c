@@ -144,6 +144,7 @@ void stubs_make(struct translate_vm *vm)
     stubs->string = emit_call_helper(&e, helper_string);
     stubs->fxsave = emit_call_helper(&e, helper_fxsave);
     stubs->fxrstor = emit_call_helper(&e, helper_fxrstor);
+    stubs->pause = emit_call_helper(&e, helper_pause);
     stubs->fault_saved = emit_call_helper(&e, helper_fault);
     /* The signal handler put the site number into block->fault_site. */
     stubs->fault_host = emit_offset(&e);

@@ -3,11 +3,8 @@
  * what they cannot: translate, interpret other code sizes, wait, stop.
  */
 #include <errno.h>
-#include <linux/futex.h>
 #include <stdlib.h>
 #include <sys/mman.h>
-#include <sys/syscall.h>
-#include <time.h>
 #include <unistd.h>
 
 #include "base/error.h"
@@ -157,6 +154,7 @@ static int translate_vcpu_new(struct engine_vm *engine, unsigned index,
     block->mode = MODE_INTERPRET;
     block->parked = true;
     block->deadline = block->units_until = UINT64_MAX;
+    block->pauses = PAUSES_UNTIL_YIELD;
     block->thread = pthread_self();
     cpu_state_reset(&vcpu->state, index == 0);
     result = interp_attach(vcpu);
@@ -218,6 +216,16 @@ static uint64_t translate_instructions(const struct engine_vcpu *vcpu)
     return ((const struct block *)vcpu)->vcpu.instructions;
 }
 
+static void translate_kick(struct engine_vcpu *vcpu, unsigned kicks, uint8_t sipi_vector)
+{
+    block_kick(block_of(vcpu), kicks, sipi_vector);
+}
+
+static void translate_wait(struct engine_vcpu *vcpu, uint64_t deadline_ns)
+{
+    block_wait(block_of(vcpu), deadline_ns);
+}
+
 /* Units come near the deadline only; the last instructions are interpreted one at a time. */
 static void translate_set_deadline(struct engine_vcpu *vcpu, uint64_t instructions)
 {
@@ -227,65 +235,6 @@ static void translate_set_deadline(struct engine_vcpu *vcpu, uint64_t instructio
     if (block->vcpu.instructions >= block->units_until) {
         atomic_fetch_or(&block->vcpu.kicks, KICK_DEADLINE);
         block->poll_now = 1;
-    }
-}
-
-/* ---- kicks and waiting ---- */
-
-static void futex(_Atomic uint32_t *word, int operation, uint32_t value,
-                  const struct timespec *until)
-{
-    syscall(SYS_futex, word, operation | FUTEX_PRIVATE_FLAG, value, until, NULL,
-            FUTEX_BITSET_MATCH_ANY);
-}
-
-static void translate_kick(struct engine_vcpu *engine, unsigned kicks, uint8_t sipi_vector)
-{
-    struct block *block = block_of(engine);
-    if (kicks & KICK_SIPI) {
-        block->vcpu.sipi_vector = sipi_vector;
-    }
-    uint32_t before = atomic_fetch_or(&block->vcpu.kicks, kicks);
-    block->poll_now = 1;
-    if ((before & kicks) != kicks || (kicks & KICK_STOP)) {
-        signals_kick(block);
-        futex(&block->vcpu.kicks, FUTEX_WAKE_BITSET, 1, NULL);
-    }
-}
-
-/* Can the vCPU, as it stands, answer one of these kicks? */
-static bool has_work(const struct block *block, uint32_t kicks)
-{
-    const struct cpu_state *state = &block->vcpu.state;
-    uint32_t answers = KICK_STOP | KICK_INIT;
-    if (state->activity == ACTIVITY_WAIT_SIPI) {
-        answers |= KICK_SIPI;
-    } else {
-        answers |= KICK_NMI | (state->rflags & FLAG_IF ? KICK_INTERRUPT : 0);
-    }
-    return kicks & answers;
-}
-
-static void translate_wait(struct engine_vcpu *engine, uint64_t deadline_ns)
-{
-    struct block *block = block_of(engine);
-    struct timespec until = {.tv_sec = (time_t)(deadline_ns / 1000000000u),
-                             .tv_nsec = (long)(deadline_ns % 1000000000u)};
-    for (;;) {
-        uint32_t kicks = block->vcpu.kicks;
-        struct timespec now;
-        if (has_work(block, kicks)) {
-            return;
-        }
-        if (deadline_ns != UINT64_MAX) {
-            clock_gettime(CLOCK_MONOTONIC, &now);
-            if (now.tv_sec > until.tv_sec ||
-                (now.tv_sec == until.tv_sec && now.tv_nsec >= until.tv_nsec)) {
-                return;
-            }
-        }
-        futex(&block->vcpu.kicks, FUTEX_WAIT_BITSET, kicks,
-              deadline_ns == UINT64_MAX ? NULL : &until);
     }
 }
 
@@ -479,7 +428,7 @@ static enum exit_kind translate_run(struct engine_vcpu *engine)
         case STEP_EXCEPTION:
             break;
         case STEP_HALT:
-            if (!has_work(block, vcpu->kicks) && !(vcpu->debug && vcpu->debug->is_armed)) {
+            if (!block_has_work(block) && !(vcpu->debug && vcpu->debug->is_armed)) {
                 return leave_run(block, EXIT_HALT);
             }
             break;
