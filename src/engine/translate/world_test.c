@@ -2,82 +2,21 @@
  * Stopping the world, with vCPUs on threads: while it is stopped nothing runs, nothing is lost, and
  * who waits for the machine does not keep the others waiting.
  */
-#include <semaphore.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
-#include <string.h>
-#include <unistd.h>
 
 #include <cmocka.h>
 
-#include "engine/test_engine.h"
-#include "engine/translate/internal.h"
-#include "engine/translate/test_guest.h"
-#include "x86/cpuid.h"
+#include "engine/translate/test_world.h"
 
 enum {
-    VCPUS = 4,
     STOPS = 100,
     WHOLE_ROUNDS = 250, /* in each round of a vCPU */
-    CODE = 0xa000,
-    SPLIT = 0xb03c, /* 8 bytes across two cache lines: a locked access stops the world */
+    SPLIT = 0xb03c,     /* 8 bytes across two cache lines: a locked access stops the world */
     WHOLE = 0xb100,
     FLAG = 0xb200, /* the vCPUs come to an end; or one has come here */
 };
-
-struct fixture {
-    struct memory *memory;
-    struct cpuid_table *cpuid;
-    struct translate_vm *vm;
-    pthread_t threads[VCPUS];
-    uint64_t rounds[VCPUS]; /* RCX of each vCPU in the end */
-    sem_t in_device, leave_device;
-};
-
-static void wait_in_device(void *owner, unsigned vcpu, uint16_t port, unsigned size, uint32_t value)
-{
-    struct fixture *fixture = owner;
-    sem_post(&fixture->in_device);
-    while (sem_wait(&fixture->leave_device) != 0) {
-    }
-}
-
-static int setup(void **state)
-{
-    static struct fixture fixture;
-    const struct memory_range ram = {0, TEST_GUEST_RAM};
-    const struct cpuid_config model = {.model = CPU_MODEL_V2, .cpus = VCPUS, .tsc_hz = 1000000000};
-    struct engine_vm *vm;
-    fixture = (struct fixture){0};
-    sem_init(&fixture.in_device, 0, 0);
-    sem_init(&fixture.leave_device, 0, 0);
-    if (memory_new(&ram, 1, "world_test", &fixture.memory) ||
-        cpuid_table_new(&model, &fixture.cpuid) || test_guest_map(fixture.memory)) {
-        return -1;
-    }
-    struct engine_config config = {.memory = fixture.memory,
-                                   .cpuid = fixture.cpuid,
-                                   .host = test_host(&fixture),
-                                   .cpus = VCPUS,
-                                   .cache_size = MIB(4)};
-    config.host.port_write = wait_in_device;
-    int r = translate_engine.vm_new(&config, &vm);
-    fixture.vm = (struct translate_vm *)vm;
-    *state = &fixture;
-    alarm(60);
-    return r;
-}
-
-static int teardown(void **state)
-{
-    struct fixture *fixture = *state;
-    alarm(0);
-    translate_engine.vm_free((struct engine_vm *)fixture->vm);
-    cpuid_table_free(fixture->cpuid);
-    memory_free(fixture->memory);
-    return 0;
-}
 
 struct start {
     struct fixture *fixture;
@@ -121,11 +60,6 @@ static uint64_t number_at(struct fixture *fixture, gpa_t gpa)
     uint64_t value = 0;
     assert_int_equal(memory_read(fixture->memory, gpa, &value, 8), 0);
     return value;
-}
-
-static void put(struct fixture *fixture, gpa_t at, const void *bytes, size_t size)
-{
-    assert_int_equal(memory_write(fixture->memory, at, bytes, size), 0);
 }
 
 static void stop_and_look(struct fixture *fixture)
@@ -228,12 +162,13 @@ static void who_waits_for_the_machine_is_at_a_safe_point(void **state)
     assert_int_equal(number_at(fixture, FLAG), 1);
 }
 
+#define TEST(function) cmocka_unit_test_setup_teardown(function, setup, teardown)
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test_setup_teardown(nothing_runs_and_nothing_is_lost, setup, teardown),
-        cmocka_unit_test_setup_teardown(who_waits_for_the_machine_is_at_a_safe_point, setup,
-                                        teardown),
+        TEST(nothing_runs_and_nothing_is_lost),
+        TEST(who_waits_for_the_machine_is_at_a_safe_point),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
