@@ -188,6 +188,24 @@ bool elf_contains(const struct elf_image *image, gpa_t gpa)
     return false;
 }
 
+int elf_entry(const struct boot_file *file, const struct elf_image *image, gpa_t *ret_entry)
+{
+    if (elf_contains(image, image->entry)) {
+        *ret_entry = image->entry;
+        return 0;
+    }
+    for (size_t i = 0; i < image->segment_count; i++) {
+        const struct elf_segment *segment = &image->segments[i];
+        if (segment->type == PT_LOAD && image->entry >= segment->virtual_address &&
+            image->entry - segment->virtual_address < segment->memory_size) {
+            *ret_entry = image->entry - segment->virtual_address + segment->physical_address;
+            return 0;
+        }
+    }
+    return fail(-EINVAL, "ELF file '%s': its entry 0x%" PRIx64 " lies in none of its segments",
+                file->name, image->entry);
+}
+
 /* Search the notes of one PT_NOTE segment, which lies inside the file. Results as above. */
 static int search_notes(const uint8_t *notes, const struct elf_segment *segment, const char *owner,
                         uint32_t type, uint64_t *ret_value)

@@ -40,6 +40,13 @@ int elf_load_segments(struct layout *layout, const struct boot_file *file,
 bool elf_contains(const struct elf_image *image, gpa_t gpa);
 
 /*
+ * The physical address of the entry. Kernels for the higher half name a virtual one, which is
+ * translated by the segment that holds it, as other loaders do.
+ */
+int elf_entry(const struct boot_file *file, const struct elf_image *image, gpa_t *ret_entry)
+    __attribute__((warn_unused_result));
+
+/*
  * The number (4 or 8 bytes) in the first note with this owner and type: 1 if found, 0 if not,
  * -EINVAL if the notes are broken.
  */

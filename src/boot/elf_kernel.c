@@ -110,29 +110,7 @@ static int pvh_start(struct layout *layout, const struct boot_request *request, 
     return 0;
 }
 
-/*
- * vmlinux carries no setup header. Its ELF entry is a physical address; kernels whose entry is
- * virtual are translated through the segment that holds it.
- */
-static int vmlinux_entry(const struct boot_file *file, const struct elf_image *image,
-                         uint64_t *ret_entry)
-{
-    if (elf_contains(image, image->entry)) {
-        *ret_entry = image->entry;
-        return 0;
-    }
-    for (size_t i = 0; i < image->segment_count; i++) {
-        const struct elf_segment *segment = &image->segments[i];
-        if (segment->type == PT_LOAD && image->entry >= segment->virtual_address &&
-            image->entry - segment->virtual_address < segment->memory_size) {
-            *ret_entry = image->entry - segment->virtual_address + segment->physical_address;
-            return 0;
-        }
-    }
-    return fail(-EINVAL, "ELF file '%s': its entry 0x%" PRIx64 " lies in none of its segments",
-                file->name, image->entry);
-}
-
+/* vmlinux carries no setup header. */
 static int vmlinux_start(struct layout *layout, const struct boot_request *request,
                          const struct elf_image *image, struct cpu_state *state)
 {
@@ -141,7 +119,7 @@ static int vmlinux_start(struct layout *layout, const struct boot_request *reque
         .command_line_max = LINUX_COMMAND_LINE_MAX,
         .initrd_limit = GIB(4),
     };
-    int error = vmlinux_entry(&request->kernel, image, &boot.entry);
+    int error = elf_entry(&request->kernel, image, &boot.entry);
     if (error < 0) {
         return error;
     }

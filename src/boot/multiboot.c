@@ -133,12 +133,7 @@ static int load_elf(struct layout *layout, const struct boot_file *file, gpa_t *
     if (error < 0) {
         return error;
     }
-    if (!elf_contains(&image, image.entry)) {
-        return fail(-EINVAL, "ELF file '%s': its entry 0x%" PRIx64 " lies in none of its segments",
-                    file->name, image.entry);
-    }
-    *ret_entry = image.entry;
-    return 0;
+    return elf_entry(file, &image, ret_entry);
 }
 
 /* Put a string into the scratch range. */

@@ -168,6 +168,28 @@ static void loads_elf_with_modules(void **unused)
     test_board_fini(&test);
 }
 
+/* The entry as the kernel's linker knows it, in the higher half, or as the loader does. */
+static void translates_a_virtual_entry(void **unused)
+{
+    static const uint32_t entries[] = {LOAD + ELF_TEXT, 0xc0000000 + LOAD + ELF_TEXT};
+    for (size_t i = 0; i < ARRAY_SIZE(entries); i++) {
+        struct test_board test;
+        uint8_t file[ELF_FILE_SIZE];
+        make_elf(file);
+        store_le32(file + offsetof(Elf32_Ehdr, e_entry), entries[i]);
+        struct boot_request request = make_request(file, sizeof file);
+        test_board_init(&test);
+        assert_int_equal(boot_load(test.memory, &test.board, &request, &test.state), 0);
+        check_state(&test, LOAD + ELF_TEXT);
+        test_board_fini(&test);
+    }
+    uint8_t file[ELF_FILE_SIZE];
+    make_elf(file);
+    store_le32(file + offsetof(Elf32_Ehdr, e_entry), 0xc0000000 + BSS_END);
+    assert_int_equal(test_load_bytes(file, sizeof file), -EINVAL);
+    assert_non_null(strstr(trail_text(), "lies in none of its segments"));
+}
+
 static void refuses_broken_addresses(void **unused)
 {
     static const struct test_mutation mutations[] = {
@@ -242,6 +264,7 @@ int main(void)
         cmocka_unit_test(loads_by_addresses),
         cmocka_unit_test(loads_the_whole_file_without_ends),
         cmocka_unit_test(loads_elf_with_modules),
+        cmocka_unit_test(translates_a_virtual_entry),
         cmocka_unit_test(refuses_broken_addresses),
         cmocka_unit_test(refuses_64_bit_elf),
         cmocka_unit_test(refuses_every_truncation),
