@@ -104,7 +104,8 @@ const struct feature cpuid_features[] = {
     OFFER(WORD_7_EBX, 3, V3, "bmi1"),
     LEFT_OUT(WORD_7_EBX, 4, "hle", "a translated transaction would abort"),
     STATE(WORD_7_EBX, 5, V3, "avx2", XCR0_AVX),
-    OFFER(WORD_7_EBX, 6, FACT, "fdp_excptn_only"),
+    /* The engines show x87 opcode and operand for exceptions only, and no selectors (bit 13). */
+    OFFER(WORD_7_EBX, 6, OWN, "fdp_excptn_only"),
     LEFT_OUT(WORD_7_EBX, 7, "smep", "costs a translator flushes, guests work without"),
     OFFER(WORD_7_EBX, 8, V3, "bmi2"),
     /* A string instruction is checked once per page, a copy loop at each step: always prefer it. */
@@ -112,7 +113,7 @@ const struct feature cpuid_features[] = {
     OFFER(WORD_7_EBX, 10, OWN, "invpcid"),
     LEFT_OUT(WORD_7_EBX, 11, "rtm", "a translated transaction would abort"),
     LEFT_OUT(WORD_7_EBX, 12, "rdt_m", "no resource monitoring"),
-    OFFER(WORD_7_EBX, 13, FACT, "zero_fcs_fds"),
+    OFFER(WORD_7_EBX, 13, OWN, "zero_fcs_fds"),
     LEFT_OUT(WORD_7_EBX, 14, "mpx", "withdrawn by its maker"),
     LEFT_OUT(WORD_7_EBX, 15, "rdt_a", "no resource allocation"),
     STATE(WORD_7_EBX, 16, HOST, "avx512f", XCR0_ALL_AVX512),

@@ -358,6 +358,7 @@ static void test_amd_host(void **state)
     assert_true(cpuid_offers_isa(table, ZYDIS_ISA_SET_AMD));
     assert_int_equal(cpuid_arch_capabilities(table), 0);
     assert_int_equal(ask(table, 7, 0).edx >> 29 & 1, 0);
+    assert_int_equal(ask(table, 7, 0).ebx & 0x2040, 0x2040); /* x87 pointers, on any host */
     assert_int_equal(ask(table, 0x80000000, 0).eax, 0x80000021);
     assert_int_equal(ask(table, 0x80000021, 0).eax >> 8 & 1, 1);
     assert_true(cpuid_efer_allowed(table) & EFER_AIBRSE);

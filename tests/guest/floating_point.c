@@ -14,6 +14,11 @@ SNIPPET(mmx_next_hole, "fninit; fldcw (%rdi); fld1; fldz; fdivrp; paddb (%r8), %
 SNIPPET(x87_hole, "fninit; fldl (%r8)");
 SNIPPET(sse_hole, "addps (%r8), %xmm1");
 SNIPPET(x87_pointers, "fninit; fldl (%rdi); fnstenv (%rsi)");
+/* The last x87 instruction divides by zero, unmasked: FOP, FIP and FDP in both kinds of image. */
+SNIPPET(x87_pending, "fninit; fldcw (%rdi); fld1; fdivl (%r8); fxsave64 256(%rsi); fnstenv (%rsi);"
+                     "nop");
+SNIPPET(x87_pending_saved, "fninit; fldcw (%rdi); fld1; fdivl (%r8); mov $0x1234, %eax; cpuid;"
+                           "fnsave (%rsi); nop");
 SNIPPET(sse_divide, "ldmxcsr (%rdi); movaps (%rsi), %xmm1; xorps %xmm2, %xmm2;"
                     "divps %xmm2, %xmm1; nop");
 SNIPPET(sse_masked, "ldmxcsr (%rdi); movaps (%rsi), %xmm1; xorps %xmm2, %xmm2;"
@@ -70,6 +75,31 @@ static void test_fault_priority(void)
     check_stop("#PF if aligned", &c, PF, 0, (uintptr_t)sse_hole);
 }
 
+/*
+ * What a handler of #MF relies on: SDM volume 1, 8.1.8 and 8.1.9. (Without an exception pending
+ * real CPUs differ, and so do their images: no guest can rely on those.)
+ */
+static void test_pointers(void)
+{
+    static const double zero __attribute__((aligned(64)));
+    const uint32_t *environment = (uint32_t *)area;
+    word[0] = 0x37f & ~4u;
+    struct context c = run_at(x87_pending, (uintptr_t)&zero);
+    check("pending #MF", c.vector, UD);
+    uintptr_t divide = (uintptr_t)x87_pending + 6; /* fninit, fldcw and fld1 are 2 bytes each */
+    check("FNSTENV: FIP", environment[3], (uint32_t)divide);
+    check("FNSTENV: FCS and FOP", environment[4], 0x430 << 16);
+    check("FNSTENV: FDP", environment[5], (uint32_t)(uintptr_t)&zero);
+    check("FNSTENV: FDS", environment[6] & 0xffff, 0);
+    check("FXSAVE64: FOP", environment[65] >> 16, 0x430);
+    check("FXSAVE64: FIP", *(uint64_t *)(area + 256 + 8), divide);
+    check("FXSAVE64: FDP", *(uint64_t *)(area + 256 + 16), (uintptr_t)&zero);
+    c = run_at(x87_pending_saved, (uintptr_t)&zero);
+    check("FNSAVE: FIP", environment[3], (uint32_t)(uintptr_t)x87_pending_saved + 6);
+    check("FNSAVE: FCS and FOP", environment[4], 0x430 << 16);
+    check("FNSAVE: FDP", environment[5], (uint32_t)(uintptr_t)&zero);
+}
+
 static void test_x87(void)
 {
     word[0] = 0x37f & ~4u; /* zero divide unmasked */
@@ -89,6 +119,9 @@ static void test_x87(void)
     check("FNSTENV: control", environment[0] & 0xffff, 0x37f);
     check("FNSTENV: tags", environment[2] & 0xffff, 0x3fff);
     check("FNSTENV masks all", c.vector, UD);
+    check("FNSTENV: FOP without an exception", environment[4], 0);
+    check("FNSTENV: FDP without an exception", environment[5], 0);
+    test_pointers();
     word[0] = 0x00018001, word[1] = 0x7fff0002;
     c = run(mmx);
     check("PADDW", (uint64_t)word[1] << 32 | word[0], 0xfffe000400020002);

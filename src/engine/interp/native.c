@@ -262,9 +262,21 @@ static enum step check_vector_alignment(struct vcpu *vcpu, const struct insn *in
     return plan->count == 1 ? check_alignment(vcpu, gva, natural_alignment(size)) : STEP_NEXT;
 }
 
+/* The unmasked x87 exceptions that have happened. */
+static unsigned x87_pending(const struct vcpu *vcpu)
+{
+    const uint8_t *xsave = vcpu->state.xsave;
+
+    if (!(xsave_in_use(&vcpu->state) & XCR0_X87)) {
+        return 0;
+    }
+    return load_le16(xsave + XSAVE_FSW) & ~load_le16(xsave + XSAVE_FCW) & 0x3f;
+}
+
 /*
  * The x87 instruction and data pointers name the snippet and the bounce buffer now: give them
- * what they would be in the guest. Where they are older, they are right already.
+ * what they would be in the guest. Where they are older, they are right already. Opcode and operand
+ * are kept for unmasked exceptions only (CPUID.7.EBX[6]); SDM volume 1, 8.1.8 and 8.1.9.
  */
 static void replace_pointers(struct vcpu *vcpu, const struct insn *insn,
                              const struct native_plan *plan, const struct snippet *snippet,
@@ -272,16 +284,18 @@ static void replace_pointers(struct vcpu *vcpu, const struct insn *insn,
 {
     uint8_t *xsave = vcpu->state.xsave;
     unsigned opcode = insn->info.raw.modrm.offset;
+    bool is_pending = x87_pending(vcpu);
 
     if (load_le64(xsave + XSAVE_FIP) == (uintptr_t)snippet->body) {
         store_le64(xsave + XSAVE_FIP, vcpu->state.rip - insn->info.length);
-        if (load_le16(xsave + XSAVE_FOP) && opcode > 0) {
-            store_le16(xsave + XSAVE_FOP,
-                       (uint16_t)((insn->bytes[opcode - 1] & 7) << 8 | insn->bytes[opcode]));
+        unsigned fop = 0;
+        if (is_pending && opcode > 0) {
+            fop = (insn->bytes[opcode - 1] & 7u) << 8 | insn->bytes[opcode];
         }
+        store_le16(xsave + XSAVE_FOP, (uint16_t)fop);
     }
     if (load_le64(xsave + XSAVE_FDP) == (uintptr_t)operand) {
-        store_le64(xsave + XSAVE_FDP, plan->offset);
+        store_le64(xsave + XSAVE_FDP, is_pending ? plan->offset : 0);
     }
 }
 
@@ -303,17 +317,6 @@ static bool waits(const struct insn *insn, enum vector_family family)
         return family == FAMILY_X87 || family == FAMILY_MMX ||
                names_class(insn, ZYDIS_REGISTER_MM0, ZYDIS_REGISTER_MM7);
     }
-}
-
-/* The unmasked x87 exceptions that have happened. */
-static unsigned x87_pending(const struct vcpu *vcpu)
-{
-    const uint8_t *xsave = vcpu->state.xsave;
-
-    if (!(xsave_in_use(&vcpu->state) & XCR0_X87)) {
-        return 0;
-    }
-    return load_le16(xsave + XSAVE_FSW) & ~load_le16(xsave + XSAVE_FCW) & 0x3f;
 }
 
 /* The guest's exception for a fault of the host CPU in a snippet. */

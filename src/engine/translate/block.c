@@ -24,32 +24,6 @@ void block_scatter(struct block *block)
     block->interrupt_flag = flags & FLAG_IF ? 1 : 0;
 }
 
-/*
- * The x87 unit remembers where its last instruction and operand were, in host addresses: give the
- * guest its own instruction's address. The operand's is not known any more and reads as zero, as
- * on CPUs that keep it only for unmasked exceptions (CPUID.7.EBX[6]). SDM volume 1, 8.1.8.
- */
-void x87_pointers_hide(struct block *block, uint8_t *xsave)
-{
-    enum { XSAVE_FOP = 6, XSAVE_FIP = 8, XSAVE_FDP = 16 };
-    struct translate_vm *vm = block->vm;
-    uint64_t host = load_le64(xsave + XSAVE_FIP) - (uint64_t)vm->cache.run;
-    if (host >= vm->cache.size) {
-        return;
-    }
-    uint64_t pc = 0;
-    const struct unit *unit = unit_at(vm, host + (uint64_t)vm->cache.run);
-    for (uint32_t i = 0; unit && i < unit->site_count; i++) {
-        const struct site *site = &vm->sites[unit->first_site + i];
-        if (site->kind == SITE_FAULT && site->resume == host) {
-            pc = unit->virtual_page + site->offset;
-        }
-    }
-    store_le64(xsave + XSAVE_FIP, pc);
-    store_le64(xsave + XSAVE_FDP, 0);
-    store_le16(xsave + XSAVE_FOP, 0);
-}
-
 void vectors_save(struct block *block)
 {
     if (!block->vectors_live) {

@@ -47,8 +47,8 @@ uint64_t block_look_again(struct block *block, uint16_t mode);
  */
 uint64_t block_resume(struct block *block, uint64_t inline_address);
 
-/* ---- block.c ---- */
-/* Give an XSAVE image of the host the guest's x87 instruction address. */
+/* ---- x87.c ---- */
+/* In an XSAVE image of the host: the guest's x87 instruction and operand instead of our own. */
 void x87_pointers_hide(struct block *block, uint8_t *xsave);
 
 /* ---- recipe.c ---- */
