@@ -41,10 +41,10 @@ void world_unpark(struct block *block)
     pthread_mutex_unlock(&vm->world_lock);
 }
 
-static bool all_parked(const struct translate_vm *vm, const struct block *self)
+static bool all_parked(const struct translate_vm *vm)
 {
     for (unsigned i = 0; i < vm->block_count; i++) {
-        if (vm->blocks[i] && vm->blocks[i] != self && !vm->blocks[i]->parked) {
+        if (vm->blocks[i] && !vm->blocks[i]->parked) {
             return false;
         }
     }
@@ -62,13 +62,13 @@ void world_stop(struct translate_vm *vm, struct block *self)
     vm->world_stopping = true;
     for (unsigned i = 0; i < vm->block_count; i++) {
         struct block *block = vm->blocks[i];
-        if (block && block != self && !block->parked) {
+        if (block && !block->parked) {
             atomic_fetch_or(&block->vcpu.kicks, KICK_WORLD);
             block->poll_now = 1;
             signals_kick(block);
         }
     }
-    while (!all_parked(vm, self)) {
+    while (!all_parked(vm)) {
         pthread_cond_wait(&vm->world_changed, &vm->world_lock);
     }
     pthread_mutex_unlock(&vm->world_lock);

@@ -141,6 +141,31 @@ static void nothing_runs_and_nothing_is_lost(void **state)
     assert_int_equal(number_at(fixture, WHOLE), rounds * WHOLE_ROUNDS);
 }
 
+/* A vCPU that never leaves its loop: only the signal reaches it. */
+static void stop_a_loop(struct fixture *fixture)
+{
+    while (number_at(fixture, WHOLE) == 0) {
+        usleep(50);
+    }
+    world_stop(fixture->vm, NULL);
+    uint64_t rounds = number_at(fixture, WHOLE);
+    usleep(1000);
+    assert_int_equal(number_at(fixture, WHOLE), rounds);
+    world_resume(fixture->vm);
+    while (number_at(fixture, WHOLE) == rounds) {
+        usleep(50);
+    }
+    put(fixture, FLAG, "\1", 1);
+}
+
+static void a_loop_is_stopped_by_the_signal(void **state)
+{
+    struct fixture *fixture = *state;
+    /* 1: inc qword [WHOLE]; cmp byte [FLAG], 0; jz 1b; hlt */
+    put(fixture, CODE, "\x48\xff\x04\x25\x00\xb1\0\0\x80\x3c\x25\x00\xb2\0\0\0\x74\xee\xf4", 19);
+    run_vcpus(fixture, 1, stop_a_loop);
+}
+
 /* A vCPU waits for a device: the world can be stopped, and then the vCPU does not come back. */
 static void stop_around_device(struct fixture *fixture)
 {
@@ -168,6 +193,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         TEST(nothing_runs_and_nothing_is_lost),
+        TEST(a_loop_is_stopped_by_the_signal),
         TEST(who_waits_for_the_machine_is_at_a_safe_point),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
