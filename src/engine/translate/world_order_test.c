@@ -97,11 +97,19 @@ static void stop(struct actor *actor)
     world_resume(actor->fixture->vm);
 }
 
+/* The store that gives a page its frame: mappings of the page of zeros are dropped everywhere. */
+static void write_first(struct actor *actor)
+{
+    if (memory_write(actor->fixture->memory, actor->page, "x", 1) == 0) {
+        actor->is_stopped = true;
+    }
+}
+
 static void who_stops_waits_for_all_and_is_woken(void **state)
 {
     struct fixture *fixture = *state;
     struct block *blocks[VCPUS];
-    struct actor stopper = {0}, returning = {0};
+    struct actor stopper = {0}, returning = {0}, other = {0};
     make_vcpus(fixture, blocks);
     world_unpark(blocks[0]);
     world_unpark(blocks[1]);
@@ -118,15 +126,18 @@ static void who_stops_waits_for_all_and_is_woken(void **state)
     assert_true(comes_true(&stopper.is_stopped, LONG_MS));
 
     actor_start(&returning, fixture, blocks[0], unpark);
+    actor_start(&other, fixture, blocks[2], unpark);
     assert_false(comes_true(&returning.is_done, A_WHILE_MS));
     world_park(blocks[1]); /* wakes those who wait, without a reason for them */
     assert_false(comes_true(&returning.is_done, A_WHILE_MS));
     assert_true(blocks[0]->parked);
     stopper.may_resume = true;
     actor_end(&returning);
+    actor_end(&other);
     actor_end(&stopper);
-    assert_false(blocks[0]->parked);
+    assert_false(blocks[0]->parked || blocks[2]->parked);
     world_park(blocks[0]);
+    world_park(blocks[2]);
     free_vcpus(blocks);
 }
 
@@ -161,6 +172,21 @@ static void everybody_takes_the_lock(void **state)
     assert_true(fixture->vm->world_stopping);
     pthread_mutex_unlock(&fixture->vm->world_lock);
     actor_end(&actors[2]);
+
+    assert_int_equal(tlb_fill(&blocks[0]->vcpu, PAGES, 0), TLB_FILLED);
+    pthread_mutex_lock(&fixture->vm->world_lock);
+    actors[0].page = PAGES;
+    actor_start(&actors[0], fixture, NULL, write_first);
+    assert_false(comes_true(&actors[0].is_done, A_WHILE_MS));
+    assert_int_equal(fixture->vm->drop_count, 0);
+    pthread_mutex_unlock(&fixture->vm->world_lock);
+    actor_end(&actors[0]);
+    assert_int_equal(memory_set_code(fixture->memory, PAGES >> PAGE_SHIFT), 0);
+    pthread_mutex_lock(&fixture->vm->lock);
+    actor_start(&actors[0], fixture, NULL, write_first);
+    assert_false(comes_true(&actors[0].is_done, A_WHILE_MS));
+    pthread_mutex_unlock(&fixture->vm->lock);
+    actor_end(&actors[0]);
     free_vcpus(blocks);
 }
 
@@ -208,14 +234,6 @@ static void stoppers_take_turns(void **state)
     }
     assert_true(was_alone);
     free_vcpus(blocks);
-}
-
-/* The store that gives a page its frame: mappings of the page of zeros are dropped everywhere. */
-static void write_first(struct actor *actor)
-{
-    if (memory_write(actor->fixture->memory, actor->page, "x", 1) == 0) {
-        actor->is_stopped = true;
-    }
 }
 
 static bool is_mapped(struct block *block, gva_t gva)
