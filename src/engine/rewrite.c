@@ -31,29 +31,6 @@ static void put(struct output *out, uint8_t byte)
     out->bytes[out->length++] = byte;
 }
 
-int rewrite_gpr(ZydisRegister name)
-{
-    if (name >= ZYDIS_REGISTER_AL && name <= ZYDIS_REGISTER_BL) {
-        return name - ZYDIS_REGISTER_AL;
-    }
-    if (name >= ZYDIS_REGISTER_AH && name <= ZYDIS_REGISTER_BH) {
-        return name - ZYDIS_REGISTER_AH;
-    }
-    if (name >= ZYDIS_REGISTER_SPL && name <= ZYDIS_REGISTER_R15B) {
-        return name - ZYDIS_REGISTER_SPL + 4;
-    }
-    if (name >= ZYDIS_REGISTER_AX && name <= ZYDIS_REGISTER_R15W) {
-        return name - ZYDIS_REGISTER_AX;
-    }
-    if (name >= ZYDIS_REGISTER_EAX && name <= ZYDIS_REGISTER_R15D) {
-        return name - ZYDIS_REGISTER_EAX;
-    }
-    if (name >= ZYDIS_REGISTER_RAX && name <= ZYDIS_REGISTER_R15) {
-        return name - ZYDIS_REGISTER_RAX;
-    }
-    return -1;
-}
-
 static bool is_high_byte(ZydisRegister name)
 {
     return name >= ZYDIS_REGISTER_AH && name <= ZYDIS_REGISTER_BH;
@@ -74,58 +51,6 @@ static bool is_moffs(const struct insn *insn)
     return insn->info.encoding == ZYDIS_INSTRUCTION_ENCODING_LEGACY &&
            insn->info.opcode_map == ZYDIS_OPCODE_MAP_DEFAULT && insn->info.opcode >= 0xa0 &&
            insn->info.opcode <= 0xa3;
-}
-
-const struct insn_operand *rewrite_memory_operand(const struct insn *insn)
-{
-    for (unsigned i = 0; i < insn->info.operand_count; i++) {
-        const struct insn_operand *operand = &insn->operands[i];
-        if (operand->type == ZYDIS_OPERAND_TYPE_MEMORY && (in_modrm(operand) || is_moffs(insn))) {
-            return operand;
-        }
-    }
-    return NULL;
-}
-
-/* CPUs leave the destination as it is when the source is zero. SDM volume 2, BSF and BSR. */
-static bool is_bit_scan(const struct insn *insn)
-{
-    return insn->info.mnemonic == ZYDIS_MNEMONIC_BSF || insn->info.mnemonic == ZYDIS_MNEMONIC_BSR;
-}
-
-void rewrite_registers(const struct insn *insn, struct rewrite_registers *ret_registers)
-{
-    struct rewrite_registers found = {0};
-    for (unsigned i = 0; i < insn->info.operand_count; i++) {
-        const struct insn_operand *operand = &insn->operands[i];
-        if (operand->type == ZYDIS_OPERAND_TYPE_MEMORY) {
-            int base = rewrite_gpr(operand->mem.base), index = rewrite_gpr(operand->mem.index);
-            found.address |=
-                (uint16_t)((base >= 0 ? 1 << base : 0) | (index >= 0 ? 1 << index : 0));
-            continue;
-        }
-        int gpr =
-            operand->type == ZYDIS_OPERAND_TYPE_REGISTER ? rewrite_gpr(operand->reg.value) : -1;
-        if (gpr < 0) {
-            continue;
-        }
-        uint16_t bit = (uint16_t)(1 << gpr);
-        bool writes = operand->actions & ZYDIS_OPERAND_ACTION_MASK_WRITE;
-        /* A conditional or a narrow write leaves a part of the old value: that is a read too. */
-        bool reads = (operand->actions &
-                      (ZYDIS_OPERAND_ACTION_MASK_READ | ZYDIS_OPERAND_ACTION_CONDWRITE)) ||
-                     (writes && (operand->size < 32 || is_bit_scan(insn)));
-        bool is_explicit = operand->visibility == ZYDIS_OPERAND_VISIBILITY_EXPLICIT &&
-                           operand->encoding != ZYDIS_OPERAND_ENCODING_NONE;
-        if (is_explicit) {
-            found.read |= reads ? bit : 0;
-            found.written |= writes ? bit : 0;
-        } else {
-            found.implicit_read |= reads ? bit : 0;
-            found.implicit_written |= writes ? bit : 0;
-        }
-    }
-    *ret_registers = found;
 }
 
 /* The number to encode for a register operand, after substitution. */

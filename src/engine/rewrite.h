@@ -23,20 +23,16 @@ struct rewrite_map {
     int32_t memory_offset;
 };
 
-/* Which guest general registers an instruction names in operand fields, by what it does to them. */
-struct rewrite_registers {
-    uint16_t read; /* explicit operands only, bit n = register n; not address parts */
-    uint16_t written;
-    uint16_t address;                         /* base and index of the memory operand */
-    uint16_t implicit_read, implicit_written; /* fixed by the opcode (RAX of MUL, RCX of SHL...) */
-};
+static inline int rewrite_gpr(ZydisRegister name)
+{
+    return insn_gpr(name);
+}
 
-void rewrite_registers(const struct insn *insn, struct rewrite_registers *ret_registers);
-
-/* The number of a general register of any width (AH counts as RAX), or -1 for other registers. */
-int rewrite_gpr(ZydisRegister name);
 /* The memory operand that stands in ModRM (or in a moffs field), or NULL. */
-const struct insn_operand *rewrite_memory_operand(const struct insn *insn);
+static inline const struct insn_operand *rewrite_memory_operand(const struct insn *insn)
+{
+    return insn->memory_operand == NO_OPERAND ? NULL : &insn->operands[insn->memory_operand];
+}
 
 /*
  * Write the copy to `out` (room for 16 bytes). Returns its length, or 0 if the instruction cannot

@@ -117,8 +117,21 @@ struct insn_info {
     struct insn_avx avx;
 };
 
+/*
+ * What an instruction does to the general registers: bit n is register n. A conditional or a narrow
+ * write leaves a part of the old value, so that it is a read too.
+ */
+struct insn_registers {
+    uint16_t read, written;                   /* operand fields; not address parts */
+    uint16_t implicit_read, implicit_written; /* fixed by the opcode (RAX of MUL, RCX of SHL...) */
+};
+
+enum { NO_OPERAND = 0xff };
+
 struct insn {
     struct insn_info info;
+    struct insn_registers registers;
+    uint8_t memory_operand;             /* the one in ModRM or a moffs field, or NO_OPERAND */
     uint8_t bytes[INSN_MAX_LENGTH + 1]; /* 0 behind the instruction */
     /* Also the implicit ones, without the flags register and the instruction pointer. */
     struct insn_operand operands[ZYDIS_MAX_OPERAND_COUNT];
@@ -142,6 +155,13 @@ enum decode_result {
 enum decode_result decode(enum decode_mode mode, const uint8_t *bytes, size_t available,
                           struct insn *ret_insn);
 
-/* The same by Zydis alone: the oracle of the tables. */
+/* The number of a general register of any width (AH counts as RAX), or -1 for other registers. */
+extern const uint8_t insn_gpr_numbers[]; /* and 1, or 0 */
+static inline int insn_gpr(ZydisRegister name)
+{
+    return insn_gpr_numbers[name] - 1;
+}
+
+/* The same by Zydis alone, without what follows from the operands: the oracle of the tables. */
 enum decode_result decode_by_zydis(enum decode_mode mode, const uint8_t *bytes, size_t available,
                                    struct insn *ret_insn);

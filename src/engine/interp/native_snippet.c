@@ -156,11 +156,10 @@ static uint8_t take_register(uint16_t *free)
 static void choose_registers(const struct insn *insn, struct snippet *snippet)
 {
     const uint16_t reserved = 1u << RSP | 1u << R15;
-    struct rewrite_registers registers;
+    const struct insn_registers *registers = &insn->registers;
 
-    rewrite_registers(insn, &registers);
-    snippet->loads = registers.read | registers.implicit_read;
-    snippet->stores = registers.written | registers.implicit_written;
+    snippet->loads = registers->read | registers->implicit_read;
+    snippet->stores = registers->written | registers->implicit_written;
     snippet->loads |= snippet->stores; /* partial writes keep the rest */
     uint16_t free = (uint16_t) ~(snippet->loads | reserved);
     for (uint8_t n = 0; n < GPR_COUNT; n++) {

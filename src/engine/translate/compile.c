@@ -33,7 +33,7 @@ void outline(struct compiler *c, enum outline_kind kind, uint8_t *branch, uint32
              uint64_t constant)
 {
     ASSERT(c->outline_count < OUTLINES_MAX);
-    c->outlines[c->outline_count++] = (struct outline){
+    c->work->outlines[c->outline_count++] = (struct outline){
         .kind = kind, .branch = branch, .site = site, .constant = constant, .flags = c->flags};
 }
 
@@ -183,7 +183,7 @@ static void decode_unit(struct compiler *c)
     while (c->count < UNIT_MAX_INSTRUCTIONS && offset < PAGE_SIZE) {
         struct insn *insn = &c->insns[c->count];
         c->offsets[c->count] = (uint16_t)offset;
-        c->end_result = decode(DECODE_64, c->page + offset, PAGE_SIZE - offset, insn);
+        c->end_result = decode(DECODE_64, c->work->page + offset, PAGE_SIZE - offset, insn);
         if (c->end_result != DECODE_OK) {
             break;
         }
@@ -203,7 +203,7 @@ static void decode_across(struct compiler *c)
 {
     unsigned offset = c->unit->offset;
     c->offsets[0] = (uint16_t)offset;
-    c->end_result = decode(DECODE_64, c->page + offset, INSN_MAX_LENGTH, &c->insns[0]);
+    c->end_result = decode(DECODE_64, c->work->page + offset, INSN_MAX_LENGTH, &c->insns[0]);
     if (c->end_result == DECODE_OK) {
         c->count = 1;
     }
@@ -215,7 +215,7 @@ bool crosses_page(const struct compiler *c, uint64_t pc)
     unsigned offset = pc & (PAGE_SIZE - 1);
     struct insn insn;
     return offset + INSN_MAX_LENGTH > PAGE_SIZE &&
-           decode(DECODE_64, c->page + offset, PAGE_SIZE - offset, &insn) == DECODE_TRUNCATED;
+           decode(DECODE_64, c->work->page + offset, PAGE_SIZE - offset, &insn) == DECODE_TRUNCATED;
 }
 
 /* ---- emit ---- */
@@ -396,11 +396,17 @@ static void emit_unit(struct compiler *c)
 static bool read_pages(struct compiler *c, gpa_t gpa, uint64_t second_page)
 {
     struct memory *memory = c->vm->config.memory;
-    unsigned offset = gpa & (PAGE_SIZE - 1);
-    /* From the start: exits to lower addresses look at their targets. */
-    return memory_read(memory, gpa - offset, c->page, PAGE_SIZE) == 0 &&
-           (second_page == NO_PAGE || memory_read(memory, second_page << PAGE_SHIFT,
-                                                  c->page + PAGE_SIZE, INSN_MAX_LENGTH) == 0);
+    uint8_t *page = c->work->page;
+    unsigned first = gpa & (PAGE_SIZE - 1), end = first + UNIT_MAX_INSTRUCTIONS * INSN_MAX_LENGTH;
+    const unsigned tail = PAGE_SIZE - INSN_MAX_LENGTH;
+    bool reaches_tail = end >= tail;
+    end = reaches_tail ? PAGE_SIZE : end;
+    gpa -= first;
+    return memory_read(memory, gpa + first, page + first, end - first) == 0 &&
+           /* Exits look at their targets there: crosses_page(). */
+           (reaches_tail || memory_read(memory, gpa + tail, page + tail, INSN_MAX_LENGTH) == 0) &&
+           (second_page == NO_PAGE ||
+            memory_read(memory, second_page << PAGE_SHIFT, page + PAGE_SIZE, INSN_MAX_LENGTH) == 0);
 }
 
 /* The exit back to the unit's own start with flags that can be made again, or NULL. */
@@ -459,7 +465,7 @@ static void emit_all(struct compiler *c)
     emit_unit(c);
     emit_loop(c);
     for (unsigned i = 0; i < c->outline_count; i++) {
-        emit_outline(c, &c->outlines[i]);
+        emit_outline(c, &c->work->outlines[i]);
     }
     if (c->checks) {
         source_emit_record(c);
@@ -474,7 +480,7 @@ static void emit_all(struct compiler *c)
 void compile(struct block *block, gva_t gva, gpa_t gpa, uint64_t second_page, uint16_t mode,
              bool checks)
 {
-    static _Thread_local struct insn insns[UNIT_MAX_INSTRUCTIONS + 1];
+    static _Thread_local struct workspace work;
     struct translate_vm *vm = block->vm;
     struct unit *unit = &vm->units[vm->unit_count];
     *unit = (struct unit){
@@ -492,7 +498,8 @@ void compile(struct block *block, gva_t gva, gpa_t gpa, uint64_t second_page, ui
         .unit = unit,
         .mode = mode,
         .virtual_page = unit->virtual_page,
-        .insns = insns,
+        .work = &work,
+        .insns = work.insns,
         .scratch_group = -1,
         .counts = vm->config.time_mode == TIME_DETERMINISTIC,
         .checks = checks,

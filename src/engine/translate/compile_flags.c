@@ -179,9 +179,7 @@ static void emit_recipe(struct compiler *c)
 
 static uint16_t registers_written(const struct insn *insn)
 {
-    struct rewrite_registers registers;
-    rewrite_registers(insn, &registers);
-    return registers.written | registers.implicit_written;
+    return insn->registers.written | insn->registers.implicit_written;
 }
 
 static bool names(uint16_t registers, int name)
@@ -215,7 +213,7 @@ static void recipe_keep(struct compiler *c, const struct insn *insn)
 
 void flags_before(struct compiler *c, const struct insn *insn)
 {
-    if (c->flags == FLAGS_RECIPE && !flag_effects(insn).writes && breaks_recipe(c, insn)) {
+    if (c->flags == FLAGS_RECIPE && breaks_recipe(c, insn) && !flag_effects(insn).writes) {
         recipe_keep(c, insn);
     }
 }
@@ -230,7 +228,7 @@ void flags_after(struct compiler *c, const struct insn *insn)
 
 void recipe_after(struct compiler *c, const struct insn *insn)
 {
-    if (!flag_effects(insn).writes && breaks_recipe(c, insn)) {
+    if (breaks_recipe(c, insn) && !flag_effects(insn).writes) {
         c->recipe.kind = RECIPE_NONE;
     }
 }

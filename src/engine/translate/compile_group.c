@@ -54,9 +54,7 @@ static bool writes_memory(const struct insn_operand *operand)
 
 static uint16_t written_registers(const struct insn *insn)
 {
-    struct rewrite_registers registers;
-    rewrite_registers(insn, &registers);
-    return registers.written | registers.implicit_written;
+    return insn->registers.written | insn->registers.implicit_written;
 }
 
 static uint16_t key_registers(int base, int index)
@@ -67,15 +65,13 @@ static uint16_t key_registers(int base, int index)
 /* Does emitting this instruction leave R13 alone? (Members of the group do.) */
 static bool keeps_scratch(const struct insn *insn)
 {
-    struct rewrite_registers registers;
     if (insn->info.meta.category == ZYDIS_CATEGORY_COND_BR) {
         return true;
     }
     if (insn->info.mnemonic == ZYDIS_MNEMONIC_LEA || rewrite_memory_operand(insn)) {
         return false;
     }
-    rewrite_registers(insn, &registers);
-    uint16_t displaced = (registers.read | registers.written) & (7u << R13);
+    uint16_t displaced = (insn->registers.read | insn->registers.written) & (7u << R13);
     return (displaced & (displaced - 1)) == 0;
 }
 

@@ -121,11 +121,9 @@ bool is_copied(const struct insn *insn)
     }
     for (unsigned i = 0; i < insn->info.operand_count_visible; i++) {
         const struct insn_operand *operand = &insn->operands[i];
-        ZydisRegisterClass class = operand->type == ZYDIS_OPERAND_TYPE_REGISTER
-                                       ? ZydisRegisterGetClass(operand->reg.value)
-                                       : ZYDIS_REGCLASS_INVALID;
-        if (class == ZYDIS_REGCLASS_SEGMENT || class == ZYDIS_REGCLASS_CONTROL ||
-            class == ZYDIS_REGCLASS_DEBUG || class == ZYDIS_REGCLASS_TEST) {
+        /* Segment, test, control and debug registers. */
+        if (operand->type == ZYDIS_OPERAND_TYPE_REGISTER &&
+            operand->reg.value >= ZYDIS_REGISTER_ES && operand->reg.value <= ZYDIS_REGISTER_DR15) {
             return false;
         }
     }

@@ -340,14 +340,13 @@ bool compile_copy(struct compiler *c)
     const struct insn *insn = compiler_insn(c);
     const struct insn_operand *memory = rewrite_memory_operand(insn);
     struct flag_effects effects = flag_effects(insn);
-    struct rewrite_registers registers;
     struct rewrite_map map = {.memory_base = SCRATCH};
     uint8_t copy[32];
 
     if (is_bit_string(insn)) {
         return compile_bit_string(c);
     }
-    rewrite_registers(insn, &registers);
+    struct insn_registers registers = insn->registers;
     for (unsigned i = 0; i < GPR_COUNT; i++) {
         map.host[i] = (uint8_t)(i == RSP ? GUEST_RSP : i);
     }
@@ -383,7 +382,9 @@ bool compile_copy(struct compiler *c)
         } else {
             map.memory_offset = compile_group_access(c, memory, writes);
         }
-        length = copy_instruction(c, insn, &map, copy);
+        if (map.memory_offset) {
+            length = copy_instruction(c, insn, &map, copy);
+        }
     } else if (map_uses_scratch(&map, named)) {
         c->scratch_group = -1;
     }

@@ -184,7 +184,7 @@ bool source_init(struct compiler *c)
     source->length = (uint8_t)(end - unit->offset);
     source->first_length = (uint8_t)((end < PAGE_SIZE ? end : PAGE_SIZE) - unit->offset);
     ASSERT(source->length <= SOURCE_MAX);
-    bytes_copy(source->bytes, c->page + unit->offset, source->length);
+    bytes_copy(source->bytes, c->work->page + unit->offset, source->length);
     bytes_fill(source->mask, 0xff, source->length);
     find_variables(c);
     mask_variables(c);

@@ -41,6 +41,14 @@ struct group {
     int32_t first, end; /* displacements */
 };
 
+/* The large arrays. */
+struct workspace {
+    /* The bytes, read once: from the unit's start as far as it can reach, and the page's end. */
+    uint8_t page[PAGE_SIZE + INSN_MAX_LENGTH];
+    struct insn insns[UNIT_MAX_INSTRUCTIONS + 1];
+    struct outline outlines[OUTLINES_MAX];
+};
+
 struct compiler {
     struct emitter e;
     struct translate_vm *vm;
@@ -49,8 +57,8 @@ struct compiler {
     uint16_t mode;
     uint64_t virtual_page;
 
-    uint8_t page[PAGE_SIZE + INSN_MAX_LENGTH]; /* the bytes, read once */
-    struct insn *insns;                        /* decoded ahead */
+    struct workspace *work; /* what need not be zero at the start */
+    struct insn *insns;     /* decoded ahead */
     uint16_t offsets[UNIT_MAX_INSTRUCTIONS + 1];
     unsigned count;
     unsigned current;              /* index of the instruction being emitted */
@@ -75,7 +83,6 @@ struct compiler {
     uint8_t variables[VARIABLES]; /* instructions whose immediate is read when they run */
     unsigned variable_count;
     uint32_t stale_exit; /* cache offset: go there when the bytes differ */
-    struct outline outlines[OUTLINES_MAX];
     unsigned outline_count;
 };
 
