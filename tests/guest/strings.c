@@ -169,6 +169,11 @@ static void test_overlap(void)
     c = run(rep_movsb, AREA, AREA + 0x10001, 0x800, 0);
     check("overlap by alias", pages[0][0x800], 0xbb);
     check("  rdi", c.gpr[RDI], AREA + 0x10801);
+    pages[0][0x900] = 0xcc;
+    c = run(rep_movsb, AREA + 0x900, AREA + 0x108ff, 0x800, FLAG_DF);
+    check("overlap downwards by alias", pages[0][0x100], 0xcc);
+    check("  not further", pages[0][0xff], 0xbb);
+    check("  rdi", c.gpr[RDI], AREA + 0x100ff);
     /* a long copy over many pages */
     uint8_t *from = (uint8_t *)0xa00000, *to = (uint8_t *)0xb00000;
     for (int i = 0; i < 0x8000; i++) {

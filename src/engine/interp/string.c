@@ -238,16 +238,38 @@ static enum step execute_string(struct vcpu *vcpu, const struct insn *insn, iter
     return iterate(vcpu, &string);
 }
 
-/* Bytes from a pointer to the end of its page and of its address space, at most `bytes`. */
+static uint64_t smaller(uint64_t a, uint64_t b)
+{
+    return a < b ? a : b;
+}
+
+/* Bytes from a pointer on in its page and its address space, at most `bytes`. */
 static uint64_t piece_at(const struct vcpu *vcpu, const struct string *string, enum gpr pointer,
                          uint64_t segment_base, uint64_t bytes)
 {
     uint64_t offset = vcpu->state.gpr[pointer] & string->mask;
-    uint64_t page = PAGE_SIZE - ((offset + segment_base) & (PAGE_SIZE - 1));
+    uint64_t in_page = (offset + segment_base) & (PAGE_SIZE - 1);
+    uint64_t page = PAGE_SIZE - in_page;
     uint64_t wrap = string->mask - offset; /* 64-bit: canonical checks follow */
 
-    bytes = bytes < page ? bytes : page;
-    return bytes <= wrap ? bytes : wrap;
+    if (string->step > 0) {
+        return smaller(bytes, smaller(page, wrap));
+    }
+    /* Down from the element itself. */
+    bool is_whole = page >= string->size && wrap >= string->size;
+    return is_whole ? smaller(bytes, smaller(in_page, offset) + string->size) : 0;
+}
+
+/* The linear address of the lowest of `size` bytes, which begin or end with the pointer's element.
+ */
+static enum step piece_address(struct vcpu *vcpu, const struct string *string, enum gpr pointer,
+                               unsigned size, bool write, gva_t *ret_gva)
+{
+    uint64_t offset = vcpu->state.gpr[pointer] & string->mask;
+
+    return linear_address(vcpu, pointer == RDI ? ES : string->source,
+                          string->step > 0 ? offset : offset - (size - string->size), size, write,
+                          ret_gva);
 }
 
 static uint64_t base_of(const struct vcpu *vcpu, enum segment_register segment)
@@ -272,7 +294,34 @@ static void fill(void *to, uint64_t value, unsigned size, uint64_t count)
     }
 }
 
-/* A forward REP MOVS or STOS as one copy or fill; `ret_done` counts its iterations, maybe 0. */
+/* REP MOVS downwards, by the CPU itself: each element as the guest would, whatever overlaps. */
+#define MOVE_DOWN(instruction)                                                                     \
+    __asm__ volatile("std\n\trep " instruction "\n\tcld"                                           \
+                     : "+D"(to), "+S"(from), "+c"(count)                                           \
+                     :                                                                             \
+                     : "cc", "memory")
+
+static void move_down(uint8_t *to, const uint8_t *from, unsigned size, uint64_t count)
+{
+    to += (count - 1) * size;
+    from += (count - 1) * size;
+    switch (size) {
+    case 1:
+        MOVE_DOWN("movsb");
+        break;
+    case 2:
+        MOVE_DOWN("movsw");
+        break;
+    case 4:
+        MOVE_DOWN("movsl");
+        break;
+    default:
+        MOVE_DOWN("movsq");
+        break;
+    }
+}
+
+/* A REP MOVS or STOS as one copy or fill; `ret_done` counts its iterations, maybe 0. */
 static void run_of(struct vcpu *vcpu, const struct string *string, bool is_move, uint64_t *ret_done)
 {
     uint64_t count = count_of(vcpu, string);
@@ -287,11 +336,11 @@ static void run_of(struct vcpu *vcpu, const struct string *string, bool is_move,
     }
     unsigned size = (unsigned)(bytes - bytes % string->size);
     if (size < 2 * string->size ||
-        string_address(vcpu, string, RDI, size, true, &target) != STEP_NEXT) {
+        piece_address(vcpu, string, RDI, size, true, &target) != STEP_NEXT) {
         return;
     }
     /* The source comes first: if it faults, the target's D bit stays as it is. */
-    if (is_move && (string_address(vcpu, string, RSI, size, false, &source) != STEP_NEXT ||
+    if (is_move && (piece_address(vcpu, string, RSI, size, false, &source) != STEP_NEXT ||
                     tlb_span(vcpu, source, size, user_access(vcpu), &from) != size)) {
         return;
     }
@@ -300,7 +349,8 @@ static void run_of(struct vcpu *vcpu, const struct string *string, bool is_move,
     }
     if (is_move) {
         /* An overlap where the copy feeds itself must go element by element. */
-        if (target - source < size || (uintptr_t)to - (uintptr_t)from < size) {
+        if (string->step > 0 &&
+            (target - source < size || (uintptr_t)to - (uintptr_t)from < size)) {
             return;
         }
         /* Looking up the target may have been a safe point. */
@@ -309,7 +359,11 @@ static void run_of(struct vcpu *vcpu, const struct string *string, bool is_move,
             again_from != from) {
             return;
         }
-        bytes_copy(to, from, size);
+        if (string->step > 0) {
+            bytes_copy(to, from, size);
+        } else {
+            move_down(to, from, string->size, size / string->size);
+        }
     } else {
         fill(to, vcpu->state.gpr[RAX], string->size, size / string->size);
     }
@@ -323,8 +377,7 @@ static enum step execute_run(struct vcpu *vcpu, const struct insn *insn, iterate
     uint64_t done;
 
     if (!(insn->info.attributes & (ZYDIS_ATTRIB_HAS_REP | ZYDIS_ATTRIB_HAS_REPE)) ||
-        string.step < 0 || steps_singly(vcpu) ||
-        ((vcpu->state.rflags & FLAG_AC) && (vcpu->state.cr0 & CR0_AM))) {
+        steps_singly(vcpu) || ((vcpu->state.rflags & FLAG_AC) && (vcpu->state.cr0 & CR0_AM))) {
         return execute_string(vcpu, insn, iterate);
     }
     if (count_of(vcpu, &string) == 0) {
@@ -334,9 +387,9 @@ static enum step execute_run(struct vcpu *vcpu, const struct insn *insn, iterate
     if (done == 0) {
         return repeat(vcpu, insn, &string, iterate, REPEAT_ALWAYS);
     }
-    advance(vcpu, &string, RDI, (int64_t)(done * string.size));
+    advance(vcpu, &string, RDI, (int64_t)done * string.step);
     if (is_move) {
-        advance(vcpu, &string, RSI, (int64_t)(done * string.size));
+        advance(vcpu, &string, RSI, (int64_t)done * string.step);
     }
     count_down(vcpu, &string, done);
     return count_of(vcpu, &string) > 0 ? again(vcpu, insn) : STEP_NEXT;
