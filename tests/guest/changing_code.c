@@ -130,6 +130,28 @@ static void test_places(void)
     check("an immediate at any place of a line", wrong, 0);
 }
 
+/* Many in a row, of which some change each time. */
+static void test_many(void)
+{
+    enum { COUNT = 30, SIZE = 5 };
+    unsigned wrong = 0;
+    uint32_t values[COUNT] = {0}, sum = 0;
+    for (unsigned i = 0; i < COUNT; i++) {
+        first[i * SIZE] = 0x05; /* add $0, %eax */
+        put_number(first + i * SIZE + 1, 0, 4);
+    }
+    put_number(first + COUNT * SIZE, 0x0b0f, 2);
+    for (unsigned round = 0; round < 4 * ROUNDS; round++) {
+        for (unsigned i = round * 7 % COUNT; i < COUNT; i += 11) {
+            sum += round * 0x01234567u - values[i];
+            values[i] = round * 0x01234567u;
+            put_number(first + i * SIZE + 1, values[i], 4);
+        }
+        wrong += (uint32_t)run_at(AREA, 0, round).gpr[RAX] != sum + round;
+    }
+    check("many immediates", wrong, 0);
+}
+
 /* ---- targets ---- */
 
 SNIPPET(call_target, "call 1f; mov %al, %ah; call 2f; 1: ud2; 2: ud2");
@@ -410,6 +432,7 @@ void test_main(void)
     map(AREA + 0x1000, (uintptr_t)second, PTE_P | PTE_W);
     test_immediates();
     test_places();
+    test_many();
     test_targets();
     test_versions();
     test_ahead(AREA, "patched ");

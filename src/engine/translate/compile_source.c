@@ -72,16 +72,25 @@ static bool is_full_move(const struct insn *insn)
     return insn->info.raw.imm[0].size == 64;
 }
 
+/*
+ * A variable instruction is read by one load of 8 bytes, so that no other CPU can come between its
+ * opcode and its immediate, where a CPU would fetch both at once too. This is how many bytes before
+ * it that load begins: some, where it would reach into the next line else.
+ */
+static unsigned variable_lead(const struct compiler *c, unsigned index)
+{
+    unsigned start = c->offsets[index] % 64, length = c->insns[index].info.length;
+    return start > 56 && start + length <= 64 ? 8 - length : 0;
+}
+
 /* Can the immediate of this instruction be read when it runs? */
 static bool can_vary(const struct compiler *c, unsigned index)
 {
     const struct insn *insn = &c->insns[index];
-    unsigned offset = c->offsets[index] + (is_full_move(insn) ? insn->info.raw.imm[0].offset : 0u);
     unsigned opcode_length = insn->info.raw.imm[0].offset;
     unsigned width = insn->info.operand_width;
     const struct insn_operand *operand = &insn->operands[0];
-    /* One load reads it: of 8 bytes inside a line, so that other CPUs cannot come between. */
-    if (offset % 64 > 56 || opcode_length > 4 ||
+    if (opcode_length > 4 ||
         (!is_full_move(insn) && (insn->info.length > 8 || insn->info.raw.imm[0].size < 8))) {
         return false;
     }
@@ -271,15 +280,18 @@ static void read_variable(struct compiler *c, unsigned number)
     const struct insn *insn = &c->insns[index];
     unsigned byte = c->offsets[index] - c->unit->offset;
     unsigned opcode_length = insn->info.raw.imm[0].offset;
-    unsigned shift = 32 - 8 * opcode_length;
+    unsigned shift = 32 - 8 * opcode_length, lead = variable_lead(c, index);
     uint8_t opcode[4] = {0};
     if (is_full_move(insn)) {
         emit_memory(e, true, OP_LOAD, SCRATCH2, SCRATCH, (int32_t)(byte + opcode_length));
         emit_store(e, SCRATCH2, variable_slot(number));
         return; /* its opcode is compared with the rest */
     }
-    emit_memory(e, true, OP_LOAD, SCRATCH2, SCRATCH, (int32_t)byte);
+    emit_memory(e, true, OP_LOAD, SCRATCH2, SCRATCH, (int32_t)byte - (int32_t)lead);
     emit_store(e, SCRATCH2, variable_slot(number));
+    if (lead) {
+        emit_gs(e, false, OP_LOAD, SCRATCH2, variable_slot(number) + lead);
+    }
     if (shift) { /* shl r14d, shift */
         emit8(e, 0x41);
         emit8(e, 0xc1);
@@ -364,7 +376,9 @@ bool compile_variable(struct compiler *c)
     bool w = insn->info.operand_width == 64;
     unsigned size = insn->info.raw.imm[0].size;
     size_t slot = variable_slot((unsigned)number);
-    size_t at = is_full_move(insn) ? slot : slot + insn->info.raw.imm[0].offset;
+    size_t at = is_full_move(insn)
+                    ? slot
+                    : slot + variable_lead(c, c->current) + insn->info.raw.imm[0].offset;
     if (effects.reads) {
         flags_to_host(c);
     }
@@ -398,7 +412,8 @@ bool compile_variable_target(struct compiler *c)
         return false;
     }
     emit_constant(&c->e, SCRATCH, compiler_next_pc(c));
-    emit_gs(&c->e, true, OP_MOVSXD, SCRATCH2, variable_slot((unsigned)number) + 1);
+    emit_gs(&c->e, true, OP_MOVSXD, SCRATCH2,
+            variable_slot((unsigned)number) + variable_lead(c, c->current) + 1);
     emit8(&c->e, 0x4d); /* add r13, r14 */
     emit8(&c->e, 0x01);
     emit8(&c->e, 0xc0 | (SCRATCH2 & 7) << 3 | (SCRATCH & 7));

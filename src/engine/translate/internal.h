@@ -40,7 +40,7 @@ enum {
     EXEC_ENTRIES = 1 << 6,
     PRIVATE_STACK_SIZE = 64 << 10,
     SOURCE_MAX = 64,         /* bytes that a unit compares before it runs, at most */
-    VARIABLES = 4,           /* immediates of such a unit that are read when it runs */
+    VARIABLES = 10,          /* immediates of such a unit that are read when it runs */
     VERSIONS_MAX = 4,        /* such units of one place, made from different bytes */
     CHECKED_PAGES_MAX = 256, /* pages with such units */
 };

@@ -125,7 +125,14 @@ void pages_end_compile(struct translate_vm *vm, uint64_t page, uint64_t second_p
 /* Are the bytes in memory those that the unit was made from? */
 static bool source_is_current(const struct source *source)
 {
-    for (unsigned i = 0; i < source->length; i++) {
+    unsigned i = 0;
+    for (; i + 8 <= source->first_length; i += 8) {
+        uint64_t differ = load_le64(source->first + i) ^ load_le64(source->bytes + i);
+        if (differ & load_le64(source->mask + i)) {
+            return false;
+        }
+    }
+    for (; i < source->length; i++) {
         const uint8_t *at = i < source->first_length ? source->first + i
                                                      : source->second + i - source->first_length;
         if ((*(const volatile uint8_t *)at ^ source->bytes[i]) & source->mask[i]) {
