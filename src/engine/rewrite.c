@@ -118,7 +118,7 @@ static struct fields read_fields(const struct insn *insn, const struct rewrite_m
     return fields;
 }
 
-/* ModRM (and SIB, displacement) for [memory_base + memory_offset]. */
+/* ModRM (and SIB, displacement) for the memory operand of the map. */
 static void put_memory(struct output *out, uint8_t reg, const struct rewrite_map *map, bool is_evex)
 {
     uint8_t base = map->memory_base & 7;
@@ -126,9 +126,10 @@ static void put_memory(struct output *out, uint8_t reg, const struct rewrite_map
     /* EVEX scales an 8-bit displacement (SDM volume 2, 2.7.5): only zero is safe there. */
     bool fits_byte = offset >= -128 && offset <= 127 && !(is_evex && offset != 0);
     uint8_t mod = offset == 0 && base != 5 ? 0 : fits_byte ? 1 : 2;
-    put(out, (uint8_t)(mod << 6 | (reg & 7) << 3 | (base == 4 ? 4 : base)));
-    if (base == 4) {
-        put(out, 0x24);
+    bool has_sib = map->has_index || base == 4;
+    put(out, (uint8_t)(mod << 6 | (reg & 7) << 3 | (has_sib ? 4 : base)));
+    if (has_sib) {
+        put(out, (uint8_t)((map->has_index ? map->memory_index & 7 : 4) << 3 | base));
     }
     if (mod == 1) {
         put(out, (uint8_t)offset);
@@ -136,6 +137,12 @@ static void put_memory(struct output *out, uint8_t reg, const struct rewrite_map
         store_le32(out->bytes + out->length, (uint32_t)offset);
         out->length += 4;
     }
+}
+
+/* Does the index need X of REX, VEX or EVEX? */
+static bool is_extended_index(const struct rewrite_map *map)
+{
+    return map->has_index && map->memory_index >= R8;
 }
 
 static void put_modrm(struct output *out, const struct insn *insn, const struct fields *fields,
@@ -223,6 +230,7 @@ static size_t rewrite_legacy(const struct insn *insn, const struct fields *field
     uint8_t rex = info->raw.rex & REX_W;
     rex |= reg & 8 ? REX_R : 0;
     rex |= (fields->has_memory ? map->memory_base : fields->rm) & 8 ? REX_B : 0;
+    rex |= fields->has_memory && is_extended_index(map) ? REX_X : 0;
     if (rex || fields->needs_rex) {
         if (fields->has_high_byte) {
             return 0;
@@ -281,7 +289,8 @@ static size_t rewrite_vex(const struct insn *insn, const struct fields *fields,
     }
     if (fields->has_memory || rm_is_gpr) {
         uint8_t number = fields->has_memory ? map->memory_base : fields->rm;
-        first = (uint8_t)((first & 0x9f) | 0x40 | (number & 8 ? 0 : 0x20));
+        bool extends_index = fields->has_memory && is_extended_index(map);
+        first = (uint8_t)((first & 0x9f) | (extends_index ? 0 : 0x40) | (number & 8 ? 0 : 0x20));
     }
     if (fields->vvvv_replaced) {
         second = (uint8_t)((second & 0x87) | (~fields->vvvv & 15) << 3);
@@ -315,7 +324,8 @@ static size_t rewrite_evex(const struct insn *insn, const struct fields *fields,
         }
     }
     if (fields->has_memory) {
-        first = (uint8_t)((first & 0x9f) | 0x40 | (map->memory_base & 8 ? 0 : 0x20));
+        first = (uint8_t)((first & 0x9f) | (is_extended_index(map) ? 0 : 0x40) |
+                          (map->memory_base & 8 ? 0 : 0x20));
     }
     if (fields->vvvv_replaced) {
         second = (uint8_t)((second & 0x87) | (~fields->vvvv & 15) << 3);

@@ -21,6 +21,8 @@ struct rewrite_map {
     uint8_t host[GPR_COUNT];
     uint8_t memory_base; /* the memory operand becomes [memory_base + memory_offset] */
     int32_t memory_offset;
+    bool has_index; /* or [memory_base + memory_index + memory_offset] */
+    uint8_t memory_index;
 };
 
 static inline int rewrite_gpr(ZydisRegister name)
