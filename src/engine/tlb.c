@@ -17,6 +17,22 @@ static void entry_clear(struct tlb *tlb, unsigned privilege, unsigned access, un
     tlb->pages[privilege][access][index] = 0;
 }
 
+static void slots_empty(struct tlb *tlb)
+{
+    for (unsigned i = 0; i < TLB_SLOTS; i++) {
+        tlb->slots[i].tag = TLB_SLOT_EMPTY;
+        tlb->slots[i].host = TLB_SLOT_NOWHERE;
+    }
+    tlb->slots_used = false;
+}
+
+static void slots_forget(struct tlb *tlb)
+{
+    if (tlb->slots_used) {
+        slots_empty(tlb);
+    }
+}
+
 void tlb_flush_all(struct tlb *tlb)
 {
     for (unsigned privilege = 0; privilege < TLB_PRIVILEGES; privilege++) {
@@ -27,6 +43,7 @@ void tlb_flush_all(struct tlb *tlb)
             tlb->local_blocks[privilege][access] = 0;
         }
     }
+    slots_empty(tlb);
     walk_cache_flush(&tlb->walk_cache);
 }
 
@@ -51,6 +68,7 @@ void tlb_flush_non_global(struct tlb *tlb)
         flush_local(tlb, privilege, TLB_READ);
         flush_local(tlb, privilege, TLB_WRITE);
     }
+    slots_forget(tlb);
     walk_cache_flush(&tlb->walk_cache);
 }
 
@@ -60,6 +78,7 @@ void tlb_flush_page(struct tlb *tlb, gva_t gva)
         entry_clear(tlb, privilege, TLB_READ, tlb_index(gva));
         entry_clear(tlb, privilege, TLB_WRITE, tlb_index(gva));
     }
+    slots_forget(tlb);
     walk_cache_flush(&tlb->walk_cache);
 }
 
@@ -76,6 +95,7 @@ static void drop_physical(struct tlb *tlb, unsigned access, uint64_t first_page,
 
 void tlb_drop_physical(struct tlb *tlb, uint64_t first_page, uint64_t count, bool write_only)
 {
+    slots_forget(tlb);
     drop_physical(tlb, TLB_WRITE, first_page, count);
     if (!write_only) {
         drop_physical(tlb, TLB_READ, first_page, count);

@@ -12,6 +12,9 @@
  * index: no address that is looked up there can be within a page of it. Two tables also keep the
  * source and the destination of a copy from evicting each other.
  *
+ * Beside the tables there are slots: copies of single entries, each for one place in hot code that
+ * mostly comes back to the same page. Nothing has to be computed to find one.
+ *
  * Threads: a TLB belongs to its vCPU's thread. Other threads ask for drops by kicks.
  */
 #pragma once
@@ -28,6 +31,21 @@ struct tlb_entry {
     uint64_t host; /* host address of the frame */
 };
 
+/* An access hits if address - tag <= PAGE_SIZE - size, as with an entry. */
+struct tlb_slot {
+    uint64_t tag;
+    uint64_t host;
+    uint64_t since; /* when `misses` was zero, in host TSC ticks */
+    uint32_t misses;
+};
+/*
+ * What an empty slot holds: only addresses that are not canonical hit it, and what they find on
+ * the host is not canonical either, so the access faults.
+ */
+#define TLB_SLOT_EMPTY   (1ull << 63)
+#define TLB_SLOT_NOWHERE (1ull << 62)
+enum { TLB_SLOTS = 1024 };
+
 enum tlb_privilege { TLB_KERNEL, TLB_USER, TLB_PRIVILEGES };
 enum tlb_access { TLB_READ, TLB_WRITE, TLB_ACCESSES };
 
@@ -39,6 +57,8 @@ struct tlb {
     uint64_t pages[TLB_PRIVILEGES][TLB_ACCESSES][TLB_ENTRIES];
     /* Which blocks of 64 entries may hold some that are not global: the others need no flush. */
     uint16_t local_blocks[TLB_PRIVILEGES][TLB_ACCESSES];
+    bool slots_used; /* some may not be empty */
+    struct tlb_slot slots[TLB_SLOTS];
     struct walk_cache walk_cache;
 };
 _Static_assert(TLB_ENTRIES / 64 <= 16, "a bit for each block");

@@ -53,6 +53,11 @@ static void emit_outline(struct compiler *c, const struct outline *o)
         emit_constant(e, SCRATCH2, o->site);
         emit_jump(e, c->vm->stubs.memory);
         break;
+    case OUTLINE_SLOT:
+        emit_gs(e, true, OP_ADD, SCRATCH, slot_offset(site->slot) + offsetof(struct tlb_slot, tag));
+        emit_constant(e, SCRATCH2, o->site);
+        emit_jump(e, c->vm->stubs.slot);
+        break;
     case OUTLINE_EXECUTE:
         emit_constant(e, SCRATCH2, o->site);
         emit_jump(e, c->vm->stubs.execute);
@@ -66,6 +71,7 @@ static void emit_outline(struct compiler *c, const struct outline *o)
         emit_jump(e, c->vm->stubs.string);
         break;
     case OUTLINE_JUMP:
+        emit_indirect_note(c, o->site);
         emit_jump(e, c->vm->stubs.indirect_slow);
         break;
     case OUTLINE_CALL:
@@ -477,6 +483,12 @@ static void emit_all(struct compiler *c)
     unit->length = (uint16_t)((last < PAGE_SIZE ? last : PAGE_SIZE) - unit->offset);
 }
 
+static bool unit_wants_slots(struct translate_vm *vm, const struct unit *unit)
+{
+    return (unit->mode & MODE_USER) && vm->config.time_mode != TIME_DETERMINISTIC &&
+           page_is_hot(vm, unit->page);
+}
+
 void compile(struct block *block, gva_t gva, gpa_t gpa, uint64_t second_page, uint16_t mode,
              bool checks)
 {
@@ -491,8 +503,11 @@ void compile(struct block *block, gva_t gva, gpa_t gpa, uint64_t second_page, ui
         .mode = mode,
         .first_site = vm->site_count,
     };
+    unit->has_slots = unit_wants_slots(vm, unit);
     struct compiler c = {
-        .e = {.at = vm->cache.write + align_up(vm->cache.used, 16), .base = vm->cache.write},
+        .e = {.at = vm->cache.write + align_up(vm->cache.used, 16),
+              .base = vm->cache.write,
+              .has_bmi2 = __builtin_cpu_supports("bmi2")},
         .vm = vm,
         .block = block,
         .unit = unit,

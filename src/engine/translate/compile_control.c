@@ -38,14 +38,18 @@ static uint32_t exit_site(struct compiler *c, uint64_t target)
  * Loops are stopped by a load from the poll page that faults: it needs neither flags nor a
  * branch. Every cycle of guest code has a direct branch backwards or an indirect one.
  */
-static void emit_loop_poll(struct compiler *c, uint64_t target)
+void compile_branch_poll(struct compiler *c)
 {
-    if (target > compiler_pc(c)) {
-        return;
-    }
     uint32_t site = site_new(c, SITE_POLL);
     c->vm->sites[site].target = compiler_pc(c);
     emit_gs(&c->e, false, OP_LOAD, SCRATCH2, POLL_OFFSET);
+}
+
+static void emit_loop_poll(struct compiler *c, uint64_t target)
+{
+    if (target <= compiler_pc(c)) {
+        compile_branch_poll(c);
+    }
 }
 
 void compile_direct(struct compiler *c, uint8_t opcode, uint64_t target)
@@ -93,8 +97,8 @@ bool compile_indirect_target(struct compiler *c)
         if (operand->size != 64) {
             return false;
         }
-        compile_operand_check(c, operand, false);
-        emit_memory(e, true, OP_LOAD, SCRATCH, SCRATCH, 0);
+        struct host_place place = compile_operand_check(c, operand, false, false);
+        emit_memory(e, true, OP_LOAD, SCRATCH, SCRATCH, place.offset);
         return true;
     }
     int gpr = rewrite_gpr(operand->reg.value);
@@ -121,17 +125,15 @@ bool compile_jump(struct compiler *c)
         return true;
     }
     flags_to_block(c);
+    compile_branch_poll(c);
     if (!compile_indirect_target(c)) {
         return false;
     }
     uint32_t site = site_new(c, SITE_EXECUTE);
     c->vm->sites[site].resume = 0;
-    emit_indirect_note(c, site);
-    uint8_t *slow[2];
-    emit_jump_lookup(&c->e, mode_privilege(c->mode), slow);
+    uint8_t *missing = emit_jump_lookup(&c->e, mode_privilege(c->mode));
     emit_jump_found(&c->e, mode_privilege(c->mode), 4);
-    outline(c, OUTLINE_JUMP, slow[0], site, 0);
-    outline(c, OUTLINE_JUMP, slow[1], site, 0);
+    outline(c, OUTLINE_JUMP, missing, site, 0);
     c->ended = true;
     return true;
 }

@@ -164,18 +164,18 @@ static void check_group(struct compiler *c, const struct insn_operand *operand,
     flags_for_check(c);
     compile_address(c, &first, &unused);
     uint32_t site = c->vm->site_count;
-    compile_check(c, (unsigned)(group->end - group->first), group->may_write, NULL);
+    compile_check(c, (unsigned)(group->end - group->first), group->may_write);
     c->vm->sites[site].is_group = true;
 }
 
-int32_t compile_group_access(struct compiler *c, const struct insn_operand *operand, bool writes)
+struct host_place compile_group_access(struct compiler *c, const struct insn_operand *operand,
+                                       bool writes, bool may_pair)
 {
     struct operand_key key;
     struct group plan;
     if (!operand_key(compiler_insn(c), operand, &key)) {
-        compile_operand_check(c, operand, writes);
         c->scratch_group = -1;
-        return 0;
+        return compile_operand_check(c, operand, writes, may_pair);
     }
     int number = find_group(c, &key, writes);
     if (number >= 0) {
@@ -183,12 +183,11 @@ int32_t compile_group_access(struct compiler *c, const struct insn_operand *oper
             emit_load(&c->e, SCRATCH, group_slot((unsigned)number));
             c->scratch_group = number;
         }
-        return key.displacement - c->groups[number].first;
+        return (struct host_place){.offset = key.displacement - c->groups[number].first};
     }
     if ((c->mode & MODE_PLAIN) || plan_group(c, &key, writes, &plan) == 1) {
-        compile_operand_check(c, operand, writes);
         c->scratch_group = -1;
-        return 0;
+        return compile_operand_check(c, operand, writes, may_pair);
     }
     number = (int)(c->next_group++ % GROUPS);
     check_group(c, operand, &plan);
@@ -197,7 +196,7 @@ int32_t compile_group_access(struct compiler *c, const struct insn_operand *oper
     if (plan.is_kept) {
         emit_store(&c->e, SCRATCH, group_slot((unsigned)number));
     }
-    return key.displacement - plan.first;
+    return (struct host_place){.offset = key.displacement - plan.first};
 }
 
 void groups_forget(struct compiler *c)

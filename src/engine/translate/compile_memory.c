@@ -64,11 +64,14 @@ bool compile_address(struct compiler *c, const struct insn_operand *operand, uin
 
 void emit_check_index(struct emitter *e)
 {
-    emit_move(e, SCRATCH2, SCRATCH);
-    emit8(e, 0x49); /* shr r14, PAGE_SHIFT - log2(sizeof(struct tlb_entry)) */
-    emit8(e, 0xc1);
-    emit8(e, 0xe8 | (SCRATCH2 & 7));
-    emit8(e, PAGE_SHIFT - 4);
+    enum { SHIFT = PAGE_SHIFT - 4 }; /* less log2(sizeof(struct tlb_entry)) */
+    static const uint8_t rorx[] = {0xc4, 0x43, 0xfb, 0xf0, 0xf5, SHIFT}; /* rorx r14, r13, SHIFT */
+    static const uint8_t shift[] = {0x4d, 0x89, 0xee,                    /* mov r14, r13 */
+                                    0x49, 0xc1, 0xee, SHIFT};            /* shr r14, SHIFT */
+    const uint8_t *bytes = e->has_bmi2 ? rorx : shift;
+    for (size_t i = 0; i < (e->has_bmi2 ? sizeof rorx : sizeof shift); i++) {
+        emit8(e, bytes[i]);
+    }
     emit8(e, 0x41); /* and r14d, index mask */
     emit8(e, 0x81);
     emit8(e, 0xe0 | (SCRATCH2 & 7));
@@ -76,12 +79,16 @@ void emit_check_index(struct emitter *e)
 }
 _Static_assert(sizeof(struct tlb_entry) == 1 << 4, "the check scales by this");
 
-/* R13 is the distance from the page's start: what branches if the access does not fit behind it. */
-static uint8_t *emit_distance_check(struct compiler *c, unsigned size, bool write, uint32_t site)
+static uint32_t check_site(struct compiler *c, unsigned size, bool write)
 {
-    struct emitter *e = &c->e;
+    uint32_t site = site_new(c, write ? SITE_WRITE : SITE_READ);
     c->vm->sites[site].size = size < 255 ? (uint8_t)size : 255;
-    c->vm->sites[site].kind = write ? SITE_WRITE : SITE_READ;
+    return site;
+}
+
+/* What branches if R13, the distance from a page's start, is too large for an access. */
+static uint8_t *emit_distance_check(struct emitter *e, unsigned size)
+{
     emit8(e, 0x49); /* cmp r13, PAGE_SIZE - size */
     emit8(e, 0x81);
     emit8(e, 0xf8 | (SCRATCH & 7));
@@ -89,27 +96,79 @@ static uint8_t *emit_distance_check(struct compiler *c, unsigned size, bool writ
     return emit_branch_forward(e, CONDITION_A);
 }
 
-void compile_check(struct compiler *c, unsigned size, bool write, const uint64_t *constant)
+/* The host address (or its page, for a pair) comes with `opcode` from where it is found. */
+static void emit_table_check(struct compiler *c, unsigned size, bool write, uint8_t opcode,
+                             unsigned reg)
 {
     struct emitter *e = &c->e;
-    size_t table = tlb_entry_offset(mode_privilege(c->mode), write ? TLB_WRITE : TLB_READ);
-    size_t tag = table + offsetof(struct tlb_entry, tag);
-    size_t host = table + offsetof(struct tlb_entry, host);
-    uint32_t site = site_new(c, SITE_READ);
-    if (constant) {
-        size_t entry = tlb_index(*constant) * sizeof(struct tlb_entry);
-        emit_constant(e, SCRATCH, *constant);
-        emit_gs(e, true, OP_SUB, SCRATCH, tag + entry);
-        uint8_t *miss = emit_distance_check(c, size, write, site);
-        outline(c, OUTLINE_ADDRESS, miss, site, *constant);
-        emit_gs(e, true, OP_ADD, SCRATCH, host + entry);
-        return;
-    }
+    size_t entry = tlb_entry_offset(mode_privilege(c->mode), write ? TLB_WRITE : TLB_READ);
+    size_t tag = entry + offsetof(struct tlb_entry, tag);
+    uint32_t site = check_site(c, size, write);
     emit_check_index(e);
     emit_gs_scratch2(e, true, OP_SUB, SCRATCH, tag);
-    uint8_t *miss = emit_distance_check(c, size, write, site);
-    outline(c, OUTLINE_MEMORY, miss, site, tag);
-    emit_gs_scratch2(e, true, OP_ADD, SCRATCH, host);
+    outline(c, OUTLINE_MEMORY, emit_distance_check(e, size), site, tag);
+    emit_gs_scratch2(e, true, opcode, reg, entry + offsetof(struct tlb_entry, host));
+}
+
+/* The same with a slot of the instruction's own: nothing to compute before it can be loaded. */
+static void emit_slot_check(struct compiler *c, unsigned size, bool write, uint8_t opcode,
+                            unsigned reg)
+{
+    struct emitter *e = &c->e;
+    uint32_t site = check_site(c, size, write);
+    uint32_t slot = c->vm->slot_count++ % TLB_SLOTS;
+    c->vm->sites[site].has_slot = true;
+    c->vm->sites[site].slot = slot;
+    emit_gs(e, true, OP_SUB, SCRATCH, slot_offset(slot) + offsetof(struct tlb_slot, tag));
+    outline(c, OUTLINE_SLOT, emit_distance_check(e, size), site, 0);
+    emit_gs(e, true, opcode, reg, slot_offset(slot) + offsetof(struct tlb_slot, host));
+}
+
+static void emit_check(struct compiler *c, unsigned size, bool write, uint8_t opcode, unsigned reg)
+{
+    gpa_t gpa = c->unit->page << PAGE_SHIFT | c->offsets[c->current];
+    if (c->unit->has_slots && !slot_is_shunned(c->vm, gpa)) {
+        emit_slot_check(c, size, write, opcode, reg);
+    } else {
+        emit_table_check(c, size, write, opcode, reg);
+    }
+}
+
+void compile_check(struct compiler *c, unsigned size, bool write)
+{
+    emit_check(c, size, write, OP_ADD, SCRATCH);
+}
+
+void compile_check_pair(struct compiler *c, unsigned size, bool write)
+{
+    emit_check(c, size, write, OP_LOAD, SCRATCH2);
+}
+
+/* R13 = host address of the page of a constant address: its entry is known. */
+static struct host_place compile_constant_check(struct compiler *c, unsigned size, bool write,
+                                                uint64_t address)
+{
+    struct emitter *e = &c->e;
+    size_t entry = tlb_entry_offset(mode_privilege(c->mode), write ? TLB_WRITE : TLB_READ) +
+                   tlb_index(address) * sizeof(struct tlb_entry);
+    size_t tag = entry + offsetof(struct tlb_entry, tag);
+    uint32_t offset = address & (PAGE_SIZE - 1);
+    uint64_t page = address - offset;
+    uint32_t site = check_site(c, size, write);
+    if (offset + size > PAGE_SIZE) {
+        outline(c, OUTLINE_ADDRESS, emit_jump_forward(e), site, address);
+        return (struct host_place){0};
+    }
+    if ((uint64_t)(int64_t)(int32_t)page == page) {
+        emit_gs(e, true, 0x81, 7, tag); /* cmp qword gs:[tag], page */
+        emit32(e, (uint32_t)page);
+    } else {
+        emit_constant(e, SCRATCH, page);
+        emit_gs(e, true, OP_CMP, SCRATCH, tag);
+    }
+    outline(c, OUTLINE_ADDRESS, emit_branch_forward(e, CONDITION_NZ), site, address);
+    emit_load(e, SCRATCH, entry + offsetof(struct tlb_entry, host));
+    return (struct host_place){.offset = (int32_t)offset};
 }
 
 /* Does the instruction look at pending x87 exceptions, or raise one by storing? */
@@ -139,14 +198,24 @@ static void note_early_faults(struct site *site, const struct insn *insn, unsign
     site->alignment = is_vector ? (uint8_t)(size - 1) : 0;
 }
 
-void compile_operand_check(struct compiler *c, const struct insn_operand *operand, bool write)
+struct host_place compile_operand_check(struct compiler *c, const struct insn_operand *operand,
+                                        bool write, bool may_pair)
 {
+    struct host_place place = {.is_pair = may_pair};
+    unsigned size = operand->size / 8;
     uint64_t constant;
     flags_for_check(c);
     bool is_constant = compile_address(c, operand, &constant);
     uint32_t site = c->vm->site_count;
-    compile_check(c, operand->size / 8, write, is_constant ? &constant : NULL);
-    note_early_faults(&c->vm->sites[site], compiler_insn(c), operand->size / 8);
+    if (is_constant) {
+        place = compile_constant_check(c, size, write, constant);
+    } else if (may_pair) {
+        compile_check_pair(c, size, write);
+    } else {
+        compile_check(c, size, write);
+    }
+    note_early_faults(&c->vm->sites[site], compiler_insn(c), size);
+    return place;
 }
 
 /* ---- copies ---- */
@@ -298,7 +367,7 @@ static bool compile_bit_string(struct compiler *c)
     emit8(e, 0xf8 | (SCRATCH2 & 7));
     emit8(e, is_wide ? 6 : 5);
     emit_lea_full(e, true, SCRATCH, SCRATCH, SCRATCH2, is_wide ? 8 : 4, 0);
-    compile_check(c, is_wide ? 8 : 4, insn->info.mnemonic != ZYDIS_MNEMONIC_BT, NULL);
+    compile_check(c, is_wide ? 8 : 4, insn->info.mnemonic != ZYDIS_MNEMONIC_BT);
     if (is_locked(insn)) {
         compile_line_check(c, is_wide ? 8 : 4);
     }
@@ -324,15 +393,33 @@ static size_t copy_instruction(struct compiler *c, const struct insn *insn,
     return length && is_plain_bit_scan(c, insn) ? drop_repeat_prefix(copy, length) : length;
 }
 
-/* Is R13 one of the scratch registers that stand for displaced ones? */
-static bool map_uses_scratch(const struct rewrite_map *map, uint16_t named)
+/* Does this scratch register stand for a displaced one? */
+static bool map_uses(const struct rewrite_map *map, uint16_t named, unsigned scratch)
 {
     for (unsigned gpr = R13; gpr <= R15; gpr++) {
-        if ((named & 1u << gpr) && map->host[gpr] == SCRATCH) {
+        if ((named & 1u << gpr) && map->host[gpr] == scratch) {
             return true;
         }
     }
     return false;
+}
+
+/* The check of an instruction that looks at its operand before it is executed. */
+static void compile_checked_operand(struct compiler *c, const struct insn *insn,
+                                    const struct insn_operand *memory, bool writes)
+{
+    uint32_t site = c->vm->site_count;
+    struct host_place place = compile_operand_check(c, memory, writes, false);
+    c->scratch_group = -1;
+    c->vm->sites[site].is_masked = has_mask(insn);
+    if (place.offset) {
+        emit_lea(&c->e, SCRATCH, SCRATCH, place.offset);
+    }
+    if (is_locked(insn)) {
+        compile_line_check(c, memory->size / 8);
+    } else if (loads_mxcsr(insn)) {
+        compile_mxcsr_check(c);
+    }
 }
 
 bool compile_copy(struct compiler *c)
@@ -370,22 +457,21 @@ bool compile_copy(struct compiler *c)
     if (memory) {
         bool writes = memory->actions & ZYDIS_OPERAND_ACTION_MASK_WRITE;
         if (is_locked(insn) || has_mask(insn) || loads_mxcsr(insn)) {
-            uint32_t site = c->vm->site_count;
-            compile_operand_check(c, memory, writes);
-            c->scratch_group = -1;
-            c->vm->sites[site].is_masked = has_mask(insn);
-            if (is_locked(insn)) {
-                compile_line_check(c, memory->size / 8);
-            } else if (loads_mxcsr(insn)) {
-                compile_mxcsr_check(c);
-            }
+            compile_checked_operand(c, insn, memory, writes);
         } else {
-            map.memory_offset = compile_group_access(c, memory, writes);
+            bool may_pair = !effects.reads && !map_uses(&map, named, SCRATCH2);
+            struct host_place place = compile_group_access(c, memory, writes, may_pair);
+            map.memory_offset = place.offset;
+            if (place.is_pair) {
+                map.memory_base = SCRATCH2;
+                map.has_index = true;
+                map.memory_index = SCRATCH;
+            }
         }
-        if (map.memory_offset) {
+        if (map.memory_offset || map.has_index) {
             length = copy_instruction(c, insn, &map, copy);
         }
-    } else if (map_uses_scratch(&map, named)) {
+    } else if (map_uses(&map, named, SCRATCH)) {
         c->scratch_group = -1;
     }
     if (effects.reads) {

@@ -58,7 +58,7 @@ static bool push_run(struct compiler *c, unsigned count)
     int32_t size = 8 * (int32_t)count;
     uint32_t site = c->vm->site_count;
     emit_lea(&c->e, SCRATCH, GUEST_RSP, -size);
-    compile_check(c, (unsigned)size, true, NULL);
+    compile_check(c, (unsigned)size, true);
     c->vm->sites[site].is_ordered = count > 1; /* CR2 is the first push's, not the run's start */
     for (unsigned i = 0; i < count; i++) {
         int gpr = stack_register(&c->insns[c->current + i], ZYDIS_MNEMONIC_PUSH);
@@ -73,7 +73,7 @@ static bool push_run(struct compiler *c, unsigned count)
 static void push_spilled(struct compiler *c)
 {
     emit_lea(&c->e, SCRATCH, GUEST_RSP, -8);
-    compile_check(c, 8, true, NULL);
+    compile_check(c, 8, true);
     emit_load(&c->e, SCRATCH2, offsetof(struct block, spill[0]));
     emit_memory(&c->e, true, OP_STORE, SCRATCH2, SCRATCH, 0);
     emit_lea(&c->e, GUEST_RSP, GUEST_RSP, -8);
@@ -96,15 +96,15 @@ bool compile_push(struct compiler *c)
     if (operand->type == ZYDIS_OPERAND_TYPE_IMMEDIATE) {
         flags_for_check(c);
         emit_lea(&c->e, SCRATCH, GUEST_RSP, -8);
-        compile_check(c, 8, true, NULL);
+        compile_check(c, 8, true);
         emit_memory(&c->e, true, 0xc7, 0, SCRATCH, 0);
         emit32(&c->e, (uint32_t)operand->imm.value.u);
         emit_lea(&c->e, GUEST_RSP, GUEST_RSP, -8);
         return true;
     }
     if (operand->type == ZYDIS_OPERAND_TYPE_MEMORY) {
-        compile_operand_check(c, operand, false);
-        emit_memory(&c->e, true, OP_LOAD, SCRATCH, SCRATCH, 0);
+        struct host_place place = compile_operand_check(c, operand, false, false);
+        emit_memory(&c->e, true, OP_LOAD, SCRATCH, SCRATCH, place.offset);
         emit_store(&c->e, SCRATCH, offsetof(struct block, spill[0]));
         push_spilled(c);
         return true;
@@ -150,7 +150,7 @@ static bool pop_run(struct compiler *c, unsigned count)
     }
     count_instructions(c, (int)(count + returns));
     emit_move(&c->e, SCRATCH, GUEST_RSP);
-    compile_check(c, (unsigned)size, false, NULL);
+    compile_check(c, (unsigned)size, false);
     for (unsigned i = 0; i < count; i++) {
         load_register(c, stack_register(&c->insns[c->current + i], ZYDIS_MNEMONIC_POP),
                       8 * (int32_t)i);
@@ -179,7 +179,7 @@ bool compile_pop(struct compiler *c)
     }
     flags_to_block(c);
     emit_move(&c->e, SCRATCH, GUEST_RSP);
-    compile_check(c, 8, false, NULL);
+    compile_check(c, 8, false);
     emit_memory(&c->e, true, OP_LOAD, GUEST_RSP, SCRATCH, 0);
     return true;
 }
@@ -191,7 +191,7 @@ bool compile_leave(struct compiler *c)
     }
     flags_for_check(c);
     emit_move(&c->e, SCRATCH, RBP);
-    compile_check(c, 8, false, NULL);
+    compile_check(c, 8, false);
     emit_lea(&c->e, GUEST_RSP, RBP, 8);
     emit_memory(&c->e, true, OP_LOAD, RBP, SCRATCH, 0);
     return true;
@@ -207,7 +207,7 @@ bool compile_return(struct compiler *c)
     flags_to_block(c);
     count_instructions(c, 1);
     emit_move(&c->e, SCRATCH, GUEST_RSP);
-    compile_check(c, 8, false, NULL);
+    compile_check(c, 8, false);
     emit_memory(&c->e, true, OP_LOAD, SCRATCH, SCRATCH, 0);
     emit_lea(&c->e, GUEST_RSP, GUEST_RSP, 8 + extra);
     emit_return(c, (uint32_t)(8 + extra));
@@ -220,7 +220,7 @@ static void emit_call_frame(struct compiler *c)
     struct emitter *e = &c->e;
     uint64_t address = compiler_next_pc(c);
     emit_lea(e, SCRATCH, GUEST_RSP, -8);
-    compile_check(c, 8, true, NULL);
+    compile_check(c, 8, true);
     if ((uint64_t)(int64_t)(int32_t)address == address) {
         emit_memory(e, true, 0xc7, 0, SCRATCH, 0); /* mov qword [r13], imm32 */
         emit32(e, (uint32_t)address);
@@ -267,6 +267,7 @@ bool compile_call(struct compiler *c)
         compile_direct(c, 0xe8, compiler_next_pc(c) + insn->operands[0].imm.value.u);
         c->ended = false;
     } else {
+        compile_branch_poll(c);
         if (!compile_indirect_target(c)) {
             return false;
         }
@@ -274,11 +275,9 @@ bool compile_call(struct compiler *c)
         emit_store(e, SCRATCH, offsetof(struct block, spill[0]));
         emit_call_frame(c);
         emit_load(e, SCRATCH, offsetof(struct block, spill[0]));
-        uint8_t *slow[2];
-        emit_jump_lookup(e, mode_privilege(c->mode), slow);
+        uint8_t *missing = emit_jump_lookup(e, mode_privilege(c->mode));
         emit_jump_found(e, mode_privilege(c->mode), 2);
-        outline(c, OUTLINE_CALL, slow[0], 0, emit_offset(e));
-        outline(c, OUTLINE_CALL, slow[1], 0, emit_offset(e));
+        outline(c, OUTLINE_CALL, missing, 0, emit_offset(e));
     }
     groups_forget(c);
     /* The landing pad: drop the frame's guest half and go on. */
@@ -355,7 +354,7 @@ bool compile_popf(struct compiler *c)
     }
     flags_to_block(c);
     emit_move(e, SCRATCH, GUEST_RSP);
-    compile_check(c, 8, false, NULL);
+    compile_check(c, 8, false);
     emit_memory(e, true, OP_LOAD, SCRATCH, SCRATCH, 0);
     /* Anything but the plain flags in the image or in force: interp. */
     emit_move(e, SCRATCH2, SCRATCH);

@@ -9,6 +9,7 @@
 enum outline_kind {
     OUTLINE_MEMORY,  /* a failed soft TLB check: R13 less the tag in the entry at R14 */
     OUTLINE_ADDRESS, /* the same for a constant address */
+    OUTLINE_SLOT,    /* not the page of the site's slot: R13 less the slot's tag */
     OUTLINE_EXECUTE, /* run the instruction in interp */
     OUTLINE_PAUSE,   /* many PAUSEs: yield */
     OUTLINE_STRING,  /* a string operation that does not stay inside its pages */
@@ -177,17 +178,29 @@ void displaced_store(struct compiler *c, uint16_t written, bool has_memory,
 /* R13 = address of the memory operand. A constant address is not loaded: *ret_constant is set. */
 bool compile_address(struct compiler *c, const struct insn_operand *operand,
                      uint64_t *ret_constant);
-/* R13 = host address of the guest-virtual address in R13 (or of a constant). Flags are saved. */
-void compile_check(struct compiler *c, unsigned size, bool write, const uint64_t *constant);
-/* The memory operand of the current instruction: address, check. R13 = host address. */
-void compile_operand_check(struct compiler *c, const struct insn_operand *operand, bool write);
+/* R13 = host address of the guest-virtual address in R13. Flags are saved. */
+void compile_check(struct compiler *c, unsigned size, bool write);
+/* The same, but R14 = host address of its page, R13 = offset in the page. */
+void compile_check_pair(struct compiler *c, unsigned size, bool write);
+/* Where the host finds an operand: at [R13 + offset], or [R14 + R13 + offset]. */
+struct host_place {
+    int32_t offset;
+    bool is_pair;
+};
+/*
+ * The memory operand of the current instruction: address, check. A pair of registers only where
+ * the caller has no use for R14 before the access.
+ */
+struct host_place compile_operand_check(struct compiler *c, const struct insn_operand *operand,
+                                        bool write, bool may_pair);
 /* Copy the instruction with registers and memory operand substituted; false if it cannot be. */
 bool compile_copy(struct compiler *c);
 bool compile_lea(struct compiler *c);
 
 /* ---- compile_group.c ---- */
-/* Like compile_operand_check(), but the operand is at [R13 + returned offset]. */
-int32_t compile_group_access(struct compiler *c, const struct insn_operand *operand, bool writes);
+/* Like compile_operand_check(), for itself and its neighbours. */
+struct host_place compile_group_access(struct compiler *c, const struct insn_operand *operand,
+                                       bool writes, bool may_pair);
 /* No host address of before may be used again. */
 void groups_forget(struct compiler *c);
 /* The instruction has been emitted: groups whose registers it writes end. */
@@ -239,6 +252,11 @@ bool compile_jump(struct compiler *c);
 bool compile_condition(struct compiler *c);
 /* A direct exit to `target`: jmp (0xe9) or call (0xe8) at this place. */
 void compile_direct(struct compiler *c, uint8_t opcode, uint64_t target);
+/*
+ * Before a branch that may close a cycle of guest code: if kicks are waiting, leave instead of
+ * making it. Uses R14.
+ */
+void compile_branch_poll(struct compiler *c);
 /* Remember the indirect branch, for the case that its target is not canonical. */
 void emit_indirect_note(struct compiler *c, uint32_t site);
 /* Load the target of an indirect branch into R13; false if it is left to interp. */

@@ -16,6 +16,7 @@ enum { SCRATCH = R13, SCRATCH2 = R14, GUEST_RSP = R15 };
 struct emitter {
     uint8_t *at;   /* next byte, in the writable alias */
     uint8_t *base; /* cache offset 0, in the writable alias */
+    bool has_bmi2; /* the host's, whatever the guest is offered */
 };
 
 static inline uint32_t emit_offset(const struct emitter *e)
@@ -198,6 +199,14 @@ static inline uint8_t *emit_branch_forward(struct emitter *e, uint8_t condition)
     return e->at - 4;
 }
 
+/* The same without a condition. */
+static inline uint8_t *emit_jump_forward(struct emitter *e)
+{
+    emit8(e, 0xe9);
+    emit32(e, 0);
+    return e->at - 4;
+}
+
 static inline void emit_set_target(struct emitter *e, uint8_t *rel32)
 {
     store_le32(rel32, (uint32_t)(e->at - (rel32 + 4)));
@@ -238,15 +247,19 @@ static inline void emit_save_flags(struct emitter *e)
 
 /* ---- stubs.c ---- */
 /*
- * Look the guest-virtual address in R13 up in the jump cache: R14 = its entry. The two branches
- * that are returned are for a kick that waits and for a miss. Every indirect branch has a copy of
- * its own, so that the host's predictor tells them apart. Flags are saved.
+ * Look the guest-virtual address in R13 up in the jump cache: R14 = its entry. The branch that is
+ * returned is for a miss. Every indirect branch has a copy of its own, so that the host's
+ * predictor tells them apart. Flags are saved.
  */
-void emit_jump_lookup(struct emitter *e, enum privilege privilege, uint8_t *ret_slow[2]);
+uint8_t *emit_jump_lookup(struct emitter *e, enum privilege privilege);
 /* jmp (4) or call (2) to what was found. */
 void emit_jump_found(struct emitter *e, enum privilege privilege, unsigned transfer);
 /* The parts of a soft TLB check: R14 = offset of the entry for R13. */
 void emit_check_index(struct emitter *e);
+static inline size_t slot_offset(uint32_t slot)
+{
+    return SPACE_OFFSET + offsetof(struct space_data, tlb.slots) + slot * sizeof(struct tlb_slot);
+}
 static inline size_t tlb_entry_offset(enum privilege privilege, enum tlb_access access)
 {
     enum tlb_privilege table = privilege == PRIVILEGE_USER ? TLB_USER : TLB_KERNEL;

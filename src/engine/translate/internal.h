@@ -17,6 +17,7 @@
 
 #include <pthread.h>
 #include <stdatomic.h>
+#include <time.h>
 
 #include "base/assert.h"
 #include "base/bytes.h"
@@ -29,7 +30,7 @@ enum {
     UNIT_MAX_INSTRUCTIONS = 40,
     /* Behind many conditional branches a unit is a guess, and code that runs once pays for it. */
     UNIT_MAX_CONDITIONS = 4,
-    UNIT_MAX_HOST_BYTES = 16384, /* room that compiling one unit may need at most */
+    UNIT_MAX_HOST_BYTES = 20480, /* room that compiling one unit may need at most */
     UNITS_MAX = 1 << 19,
     SITES_MAX = 1 << 22,
     KERNEL_LINKS_MAX = 1 << 16, /* cross-page exits of kernel code: a slot for each vCPU */
@@ -38,6 +39,8 @@ enum {
     JUMP_ENTRIES = 1 << 10,
     PLAIN_ENTRIES = 1 << 6,
     EXEC_ENTRIES = 1 << 6,
+    SAMPLES = 32,           /* that tell what is hot */
+    SHUNNED_ENTRIES = 4096, /* places where slots do not pay */
     PRIVATE_STACK_SIZE = 64 << 10,
     SOURCE_MAX = 64,         /* bytes that a unit compares before it runs, at most */
     VARIABLES = 10,          /* immediates of such a unit that are read when it runs */
@@ -171,6 +174,12 @@ struct block {
     bool parked;     /* guarded by the world's lock: at a safe point */
     bool was_parked; /* when this vCPU began to stop the world */
     bool in_run;     /* between the start and the end of run() */
+    /* heat.c; written by the signal handler, which runs on this thread */
+    timer_t sampler;
+    bool has_sampler;
+    uint64_t samples[SAMPLES]; /* guest-physical pages of code */
+    unsigned sample_count;
+    uint64_t hot_page; /* KICK_HOT: to be compiled anew */
     alignas(16) uint8_t fx_image[512];
 };
 
@@ -199,6 +208,7 @@ struct unit {
     uint16_t length; /* of its bytes in that page */
     uint16_t mode;
     bool is_retired;
+    bool has_slots; /* it is hot: memory operands look at slots of their own first */
 };
 
 /*
@@ -237,10 +247,12 @@ struct site {
     uint8_t alignment; /* less one: the same if the address is not a multiple of it */
     bool is_store;     /* REP STOS, not MOVS */
     bool is_group;     /* the check asks for more than the access: interp meets the fault */
+    bool has_slot;     /* SITE_READ, SITE_WRITE: `slot` */
     uint32_t resume;
     union {
         uint32_t patch;
         uint32_t link;
+        uint32_t slot;
         uint32_t undo; /* SITE_EXECUTE: bytes by which RSP is too high (a return) */
     };
     struct recipe recipe; /* FLAGS_RECIPE */
@@ -271,6 +283,7 @@ struct stubs {
     uint32_t indirect_slow;           /* the same, after the look-up failed */
     uint32_t string;                  /* R14D = site: REP MOVS/STOS */
     uint32_t pause;                   /* R14D = site: many PAUSEs */
+    uint32_t slot;                    /* R13 = address, R14D = site: not the slot's page */
     uint32_t fxsave, fxrstor;         /* R13 = address, R14D = site */
 };
 
@@ -287,6 +300,7 @@ struct page_units {
     bool is_checked;     /* its units check themselves, and stores to it are not watched */
     uint64_t hold;       /* cycles that it stays so, without new code */
     uint64_t hold_until; /* then it is watched again */
+    bool is_hot;        /* units of user code that are made here have slots */
 };
 
 struct translate_vm {
@@ -300,7 +314,9 @@ struct translate_vm {
     struct site *sites;
     uint32_t site_count;
     uint32_t link_count[PRIVILEGES];
-    _Atomic uint32_t generation; /* counts units_forget(): older site numbers mean nothing */
+    uint32_t slot_count;               /* given out so far; they are used in turn */
+    uint64_t shunned[SHUNNED_ENTRIES]; /* guest-physical addresses of instructions: heat.c */
+    _Atomic uint32_t generation;       /* counts units_forget(): older site numbers mean nothing */
     struct page_units *pages;
     uint32_t page_count;
     uint32_t *page_hash;
@@ -341,6 +357,7 @@ enum {
     KICK_WORLD = 1u << 8,     /* come to a safe point */
     KICK_CODE = 1u << 9,      /* units were retired: forget jump caches, links, private stacks */
     KICK_DEADLINE = 1u << 10, /* a near deadline was set: leave units */
+    KICK_HOT = 1u << 11,      /* hot_page is to be compiled anew */
 };
 
 /* ---- cache.c ---- */
@@ -387,6 +404,12 @@ void units_drop(struct translate_vm *vm, uint64_t first, uint64_t count);
 void units_review(struct translate_vm *vm);
 /* Retire the units that have a breakpoint among their bytes. */
 void units_retire_breaks(struct translate_vm *vm, const struct debug_points *points);
+/* Retire one unit, and tell all vCPUs: it is to be made anew. */
+void unit_renew(struct translate_vm *vm, struct unit *unit);
+/* The page's user code is hot from now on: its units are made anew. */
+void page_make_hot(struct translate_vm *vm, uint64_t page);
+/* Was the page declared hot? */
+bool page_is_hot(struct translate_vm *vm, uint64_t page);
 /* Forget everything: the cache is full. The world is stopped. */
 void units_forget(struct translate_vm *vm);
 void site_link(struct translate_vm *vm, uint32_t site, struct unit *target);
@@ -438,6 +461,7 @@ uint64_t helper_fault(struct block *block, uint32_t site);
 uint64_t helper_stale(struct block *block, uint32_t site);
 uint64_t helper_indirect(struct block *block, uint32_t unused);
 uint64_t helper_string(struct block *block, uint32_t site);
+uint64_t helper_slot(struct block *block, uint32_t site);
 uint64_t helper_fxsave(struct block *block, uint32_t site);
 uint64_t helper_fxrstor(struct block *block, uint32_t site);
 uint64_t helper_pause(struct block *block, uint32_t site);
@@ -481,6 +505,17 @@ void world_resume(struct translate_vm *vm);
 void world_park(struct block *block);
 void world_unpark(struct block *block);
 void world_listen(struct translate_vm *vm);
+
+/* ---- heat.c ---- */
+/* Begin to sample this thread, which is the vCPU's. */
+int heat_start(struct block *block);
+void heat_stop(struct block *block);
+/* The thread was interrupted at this host address. Async-signal-safe; true: raise KICK_HOT. */
+bool heat_sample(struct block *block, uint64_t host);
+/* KICK_HOT came. */
+void heat_answer(struct block *block);
+/* Has a slot not paid for the instruction at this place? */
+bool slot_is_shunned(const struct translate_vm *vm, gpa_t gpa);
 
 /* ---- signal.c ---- */
 int signals_init(void);

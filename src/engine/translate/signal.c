@@ -29,25 +29,42 @@ static void poll_page_set(struct block *block, int protection)
     }
 }
 
+/* A kick, or the sampler's timer. */
 static void on_kick(int number, siginfo_t *info, void *context)
 {
     (void)number;
-    (void)info;
-    (void)context;
-    if (current && current->in_units) {
-        poll_page_set(current, PROT_NONE);
+    struct block *block = current;
+    if (!block || !block->in_units) {
+        return;
     }
+    if (info->si_code == SI_TIMER) {
+        if (!heat_sample(block, (uint64_t)((ucontext_t *)context)->uc_mcontext.gregs[REG_RIP])) {
+            return;
+        }
+        atomic_fetch_or(&block->vcpu.kicks, KICK_HOT);
+        block->poll_now = 1;
+    }
+    poll_page_set(block, PROT_NONE);
 }
 
+/*
+ * The site of a host instruction that faults: its own, or the check before it, whose slot was
+ * empty and which an address that is not canonical has passed.
+ */
 static struct site *site_at(struct translate_vm *vm, const struct unit *unit, uint32_t host)
 {
+    struct site *check = NULL;
     for (uint32_t i = 0; i < unit->site_count; i++) {
         struct site *site = &vm->sites[unit->first_site + i];
         if ((site->kind == SITE_POLL || site->kind == SITE_FAULT) && site->resume == host) {
             return site;
         }
+        bool is_check = site->has_slot && (site->kind == SITE_READ || site->kind == SITE_WRITE);
+        if (is_check && site->resume < host && (!check || site->resume > check->resume)) {
+            check = site;
+        }
     }
-    return NULL;
+    return check;
 }
 
 static bool in_range(uint64_t address, const void *base, size_t size)

@@ -86,45 +86,52 @@ static uint32_t emit_leave(struct emitter *e)
     return start;
 }
 
-void emit_jump_lookup(struct emitter *e, enum privilege privilege, uint8_t *ret_slow[2])
+/* op reg, gs:[R14 * 8 + displacement] */
+static void emit_gs_scaled(struct emitter *e, bool w, uint8_t opcode, unsigned reg,
+                           size_t displacement)
 {
-    emit_gs(e, false, 0x83, 7, offsetof(struct block, poll_now)); /* cmp dword, 0 */
-    emit8(e, 0);
-    ret_slow[0] = emit_branch_forward(e, CONDITION_NZ);
-    emit8(e, 0x45); /* mov r14d, r13d */
-    emit8(e, 0x89);
-    emit8(e, 0xc0 | (SCRATCH & 7) << 3 | (SCRATCH2 & 7));
-    emit8(e, 0x41); /* and r14d, JUMP_ENTRIES - 1 */
+    emit8(e, 0x65);
+    emit_rex(e, w, reg, SCRATCH2, 0);
+    emit8(e, opcode);
+    emit8(e, (uint8_t)((reg & 7) << 3 | 4));
+    emit8(e, 3 << 6 | (SCRATCH2 & 7) << 3 | 5);
+    emit32(e, (uint32_t)displacement);
+}
+
+uint8_t *emit_jump_lookup(struct emitter *e, enum privilege privilege)
+{
+    /* R14 = twice the entry's number: scaled by 8 it is the entry's offset. */
+    emit_lea_full(e, false, SCRATCH2, SCRATCH, SCRATCH, 1, 0);
+    emit8(e, 0x41); /* and r14d, 2 * (JUMP_ENTRIES - 1) */
     emit8(e, 0x81);
     emit8(e, 0xe0 | (SCRATCH2 & 7));
-    emit32(e, JUMP_ENTRIES - 1);
-    emit8(e, 0x41); /* shl r14d, 4 */
-    emit8(e, 0xc1);
-    emit8(e, 0xe0 | (SCRATCH2 & 7));
-    emit8(e, 4);
-    emit_gs_scratch2(e, true, OP_CMP, SCRATCH,
-                     jumps_offset(privilege) + offsetof(struct jump_entry, gva));
-    ret_slow[1] = emit_branch_forward(e, CONDITION_NZ);
+    emit32(e, 2 * (JUMP_ENTRIES - 1));
+    emit_gs_scaled(e, true, OP_CMP, SCRATCH,
+                   jumps_offset(privilege) + offsetof(struct jump_entry, gva));
+    return emit_branch_forward(e, CONDITION_NZ);
 }
+_Static_assert(sizeof(struct jump_entry) == 16, "the look-up scales by this");
 
 void emit_jump_found(struct emitter *e, enum privilege privilege, unsigned transfer)
 {
-    emit_gs_scratch2(e, false, 0xff, transfer,
-                     jumps_offset(privilege) + offsetof(struct jump_entry, host));
+    emit_gs_scaled(e, false, 0xff, transfer,
+                   jumps_offset(privilege) + offsetof(struct jump_entry, host));
 }
 
-/* R13 = target: look it up in the jump cache, else ask C. Flags are saved. */
+/* R13 = target: look it up in the jump cache, else, or if a kick waits, ask C. Flags are saved. */
 static uint32_t emit_indirect(struct emitter *e, enum privilege privilege, uint32_t slow)
 {
-    uint8_t *branches[2];
     while (emit_offset(e) & 15) {
         emit8(e, 0xcc);
     }
     uint32_t start = emit_offset(e);
-    emit_jump_lookup(e, privilege, branches);
+    emit_gs(e, false, 0x83, 7, offsetof(struct block, poll_now)); /* cmp dword, 0 */
+    emit8(e, 0);
+    uint8_t *kicked = emit_branch_forward(e, CONDITION_NZ);
+    uint8_t *missing = emit_jump_lookup(e, privilege);
     emit_jump_found(e, privilege, 4);
-    emit_set_target(e, branches[0]);
-    emit_set_target(e, branches[1]);
+    emit_set_target(e, kicked);
+    emit_set_target(e, missing);
     emit_jump(e, slow);
     return start;
 }
@@ -142,6 +149,7 @@ void stubs_make(struct translate_vm *vm)
     stubs->time = emit_call_helper(&e, helper_deadline);
     stubs->stale = emit_call_helper(&e, helper_stale);
     stubs->string = emit_call_helper(&e, helper_string);
+    stubs->slot = emit_call_helper(&e, helper_slot);
     stubs->fxsave = emit_call_helper(&e, helper_fxsave);
     stubs->fxrstor = emit_call_helper(&e, helper_fxrstor);
     stubs->pause = emit_call_helper(&e, helper_pause);

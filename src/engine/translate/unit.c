@@ -320,6 +320,14 @@ static void tell_vcpus(struct translate_vm *vm)
     }
 }
 
+void unit_renew(struct translate_vm *vm, struct unit *unit)
+{
+    if (!unit->is_retired) {
+        unit_retire(vm, unit);
+        tell_vcpus(vm);
+    }
+}
+
 /* Retire what was made from bytes [first, last] of a page. */
 static bool page_retire(struct translate_vm *vm, struct page_units *page, unsigned first,
                         unsigned last)
@@ -487,6 +495,21 @@ void units_retire_breaks(struct translate_vm *vm, const struct debug_points *poi
             unit_retire(vm, unit);
         }
     }
+}
+
+void page_make_hot(struct translate_vm *vm, uint64_t number)
+{
+    struct page_units *page = page_find(vm, number);
+    if (page && !page->is_hot) {
+        page->is_hot = true;
+        page_retire_all(vm, page);
+    }
+}
+
+bool page_is_hot(struct translate_vm *vm, uint64_t number)
+{
+    const struct page_units *page = page_find(vm, number);
+    return page && page->is_hot;
 }
 
 void units_forget(struct translate_vm *vm)

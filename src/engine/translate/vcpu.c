@@ -93,6 +93,7 @@ static void translate_vcpu_free(struct engine_vcpu *engine)
         return;
     }
     block->vm->blocks[block->vcpu.index] = NULL;
+    heat_stop(block);
     if (signals_current() == block) {
         signals_attach(NULL);
     }
@@ -163,6 +164,9 @@ static int translate_vcpu_new(struct engine_vm *engine, unsigned index,
     }
     if (result == 0) {
         result = signals_init();
+    }
+    if (result == 0) {
+        result = heat_start(block);
     }
     if (result < 0) {
         translate_vcpu_free((struct engine_vcpu *)block);
@@ -315,11 +319,14 @@ static enum step translate_here(struct block *block)
 static void answer_engine_kicks(struct block *block)
 {
     block->poll_now = 0;
-    uint32_t own = KICK_WORLD | KICK_CODE | KICK_DEADLINE | KICK_DEBUG;
+    uint32_t own = KICK_WORLD | KICK_CODE | KICK_DEADLINE | KICK_DEBUG | KICK_HOT;
     uint32_t kicks = atomic_fetch_and(&block->vcpu.kicks, ~own);
     if (kicks & KICK_WORLD) {
         world_park(block);
         world_unpark(block);
+    }
+    if (kicks & KICK_HOT) {
+        heat_answer(block);
     }
     if (kicks & KICK_CODE) {
         spaces_forget_code(block);

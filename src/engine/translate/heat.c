@@ -1,0 +1,127 @@
+/*
+ * Hot code. A timer of the vCPU thread's CPU time samples where it is; a page of user code that a
+ * good part of the samples fall into is compiled anew, with a slot of the soft TLB for each memory
+ * operand. A slot pays where an instruction comes back to the same page; where it does not, the
+ * instruction is shunned and goes by the tables again.
+ */
+#include <errno.h>
+#include <signal.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include "base/error.h"
+#include "engine/translate/helper.h"
+
+enum {
+    SAMPLE_PERIOD_NS = 2000000,
+    HOT_SAMPLES = 6, /* of the last SAMPLES */
+    MISSES = 128,    /* of a slot, after which it is judged */
+    /* Ticks of the host's TSC between two misses of a slot that pays; a miss costs about 40. */
+    MISS_DISTANCE = 200,
+};
+
+int heat_start(struct block *block)
+{
+    struct sigevent event = {.sigev_notify = SIGEV_THREAD_ID, .sigev_signo = SIGUSR1};
+    struct itimerspec period = {.it_interval.tv_nsec = SAMPLE_PERIOD_NS,
+                                .it_value.tv_nsec = SAMPLE_PERIOD_NS};
+    if (block->vcpu.time_mode == TIME_DETERMINISTIC) {
+        return 0; /* nothing may depend on the host's time */
+    }
+    event._sigev_un._tid = (pid_t)syscall(SYS_gettid);
+    if (timer_create(CLOCK_THREAD_CPUTIME_ID, &event, &block->sampler) < 0) {
+        return fail(-errno, "cannot make a timer that samples translated code");
+    }
+    block->has_sampler = true;
+    timer_settime(block->sampler, 0, &period, NULL);
+    return 0;
+}
+
+void heat_stop(struct block *block)
+{
+    if (block->has_sampler) {
+        timer_delete(block->sampler);
+    }
+}
+
+bool heat_sample(struct block *block, uint64_t host)
+{
+    const struct unit *unit = unit_at(block->vm, host);
+    unsigned same = 0;
+    if (!unit || !(unit->mode & MODE_USER)) {
+        block->samples[block->sample_count++ % SAMPLES] = NO_PAGE;
+        return false;
+    }
+    block->samples[block->sample_count++ % SAMPLES] = unit->page;
+    for (unsigned i = 0; i < SAMPLES; i++) {
+        same += block->samples[i] == unit->page;
+    }
+    block->hot_page = unit->page;
+    return same >= HOT_SAMPLES && !unit->has_slots;
+}
+
+void heat_answer(struct block *block)
+{
+    struct translate_vm *vm = block->vm;
+    pthread_mutex_lock(&vm->lock);
+    page_make_hot(vm, block->hot_page);
+    pthread_mutex_unlock(&vm->lock);
+}
+
+/* ---- slots ---- */
+
+static uint64_t shunned_index(gpa_t gpa)
+{
+    return gpa * 0x9e3779b97f4a7c15ull >> 32 & (SHUNNED_ENTRIES - 1);
+}
+
+bool slot_is_shunned(const struct translate_vm *vm, gpa_t gpa)
+{
+    return vm->shunned[shunned_index(gpa)] == gpa + 1;
+}
+
+/* Compile the unit anew, without a slot at this place. */
+static void shun(struct block *block, const struct place *place)
+{
+    struct translate_vm *vm = block->vm;
+    pthread_mutex_lock(&vm->lock);
+    vm->shunned[shunned_index(place->gpa)] = place->gpa + 1;
+    if (vm->generation == place->generation) {
+        unit_renew(vm, &vm->units[unit_number(vm, place->unit)]);
+    }
+    pthread_mutex_unlock(&vm->lock);
+}
+
+/* A slot is about to have another page. Does it change too often? */
+static bool is_restless(struct tlb_slot *slot)
+{
+    if (++slot->misses < MISSES) {
+        return false;
+    }
+    uint64_t now = __builtin_ia32_rdtsc(), since = slot->since;
+    slot->misses = 0;
+    slot->since = now;
+    return now - since < MISSES * MISS_DISTANCE;
+}
+
+uint64_t helper_slot(struct block *block, uint32_t number)
+{
+    const struct site *site = &block->vm->sites[number];
+    struct tlb *tlb = block->vcpu.tlb;
+    struct tlb_slot *slot = &tlb->slots[site->slot];
+    gva_t gva = block->address;
+    enum tlb_privilege privilege = block->mode & MODE_USER ? TLB_USER : TLB_KERNEL;
+    enum tlb_access access = site->kind == SITE_WRITE ? TLB_WRITE : TLB_READ;
+    const struct tlb_entry *entry = &tlb->entries[privilege][access][tlb_index(gva)];
+    if (gva - entry->tag > PAGE_SIZE - (uint64_t)site->size) {
+        return helper_memory(block, number);
+    }
+    slot->tag = entry->tag;
+    slot->host = entry->host;
+    tlb->slots_used = true;
+    struct place place = place_of(block, number);
+    if (is_restless(slot)) {
+        shun(block, &place);
+    }
+    return place.retry_address;
+}
