@@ -69,6 +69,13 @@ enum time_mode {
     TIME_DETERMINISTIC, /* guest TSC = instructions executed */
 };
 
+/* translate: which code gets the units that cost more to make. */
+enum hot_code {
+    HOT_SAMPLED, /* user code that takes a good part of the time */
+    HOT_ALL,
+    HOT_NONE,
+};
+
 struct engine_config {
     struct memory *memory;           /* borrowed */
     const struct cpuid_table *cpuid; /* borrowed */
@@ -76,6 +83,7 @@ struct engine_config {
     unsigned cpus;
     enum time_mode time_mode;
     uint64_t cache_size; /* translate: bytes of code cache; 0 chooses */
+    enum hot_code hot_code;
 };
 
 struct engine_vm;

@@ -191,17 +191,49 @@ static int set_cpu_model(struct vm_config *config, const char *value)
     return r ? fail(r, "--cpu-model") : 0;
 }
 
-static int set_engine(struct vm_config *config, const char *value)
+/* The number of a name in a list, or -1. */
+static int name_find(const char *const *names, size_t count, const char *name)
 {
-    static const char *const names[] = {
-        [ENGINE_AUTO] = "auto", [ENGINE_TRANSLATE] = "translate", [ENGINE_INTERP] = "interp"};
-    for (size_t i = 0; i < ARRAY_SIZE(names); i++) {
-        if (!strcmp(names[i], value)) {
-            config->engine = (enum engine_choice)i;
-            return 0;
+    for (size_t i = 0; i < count; i++) {
+        if (name && !strcmp(names[i], name)) {
+            return (int)i;
         }
     }
-    return fail(-EINVAL, "--engine: '%s' is not one of auto, translate, interp", value);
+    return -1;
+}
+
+static int engine_apply(struct vm_config *config, const struct resource *resource)
+{
+    static const char *const engines[] = {
+        [ENGINE_AUTO] = "auto", [ENGINE_TRANSLATE] = "translate", [ENGINE_INTERP] = "interp"};
+    static const char *const policies[] = {
+        [HOT_SAMPLED] = "sampled", [HOT_ALL] = "all", [HOT_NONE] = "none"};
+    int engine = name_find(engines, ARRAY_SIZE(engines), resource->value);
+    if (engine < 0) {
+        return fail(-EINVAL, "--engine: '%s' is not one of auto, translate, interp",
+                    resource->value);
+    }
+    config->engine = (enum engine_choice)engine;
+    if (resource->key_count) {
+        int policy = name_find(policies, ARRAY_SIZE(policies), resource->keys[0].value);
+        if (policy < 0) {
+            return fail(-EINVAL, "--engine: hot is one of sampled, all, none");
+        }
+        config->hot_code = (enum hot_code)policy;
+    }
+    return 0;
+}
+
+static int set_engine(struct vm_config *config, const char *value)
+{
+    static const char *const known[] = {"hot", NULL};
+    struct resource resource;
+    int r = resource_parse("engine", value, known, &resource);
+    if (r == 0) {
+        r = engine_apply(config, &resource);
+        resource_fini(&resource);
+    }
+    return r;
 }
 
 static int disk_keys(const struct resource *resource, struct disk_config *disk)
@@ -307,7 +339,8 @@ static const struct vm_option options[] = {
     {"memory", "SIZE", "guest memory, like 512M or 1.5G (default 512M)", set_memory},
     {"cpus", "N", "virtual CPUs, 1 to 8 (default 1)", set_cpus},
     {"cpu-model", "v2|v3|host", "what CPUID offers (default v2)", set_cpu_model},
-    {"engine", "auto|translate|interp", "how guest code runs (default auto)", set_engine},
+    {"engine", "auto|translate|interp[,hot=sampled|all|none]", "how guest code runs (default auto)",
+     set_engine},
     {"disk", "FILE[,format=raw][,readonly]", "virtio disk; may be repeated", set_disk},
     {"console", "stdio|virtio|file=PATH", "where the console goes (default stdio)", set_console},
     {"debug-exit", "PORT", "writing V to this port ends with status V*2+1", set_debug_exit},

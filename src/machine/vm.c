@@ -105,6 +105,7 @@ static int make_engine(struct vm *vm)
         .host = engine_host_for(vm),
         .cpus = vm->config->cpus,
         .time_mode = vm->config->time_mode,
+        .hot_code = vm->config->hot_code,
     };
     return vm->engine_ops->vm_new(&config, &vm->engine);
 }

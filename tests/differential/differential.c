@@ -3,8 +3,9 @@
  *
  *     differential [--engine interp|translate] [--cpu-model v2|v3|host] [--seed N] [--cases N]
  *                  [--only MNEMONIC] [--sample PERCENT] [--report N] [--list] [--sequences N]
- *                  [--unsurveyed PERCENT]
+ *                  [--unsurveyed PERCENT] [--hot]
  *
+ * --hot: translate makes the units of hot code.
  * --unsurveyed: on a CPU whose own ways nobody has looked into yet (model_specific.c), so many of
  * the forms or sequences may differ; they are shown and counted as skipped.
  * --sequences runs that many sequences of instructions instead of the forms.
@@ -47,6 +48,7 @@ struct run {
     uint64_t forms_run, forms_not_offered, forms_excluded, forms_not_generated;
     uint64_t cases_run, cases_open, failures, failed_forms;
     unsigned unsurveyed_percent;
+    enum hot_code hot_code;
 };
 
 /*
@@ -385,12 +387,19 @@ static int run_all(struct run *run)
 static int parse(int argc, char **argv, struct run *run)
 {
     static const struct option known[] = {
-        {"engine", required_argument, NULL, 'e'},      {"cpu-model", required_argument, NULL, 'm'},
-        {"seed", required_argument, NULL, 's'},        {"cases", required_argument, NULL, 'c'},
-        {"only", required_argument, NULL, 'o'},        {"sample", required_argument, NULL, 'p'},
-        {"report", required_argument, NULL, 'r'},      {"list", no_argument, NULL, 'l'},
-        {"not-covered", required_argument, NULL, 'n'}, {"sequences", required_argument, NULL, 'q'},
-        {"unsurveyed", required_argument, NULL, 'u'},  {NULL, 0, NULL, 0},
+        {"engine", required_argument, NULL, 'e'},
+        {"cpu-model", required_argument, NULL, 'm'},
+        {"seed", required_argument, NULL, 's'},
+        {"cases", required_argument, NULL, 'c'},
+        {"only", required_argument, NULL, 'o'},
+        {"sample", required_argument, NULL, 'p'},
+        {"report", required_argument, NULL, 'r'},
+        {"list", no_argument, NULL, 'l'},
+        {"not-covered", required_argument, NULL, 'n'},
+        {"sequences", required_argument, NULL, 'q'},
+        {"unsurveyed", required_argument, NULL, 'u'},
+        {"hot", no_argument, NULL, 'h'},
+        {NULL, 0, NULL, 0},
     };
     int option;
     while ((option = getopt_long(argc, argv, "", known, NULL)) != -1) {
@@ -417,6 +426,9 @@ static int parse(int argc, char **argv, struct run *run)
             break;
         case 'u':
             run->unsurveyed_percent = (unsigned)atoi(optarg);
+            break;
+        case 'h':
+            run->hot_code = HOT_ALL;
             break;
         case 'p':
             run->sample = (unsigned)atoi(optarg);
@@ -460,7 +472,7 @@ int main(int argc, char **argv)
         run.components =
             cpuid_xcr0_allowed(run.cpuid) & (XCR0_X87 | XCR0_SSE | XCR0_AVX | XCR0_AVX512);
         r = native_open(&run.native);
-        r = r ? r : engine_side_open(run.ops, run.cpuid, run.components, &run.side);
+        r = r ? r : engine_side_open(run.ops, run.cpuid, run.components, run.hot_code, &run.side);
     }
     if (r) {
         fprintf(stderr, "differential: %s\n", trail_text());

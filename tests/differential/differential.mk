@@ -13,6 +13,8 @@ differential-test: $(DIFFERENTIAL)
 	    $(DIFFERENTIAL) --unsurveyed 4 --engine $$engine --cpu-model host --cases 20 --sample 30 && \
 	    $(DIFFERENTIAL) --unsurveyed 4 --engine $$engine --cpu-model v3 --sequences 20000 || exit 1; \
 	done
+	$(DIFFERENTIAL) --unsurveyed 4 --engine translate --hot --cpu-model v3 --cases 20 --sample 50
+	$(DIFFERENTIAL) --unsurveyed 4 --engine translate --hot --cpu-model v3 --sequences 20000
 
 differential-soak: $(DIFFERENTIAL)
 	for model in v2 v3 host; do \

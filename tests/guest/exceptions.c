@@ -24,6 +24,9 @@ SNIPPET(flags_kept_pop, "test %rdi, %rdi; push %rbx; pop %rdi; mov (%rcx), %rax"
 SNIPPET(jump_rdi, "jmp *%rdi");
 SNIPPET(noncanonical, "mov (%rdi), %rax");
 SNIPPET(noncanonical_stack, "push %rax");
+SNIPPET(noncanonical_run, "push %rax; push %rcx; mov $1, %eax");
+SNIPPET(noncanonical_change, "inc %rcx; add %rax, (%rdi); inc %rcx");
+SNIPPET(noncanonical_vector, "movups (%rdi), %xmm0");
 SNIPPET(noncanonical_rbp, "mov (%rbp), %rax");
 SNIPPET(privileged, "nop; hlt");
 SNIPPET(privileged_cli, "cli");
@@ -224,6 +227,19 @@ static void test_protection(void)
     c.gpr[RSP] = 1ul << 60;
     context_run(&c);
     check_stop("non-canonical stack", &c, SS, 0, (uintptr_t)noncanonical_stack);
+    /* The one page that an empty slot of the soft TLB lets pass. */
+    for (uintptr_t at = 1ul << 63; at < (1ul << 63) + 5000; at += 4088) {
+        simple("non-canonical, lowest", noncanonical, noncanonical, false, at, GP, 0);
+        simple("non-canonical, lowest, user", noncanonical, noncanonical, true, at, GP, 0);
+        simple("non-canonical, vector", noncanonical_vector, noncanonical_vector, true, at, GP, 0);
+        simple("non-canonical, change", noncanonical_change, noncanonical_change + 3, true, at, GP,
+               0);
+        context_init_user(&c, noncanonical_run);
+        c.gpr[RSP] = at + 16;
+        context_run(&c);
+        check_stop("non-canonical pushes", &c, SS, 0, USER(noncanonical_run));
+        check("non-canonical pushes: rsp", c.gpr[RSP], at + 16);
+    }
     context_init(&c, noncanonical_rbp);
     c.gpr[RBP] = 1ul << 60;
     context_run(&c);

@@ -36,6 +36,7 @@ struct options {
     unsigned move_lines; /* 0: never */
     unsigned seconds;
     bool quiet;
+    enum hot_code hot_code;
 };
 
 /* One guest on one engine, for as long as it is not moved. */
@@ -104,6 +105,7 @@ static int guest_open(struct guest *guest, const struct engine_ops *ops)
         .host = test_host(guest),
         .cpus = 1,
         .time_mode = TIME_DETERMINISTIC,
+        .hot_code = guest->options->hot_code,
     };
     config.host.port_read = port_read;
     config.host.port_write = port_write;
@@ -347,7 +349,8 @@ int main(int argc, char **argv)
     static const struct option known[] = {
         {"engine", required_argument, NULL, 'e'}, {"cpu-model", required_argument, NULL, 'c'},
         {"move", required_argument, NULL, 'm'},   {"seconds", required_argument, NULL, 's'},
-        {"quiet", no_argument, NULL, 'q'},        {NULL, 0, NULL, 0},
+        {"quiet", no_argument, NULL, 'q'},        {"hot", no_argument, NULL, 'h'},
+        {NULL, 0, NULL, 0},
     };
     struct options options = {.model = CPU_MODEL_V2, .seconds = 60};
     const char *engine = "both";
@@ -371,6 +374,9 @@ int main(int argc, char **argv)
             break;
         case 'q':
             options.quiet = true;
+            break;
+        case 'h':
+            options.hot_code = HOT_ALL;
             break;
         default:
             return 2;

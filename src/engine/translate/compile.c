@@ -483,10 +483,10 @@ static void emit_all(struct compiler *c)
     unit->length = (uint16_t)((last < PAGE_SIZE ? last : PAGE_SIZE) - unit->offset);
 }
 
-static bool unit_wants_slots(struct translate_vm *vm, const struct unit *unit)
+static bool is_hot(struct translate_vm *vm, const struct unit *unit)
 {
-    return (unit->mode & MODE_USER) && vm->config.time_mode != TIME_DETERMINISTIC &&
-           page_is_hot(vm, unit->page);
+    return vm->config.hot_code == HOT_ALL ||
+           ((unit->mode & MODE_USER) && page_is_hot(vm, unit->page));
 }
 
 void compile(struct block *block, gva_t gva, gpa_t gpa, uint64_t second_page, uint16_t mode,
@@ -503,7 +503,7 @@ void compile(struct block *block, gva_t gva, gpa_t gpa, uint64_t second_page, ui
         .mode = mode,
         .first_site = vm->site_count,
     };
-    unit->has_slots = unit_wants_slots(vm, unit);
+    unit->has_slots = is_hot(vm, unit);
     struct compiler c = {
         .e = {.at = vm->cache.write + align_up(vm->cache.used, 16),
               .base = vm->cache.write,

@@ -25,8 +25,9 @@ int heat_start(struct block *block)
     struct sigevent event = {.sigev_notify = SIGEV_THREAD_ID, .sigev_signo = SIGUSR1};
     struct itimerspec period = {.it_interval.tv_nsec = SAMPLE_PERIOD_NS,
                                 .it_value.tv_nsec = SAMPLE_PERIOD_NS};
-    if (block->vcpu.time_mode == TIME_DETERMINISTIC) {
-        return 0; /* nothing may depend on the host's time */
+    if (block->vm->config.hot_code != HOT_SAMPLED ||
+        block->vcpu.time_mode == TIME_DETERMINISTIC) { /* which does not look at the host's time */
+        return 0;
     }
     event._sigev_un._tid = (pid_t)syscall(SYS_gettid);
     if (timer_create(CLOCK_THREAD_CPUTIME_ID, &event, &block->sampler) < 0) {
