@@ -35,8 +35,8 @@ struct tlb_entry {
 struct tlb_slot {
     uint64_t tag;
     uint64_t host;
-    uint64_t since; /* when `misses` was zero, in host TSC ticks */
-    uint32_t misses;
+    uint64_t since;       /* host TSC when changes_left was set */
+    int32_t changes_left; /* of its page, until somebody asks whether it changes too often */
 };
 /*
  * What an empty slot holds: only addresses that are not canonical hit it, and what they find on

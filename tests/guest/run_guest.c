@@ -347,9 +347,12 @@ static int run(const char *engine, const struct options *options, const char *pa
 int main(int argc, char **argv)
 {
     static const struct option known[] = {
-        {"engine", required_argument, NULL, 'e'}, {"cpu-model", required_argument, NULL, 'c'},
-        {"move", required_argument, NULL, 'm'},   {"seconds", required_argument, NULL, 's'},
-        {"quiet", no_argument, NULL, 'q'},        {"hot", no_argument, NULL, 'h'},
+        {"engine", required_argument, NULL, 'e'},
+        {"cpu-model", required_argument, NULL, 'c'},
+        {"move", required_argument, NULL, 'm'},
+        {"seconds", required_argument, NULL, 's'},
+        {"quiet", no_argument, NULL, 'q'},
+        {"hot", no_argument, NULL, 'h'},
         {NULL, 0, NULL, 0},
     };
     struct options options = {.model = CPU_MODEL_V2, .seconds = 60};

@@ -54,9 +54,7 @@ static void emit_outline(struct compiler *c, const struct outline *o)
         emit_jump(e, c->vm->stubs.memory);
         break;
     case OUTLINE_SLOT:
-        emit_gs(e, true, OP_ADD, SCRATCH, slot_offset(site->slot) + offsetof(struct tlb_slot, tag));
-        emit_constant(e, SCRATCH2, o->site);
-        emit_jump(e, c->vm->stubs.slot);
+        emit_slot_miss(c, o->site);
         break;
     case OUTLINE_EXECUTE:
         emit_constant(e, SCRATCH2, o->site);

@@ -79,15 +79,14 @@ void emit_check_index(struct emitter *e)
 }
 _Static_assert(sizeof(struct tlb_entry) == 1 << 4, "the check scales by this");
 
-static uint32_t check_site(struct compiler *c, unsigned size, bool write)
+uint32_t check_site(struct compiler *c, unsigned size, bool write)
 {
     uint32_t site = site_new(c, write ? SITE_WRITE : SITE_READ);
     c->vm->sites[site].size = size < 255 ? (uint8_t)size : 255;
     return site;
 }
 
-/* What branches if R13, the distance from a page's start, is too large for an access. */
-static uint8_t *emit_distance_check(struct emitter *e, unsigned size)
+uint8_t *emit_distance_check(struct emitter *e, unsigned size)
 {
     emit8(e, 0x49); /* cmp r13, PAGE_SIZE - size */
     emit8(e, 0x81);
@@ -110,25 +109,11 @@ static void emit_table_check(struct compiler *c, unsigned size, bool write, uint
     emit_gs_scratch2(e, true, opcode, reg, entry + offsetof(struct tlb_entry, host));
 }
 
-/* The same with a slot of the instruction's own: nothing to compute before it can be loaded. */
-static void emit_slot_check(struct compiler *c, unsigned size, bool write, uint8_t opcode,
-                            unsigned reg)
-{
-    struct emitter *e = &c->e;
-    uint32_t site = check_site(c, size, write);
-    uint32_t slot = c->vm->slot_count++ % TLB_SLOTS;
-    c->vm->sites[site].has_slot = true;
-    c->vm->sites[site].slot = slot;
-    emit_gs(e, true, OP_SUB, SCRATCH, slot_offset(slot) + offsetof(struct tlb_slot, tag));
-    outline(c, OUTLINE_SLOT, emit_distance_check(e, size), site, 0);
-    emit_gs(e, true, opcode, reg, slot_offset(slot) + offsetof(struct tlb_slot, host));
-}
-
 static void emit_check(struct compiler *c, unsigned size, bool write, uint8_t opcode, unsigned reg)
 {
     gpa_t gpa = c->unit->page << PAGE_SHIFT | c->offsets[c->current];
     if (c->unit->has_slots && !slot_is_shunned(c->vm, gpa)) {
-        emit_slot_check(c, size, write, opcode, reg);
+        compile_slot_check(c, size, write, opcode, reg);
     } else {
         emit_table_check(c, size, write, opcode, reg);
     }

@@ -196,6 +196,17 @@ struct host_place compile_operand_check(struct compiler *c, const struct insn_op
 /* Copy the instruction with registers and memory operand substituted; false if it cannot be. */
 bool compile_copy(struct compiler *c);
 bool compile_lea(struct compiler *c);
+/* The site of a check that is about to be emitted. */
+uint32_t check_site(struct compiler *c, unsigned size, bool write);
+/* What branches if R13, the distance from a page's start, is too large for an access. */
+uint8_t *emit_distance_check(struct emitter *e, unsigned size);
+
+/* ---- compile_slot.c ---- */
+/* The check of R13 by a slot; `opcode` and `reg` say what is done with the page's host address. */
+void compile_slot_check(struct compiler *c, unsigned size, bool write, uint8_t opcode,
+                        unsigned reg);
+/* Behind the straight path: the slot has another page. */
+void emit_slot_miss(struct compiler *c, uint32_t site);
 
 /* ---- compile_group.c ---- */
 /* Like compile_operand_check(), for itself and its neighbours. */

@@ -219,6 +219,7 @@ enum {
     CONDITION_Z = 4,
     CONDITION_NZ = 5,
     CONDITION_A = 7,
+    CONDITION_S = 8,
 };
 
 /* jmp gs:[displacement] (reg 4) or call gs:[displacement] (reg 2) */
@@ -259,6 +260,10 @@ void emit_check_index(struct emitter *e);
 static inline size_t slot_offset(uint32_t slot)
 {
     return SPACE_OFFSET + offsetof(struct space_data, tlb.slots) + slot * sizeof(struct tlb_slot);
+}
+static inline size_t slots_used_offset(void)
+{
+    return SPACE_OFFSET + offsetof(struct space_data, tlb.slots_used);
 }
 static inline size_t tlb_entry_offset(enum privilege privilege, enum tlb_access access)
 {

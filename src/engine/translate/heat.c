@@ -15,9 +15,9 @@
 enum {
     SAMPLE_PERIOD_NS = 2000000,
     HOT_SAMPLES = 6, /* of the last SAMPLES */
-    MISSES = 128,    /* of a slot, after which it is judged */
-    /* Ticks of the host's TSC between two misses of a slot that pays; a miss costs about 40. */
-    MISS_DISTANCE = 200,
+    CHANGES = 1024,  /* of a slot's page, after which it is judged */
+    /* Ticks of the host's TSC between two changes of a slot that pays; one costs about 15. */
+    CHANGE_DISTANCE = 60,
 };
 
 int heat_start(struct block *block)
@@ -81,48 +81,36 @@ bool slot_is_shunned(const struct translate_vm *vm, gpa_t gpa)
     return vm->shunned[shunned_index(gpa)] == gpa + 1;
 }
 
-/* Compile the unit anew, without a slot at this place. */
-static void shun(struct block *block, const struct place *place)
+/* Compile the site's unit anew, without a slot at this place. */
+static void shun(struct block *block, const struct site *site)
 {
     struct translate_vm *vm = block->vm;
+    struct unit *unit = &vm->units[site->unit];
+    gpa_t gpa = unit->page << PAGE_SHIFT | site->offset;
     pthread_mutex_lock(&vm->lock);
-    vm->shunned[shunned_index(place->gpa)] = place->gpa + 1;
-    if (vm->generation == place->generation) {
-        unit_renew(vm, &vm->units[unit_number(vm, place->unit)]);
-    }
+    vm->shunned[shunned_index(gpa)] = gpa + 1;
+    unit_renew(vm, unit);
     pthread_mutex_unlock(&vm->lock);
 }
 
-/* A slot is about to have another page. Does it change too often? */
+/* The slot has changed its page CHANGES times. Too often? */
 static bool is_restless(struct tlb_slot *slot)
 {
-    if (++slot->misses < MISSES) {
-        return false;
-    }
     uint64_t now = __builtin_ia32_rdtsc(), since = slot->since;
-    slot->misses = 0;
+    slot->changes_left = CHANGES;
     slot->since = now;
-    return now - since < MISSES * MISS_DISTANCE;
+    return now - since < CHANGES * CHANGE_DISTANCE;
 }
 
 uint64_t helper_slot(struct block *block, uint32_t number)
 {
     const struct site *site = &block->vm->sites[number];
-    struct tlb *tlb = block->vcpu.tlb;
-    struct tlb_slot *slot = &tlb->slots[site->slot];
-    gva_t gva = block->address;
-    enum tlb_privilege privilege = block->mode & MODE_USER ? TLB_USER : TLB_KERNEL;
-    enum tlb_access access = site->kind == SITE_WRITE ? TLB_WRITE : TLB_READ;
-    const struct tlb_entry *entry = &tlb->entries[privilege][access][tlb_index(gva)];
-    if (gva - entry->tag > PAGE_SIZE - (uint64_t)site->size) {
+    struct tlb_slot *slot = &block->vcpu.tlb->slots[site->slot];
+    if (slot->changes_left >= 0) {
         return helper_memory(block, number);
     }
-    slot->tag = entry->tag;
-    slot->host = entry->host;
-    tlb->slots_used = true;
-    struct place place = place_of(block, number);
     if (is_restless(slot)) {
-        shun(block, &place);
+        shun(block, site);
     }
-    return place.retry_address;
+    return cache_address(block->vm, site->resume);
 }

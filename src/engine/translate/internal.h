@@ -123,6 +123,7 @@ struct block {
     uint64_t group_slots[4];       /* host addresses that a unit keeps: compile_group.c */
     uint64_t recipe_kept[2];       /* RECIPE_KEPT */
     uint64_t variables[VARIABLES]; /* immediates that a unit has read at its start */
+    uint64_t slot_address;         /* guest-virtual, while a slot changes its page */
     uint32_t fault_site;           /* from the signal handler to the stub */
     uint32_t indirect_site; /* the last indirect branch: it faults if its target is not canonical */
     uint64_t address;       /* the guest-virtual address of a miss */
@@ -300,7 +301,7 @@ struct page_units {
     bool is_checked;     /* its units check themselves, and stores to it are not watched */
     uint64_t hold;       /* cycles that it stays so, without new code */
     uint64_t hold_until; /* then it is watched again */
-    bool is_hot;        /* units of user code that are made here have slots */
+    bool is_hot;         /* units of user code that are made here have slots */
 };
 
 struct translate_vm {
