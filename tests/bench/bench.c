@@ -1,9 +1,13 @@
 /*
- * Runs the guest benchmark natively, in Doppel and in QEMU's TCG, interleaved, and prints what each
+ * Runs a guest benchmark natively, in Doppel and in QEMU's TCG, interleaved, and prints what each
  * row costs against native, group means, times and memory. Fails if a guest's clock disagrees with
- * the host's by more than 0.1%, or a result of a row differs.
+ * the host's by more than 0.1%, a result of a row differs, or Doppel is beyond a limit: --limit-row
+ * for each row, --limit-mean for the geometric mean of all (those that only report left out).
  *
  *     bench --rounds N --native COMMAND --doppel COMMAND --tcg COMMAND    (run by sh -c)
+ *           [--limit-row X] [--limit-mean X] [--verbose]
+ *
+ * An engine that is given several commands runs them one after the other in each round.
  */
 #include <errno.h>
 #include <getopt.h>
@@ -19,18 +23,20 @@
 #include <time.h>
 #include <unistd.h>
 
-enum { ENGINES = 3, ROWS_MAX = 80, LIMIT_SECONDS = 900 };
+enum { ENGINES = 3, COMMANDS_MAX = 4, ROWS_MAX = 80, LIMIT_SECONDS = 900 };
 static const char *const engine_names[ENGINES] = {"native", "doppel", "tcg"};
 
 struct row {
     char group[16], name[24];
     double best[ENGINES]; /* nanoseconds; 0: not measured */
     char check[ENGINES][24];
+    bool varies; /* an engine's own results differ */
 };
 
 /* What one engine did over all rounds; the best of times, the most of memory. */
 struct engine {
-    const char *command;
+    const char *commands[COMMANDS_MAX];
+    unsigned command_count;
     double init_seconds, whole_seconds;
     double clock_error; /* the largest, as a share */
     double clock_span;
@@ -42,6 +48,7 @@ struct bench {
     struct row rows[ROWS_MAX];
     size_t row_count;
     struct engine engines[ENGINES];
+    double limit_row, limit_mean; /* 0: none */
 };
 
 static double now(void)
@@ -102,8 +109,10 @@ static void take_line(struct bench *bench, struct run *run, char *line)
         }
     } else if (sscanf(line, "check %23s %23s", name, value) == 2) {
         for (size_t i = 0; i < bench->row_count; i++) {
+            char *check = bench->rows[i].check[run->engine];
             if (!strcmp(bench->rows[i].name, name)) {
-                snprintf(bench->rows[i].check[run->engine], 24, "%s", value);
+                bench->rows[i].varies |= *check && strcmp(check, value);
+                snprintf(check, 24, "%s", value);
             }
         }
     } else if (sscanf(line, "clock %lf", &number) == 1) {
@@ -112,6 +121,8 @@ static void take_line(struct bench *bench, struct run *run, char *line)
         run->init = now() - run->start;
     } else if (strstr(line, "BENCH-DONE")) {
         run->done = true;
+    } else if (!strncmp(line, "error ", 6)) {
+        fprintf(stderr, "%s: %s\n", engine_names[run->engine], line);
     }
 }
 
@@ -131,19 +142,17 @@ static long peak_kib(pid_t pid)
     return peak;
 }
 
-static void finish_run(struct engine *engine, const struct run *run, bool good)
+/* Returns the seconds of the whole run, or 0 if it did not end well. */
+static double finish_run(struct engine *engine, const struct run *run, bool good)
 {
     double whole = now() - run->start;
     engine->runs++;
     if (!good || !run->done) {
         engine->failures++;
-        return;
+        return 0;
     }
     if (!engine->init_seconds || run->init < engine->init_seconds) {
         engine->init_seconds = run->init;
-    }
-    if (!engine->whole_seconds || whole < engine->whole_seconds) {
-        engine->whole_seconds = whole;
     }
     double host = run->last.host - run->first.host, guest = run->last.guest - run->first.guest;
     double error = host > 0 ? fabs(guest / host - 1) : 0; /* a boot has no benchmark to time */
@@ -151,15 +160,16 @@ static void finish_run(struct engine *engine, const struct run *run, bool good)
         engine->clock_error = error;
     }
     engine->clock_span = host;
+    return whole;
 }
 
-static void run_engine(struct bench *bench, unsigned index, bool verbose)
+static double run_command(struct bench *bench, unsigned index, const char *text, bool verbose)
 {
     struct engine *engine = &bench->engines[index];
     struct run run = {.engine = index, .start = now()};
     int ends[2];
     if (pipe(ends)) {
-        return;
+        return 0;
     }
     pid_t child = fork();
     if (child == 0) {
@@ -167,7 +177,7 @@ static void run_engine(struct bench *bench, unsigned index, bool verbose)
         close(ends[0]);
         close(ends[1]);
         char command[4096];
-        snprintf(command, sizeof command, "exec %s </dev/null", engine->command);
+        snprintf(command, sizeof command, "exec %s </dev/null", text);
         execl("/bin/sh", "sh", "-c", command, (char *)NULL);
         _exit(127);
     }
@@ -206,7 +216,23 @@ static void run_engine(struct bench *bench, unsigned index, bool verbose)
     close(ends[0]);
     int status = 0;
     waitpid(child, &status, 0);
-    finish_run(engine, &run, WIFEXITED(status) && WEXITSTATUS(status) == 0);
+    return finish_run(engine, &run, WIFEXITED(status) && WEXITSTATUS(status) == 0);
+}
+
+static void run_engine(struct bench *bench, unsigned index, bool verbose)
+{
+    struct engine *engine = &bench->engines[index];
+    double whole = 0;
+    for (unsigned i = 0; i < engine->command_count; i++) {
+        double seconds = run_command(bench, index, engine->commands[i], verbose);
+        if (!seconds) {
+            return;
+        }
+        whole += seconds;
+    }
+    if (!engine->whole_seconds || whole < engine->whole_seconds) {
+        engine->whole_seconds = whole;
+    }
 }
 
 static double ratio(const struct row *row, unsigned engine)
@@ -223,6 +249,17 @@ static void print_ratio(double value)
     }
 }
 
+static bool only_reports(const struct row *row)
+{
+    static const char *const groups[] = {"report", "smp", "code", "first"};
+    for (size_t i = 0; i < sizeof groups / sizeof groups[0]; i++) {
+        if (!strcmp(row->group, groups[i])) {
+            return true;
+        }
+    }
+    return false;
+}
+
 /* The geometric mean of a group's ratios; `all` leaves out the groups that only report. */
 static double group_mean(const struct bench *bench, const char *group, unsigned engine)
 {
@@ -230,9 +267,7 @@ static double group_mean(const struct bench *bench, const char *group, unsigned 
     unsigned count = 0;
     for (size_t i = 0; i < bench->row_count; i++) {
         const struct row *row = &bench->rows[i];
-        bool wanted = group ? !strcmp(row->group, group)
-                            : strcmp(row->group, "report") && strcmp(row->group, "smp") &&
-                                  strcmp(row->group, "code");
+        bool wanted = group ? !strcmp(row->group, group) : !only_reports(row);
         if (wanted && ratio(row, engine)) {
             sum += log(ratio(row, engine));
             count++;
@@ -243,29 +278,73 @@ static double group_mean(const struct bench *bench, const char *group, unsigned 
 
 static void print_rows(const struct bench *bench)
 {
-    printf("\n%-9s %-14s %14s %10s %10s\n", "group", "row", "native ns", "doppel", "tcg");
+    printf("\n%-9s %-20s %14s %10s %10s\n", "group", "row", "native ns", "doppel", "tcg");
     for (size_t i = 0; i < bench->row_count; i++) {
         const struct row *row = &bench->rows[i];
-        printf("%-9s %-14s %14.2f", row->group, row->name, row->best[0]);
+        printf("%-9s %-20s %14.2f", row->group, row->name, row->best[0]);
         print_ratio(ratio(row, 1));
         print_ratio(ratio(row, 2));
         printf("%s\n", ratio(row, 1) > ratio(row, 2) && ratio(row, 2) ? "  slower than tcg" : "");
     }
-    printf("\n%-9s %40s %10s   (geometric means)\n", "group", "doppel", "tcg");
+    printf("\n%-9s %46s %10s   (geometric means)\n", "group", "doppel", "tcg");
     for (size_t i = 0; i < bench->row_count; i++) {
         const char *group = bench->rows[i].group;
-        if (i && !strcmp(group, bench->rows[i - 1].group)) {
+        size_t first = 0;
+        while (strcmp(bench->rows[first].group, group)) {
+            first++;
+        }
+        if (first < i) {
             continue;
         }
-        printf("%-9s %29s", group, "");
+        printf("%-9s %35s", group, "");
         print_ratio(group_mean(bench, group, 1));
         print_ratio(group_mean(bench, group, 2));
         printf("\n");
     }
-    printf("%-9s %29s", "all", "");
+    printf("%-9s %35s", "all", "");
     print_ratio(group_mean(bench, NULL, 1));
     print_ratio(group_mean(bench, NULL, 2));
-    printf("   (without code, smp, report)\n");
+    printf("   (without code, smp, first, report)\n");
+}
+
+static int judge_results(const struct bench *bench)
+{
+    int failures = 0;
+    for (size_t i = 0; i < bench->row_count; i++) {
+        const struct row *row = &bench->rows[i];
+        if (row->varies) {
+            printf("FAILED: the result of %s varies from run to run\n", row->name);
+            failures++;
+        }
+        for (unsigned e = 1; e < ENGINES; e++) {
+            if (row->check[0][0] && row->check[e][0] && strcmp(row->check[0], row->check[e])) {
+                printf("%s: %s computes %s in %s and %s natively\n", e == 1 ? "FAILED" : "note",
+                       row->name, row->check[e], engine_names[e], row->check[0]);
+                failures += e == 1;
+            }
+        }
+    }
+    return failures;
+}
+
+static int judge_limits(const struct bench *bench)
+{
+    int failures = 0;
+    for (size_t i = 0; i < bench->row_count && bench->limit_row; i++) {
+        const struct row *row = &bench->rows[i];
+        if (!only_reports(row) && ratio(row, 1) > bench->limit_row) {
+            printf("FAILED: %s is %.2fx, above the limit of %.2fx for a row\n", row->name,
+                   ratio(row, 1), bench->limit_row);
+            failures++;
+        }
+    }
+    double mean = group_mean(bench, NULL, 1);
+    if (bench->limit_mean && mean > bench->limit_mean) {
+        printf("FAILED: the mean of all is %.2fx, above the limit of %.2fx\n", mean,
+               bench->limit_mean);
+        failures++;
+    }
+    return failures;
 }
 
 static int judge(const struct bench *bench)
@@ -275,7 +354,7 @@ static int judge(const struct bench *bench)
            "clock error");
     for (unsigned e = 0; e < ENGINES; e++) {
         const struct engine *engine = &bench->engines[e];
-        if (!engine->command) {
+        if (!engine->command_count) {
             continue;
         }
         printf("%-8s %12.2f %12.2f %12.1f %13.4f%%\n", engine_names[e], engine->init_seconds,
@@ -292,23 +371,17 @@ static int judge(const struct bench *bench)
             failures++;
         }
     }
-    for (size_t i = 0; i < bench->row_count; i++) {
-        const struct row *row = &bench->rows[i];
-        if (row->check[0][0] && row->check[1][0] && strcmp(row->check[0], row->check[1])) {
-            printf("FAILED: %s computes %s in doppel and %s natively\n", row->name, row->check[1],
-                   row->check[0]);
-            failures++;
-        }
-    }
+    failures += judge_results(bench) + judge_limits(bench);
     return failures ? 1 : 0;
 }
 
 int main(int argc, char **argv)
 {
     static const struct option known[] = {
-        {"rounds", required_argument, NULL, 'r'}, {"native", required_argument, NULL, '0'},
-        {"doppel", required_argument, NULL, '1'}, {"tcg", required_argument, NULL, '2'},
-        {"verbose", no_argument, NULL, 'v'},      {NULL, 0, NULL, 0},
+        {"rounds", required_argument, NULL, 'r'},     {"native", required_argument, NULL, '0'},
+        {"doppel", required_argument, NULL, '1'},     {"tcg", required_argument, NULL, '2'},
+        {"verbose", no_argument, NULL, 'v'},          {"limit-row", required_argument, NULL, 'l'},
+        {"limit-mean", required_argument, NULL, 'm'}, {NULL, 0, NULL, 0},
     };
     static struct bench bench;
     int option, rounds = 1;
@@ -318,15 +391,21 @@ int main(int argc, char **argv)
             rounds = atoi(optarg);
         } else if (option == 'v') {
             verbose = true;
-        } else if (option >= '0' && option <= '2') {
-            bench.engines[option - '0'].command = optarg;
+        } else if (option == 'l') {
+            bench.limit_row = atof(optarg);
+        } else if (option == 'm') {
+            bench.limit_mean = atof(optarg);
+        } else if (option >= '0' && option <= '2' &&
+                   bench.engines[option - '0'].command_count < COMMANDS_MAX) {
+            struct engine *engine = &bench.engines[option - '0'];
+            engine->commands[engine->command_count++] = optarg;
         } else {
             return 2;
         }
     }
     for (int round = 0; round < rounds; round++) {
         for (unsigned e = 0; e < ENGINES; e++) {
-            if (bench.engines[e].command) {
+            if (bench.engines[e].command_count) {
                 fprintf(stderr, "round %d of %d: %s\n", round + 1, rounds, engine_names[e]);
                 run_engine(&bench, e, verbose);
             }
