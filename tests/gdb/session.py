@@ -110,6 +110,8 @@ def watchpoints():
         "access watchpoint, every kind of access")
     watch_stops("awatch *(unsigned short *)%#x" % (address("crossing") + 4095),
                 [address("unwatched")], "watchpoint under an access across pages")
+    watch_stops("awatch *(unsigned int *)%#x" % (address("watched") + 512 + 24),
+                [address("fx_read"), behind("fx_read")], "watched FXSAVE image")
     go_to("access_all")
     watch_stops("rwatch *(unsigned int *)%#x" % (address("watched") + 4),
                 [address("add_4"), behind("sse_read")], "read watchpoint")

@@ -12,7 +12,7 @@ enum { STAGES = 5, VECTOR = 0x51 };
 
 /* Their names are the debugger's. */
 volatile uint64_t counter, poked, seen_rax;
-volatile uint8_t watched[64] __attribute__((aligned(4096)));
+volatile uint8_t watched[1024] __attribute__((aligned(4096)));
 volatile uint8_t crossing[8192] __attribute__((aligned(4096)));
 volatile uint8_t source[64] __attribute__((aligned(4096)));
 volatile uint64_t vector_in[8] __attribute__((aligned(64))),
@@ -36,7 +36,7 @@ __asm__(
     /* each of these instructions accesses what is watched, once or more often */
     ".globl write_8, write_1, read_8, add_4, locked, move_in, sse_write, push_in, cross, "
     "unwatched\n"
-    ".globl fx_write, call_in, sse_read, traced_2, traced_3, traced_4\n"
+    ".globl fx_write, fx_read, sse_read, traced_2, traced_3, traced_4\n"
     "access_all: push %rsi; push %rdi; push %rbx\n"
     "lea watched(%rip), %rbx\n"
     "mov $0x1122334455667788, %rax\n"
@@ -56,6 +56,8 @@ __asm__(
     "cross: mov %rax, (%rdi)\n"
     "unwatched: mov %rax, 128(%rbx)\n" /* the page, but not the bytes */
     "mov 16(%rbx), %rax\n"
+    "fx_write: fxsave64 512(%rbx)\n"
+    "fx_read: fxrstor64 512(%rbx)\n"
     "access_end: pop %rbx; pop %rdi; pop %rsi; ret\n"
     "patched: mov $1, %eax; ret\n"
     ".globl masked_wait, masked_next\n"
