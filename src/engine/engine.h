@@ -130,7 +130,10 @@ struct engine_ops {
      * nothing. While not running, and before set_state(), which forgets mappings of before.
      */
     void (*set_debug)(struct engine_vcpu *vcpu, struct debug *debug);
-    /* New breakpoints: code that was made from their places goes. While no vCPU runs. */
+    /*
+     * New breakpoints: what was made of the code around them goes. While no vCPU runs. NULL for an
+     * engine that makes nothing of code.
+     */
     void (*breaks_changed)(struct engine_vm *vm, const struct debug_points *points);
 };
 

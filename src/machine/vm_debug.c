@@ -101,7 +101,7 @@ void vm_debug_resume(struct vm *vm, const struct debug_points *points,
                      const enum vm_debug_action *actions)
 {
     bool is_told = true;
-    if (has_new_breaks(&vm->debug_points, points)) {
+    if (vm->engine_ops->breaks_changed && has_new_breaks(&vm->debug_points, points)) {
         vm->engine_ops->breaks_changed(vm->engine, points);
     }
     memcpy(&vm->debug_points, points, sizeof *points);

@@ -578,11 +578,6 @@ static void set_debug(struct engine_vcpu *v, struct debug *debug)
     }
 }
 
-/* Nothing is made from code. */
-static void breaks_changed(struct engine_vm *vm, const struct debug_points *points)
-{
-}
-
 const struct engine_ops interp_engine = {
     .name = "interp",
     .probe = probe,
@@ -599,5 +594,4 @@ const struct engine_ops interp_engine = {
     .instructions = instructions,
     .set_deadline = set_deadline,
     .set_debug = set_debug,
-    .breaks_changed = breaks_changed,
 };
