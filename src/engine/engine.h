@@ -33,6 +33,11 @@ struct engine_host {
     /* MSRs that the CPU itself does not own (APIC, KVM clock...); false means #GP(0). */
     bool (*msr_read)(void *owner, unsigned vcpu, uint32_t index, uint64_t *ret_value);
     bool (*msr_write)(void *owner, unsigned vcpu, uint32_t index, uint64_t value);
+    /*
+     * Do accesses to this MSR use general registers only, and wait for nobody for longer than a
+     * moment? Then no safe point is needed around them. NULL: none does.
+     */
+    bool (*is_quick_msr)(void *owner, uint32_t index);
     /* The vector to deliver now, or -1 if none is deliverable any more. Acknowledges it. */
     int (*interrupt_acknowledge)(void *owner, unsigned vcpu);
     /* CR8 is the task priority of the local APIC. */

@@ -141,51 +141,9 @@ static uint64_t wall_now(void *owner)
     return (uint64_t)now.tv_sec * 1000000000 + (uint64_t)now.tv_nsec;
 }
 
-static void wire_kick(void *owner, unsigned index, enum irqchip_event event, uint8_t vector)
-{
-    struct vm *vm = owner;
-    struct engine_vcpu *engine = vm->vcpus[index].engine;
-    if (!engine) {
-        return;
-    }
-    switch (event) {
-    case IRQCHIP_INTERRUPT:
-        vm->engine_ops->kick(engine, KICK_INTERRUPT, 0);
-        break;
-    case IRQCHIP_NMI:
-        vm->engine_ops->kick(engine, KICK_NMI, 0);
-        break;
-    case IRQCHIP_INIT:
-        /* its thread comes by before it runs on, to reset its local APIC */
-        vm->vcpus[index].init_pending = true;
-        vm->engine_ops->kick(engine, KICK_INIT | KICK_STOP, 0);
-        break;
-    case IRQCHIP_SIPI:
-        vm->engine_ops->kick(engine, KICK_SIPI, vector);
-        break;
-    }
-}
-
-static uint64_t wire_tsc_now(void *owner, unsigned vcpu)
-{
-    return vm_tsc_now(owner, vcpu);
-}
-
 static uint64_t clock_tsc_now(void *owner)
 {
     return vm_tsc_now(owner, 0);
-}
-
-static uint64_t wire_tsc_to_deadline(void *owner, unsigned vcpu, uint64_t tsc)
-{
-    struct vm *vm = owner;
-    uint64_t now = clock_now(vm->clock);
-    uint64_t guest = vm_tsc_now(vm, vcpu);
-    if (tsc <= guest) {
-        return now;
-    }
-    unsigned __int128 wait = (unsigned __int128)(tsc - guest) * 1000000000 / vm->tsc_hz;
-    return wait > UINT64_MAX - now ? UINT64_MAX : now + (uint64_t)wait;
 }
 
 /* The parts of the board, in the order in which their state is saved. */
@@ -196,10 +154,7 @@ static int add_interrupts(struct vm *vm)
         .cpus = vm->config->cpus,
         .bus = vm->board.bus,
         .clock = vm->clock,
-        .wire = {.kick = wire_kick,
-                 .tsc_now = wire_tsc_now,
-                 .tsc_to_deadline_ns = wire_tsc_to_deadline,
-                 .owner = vm},
+        .wire = irqchip_wire_for(vm),
     };
     int r = irqchip_new(&config, &vm->board.irqchip);
     if (!r) {

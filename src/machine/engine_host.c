@@ -1,6 +1,7 @@
 /*
  * What an engine may ask of the machine (struct engine_host): each call finds the owner of a port,
- * address or MSR. Runs on vCPU threads, on the hot path of device accesses.
+ * address or MSR. Runs on vCPU threads, on the hot path of device accesses. General registers only,
+ * for the sake of is_quick_msr().
  */
 #include "bus/bus.h"
 #include "device/irqchip/irqchip.h"
@@ -79,6 +80,13 @@ static bool msr_write(void *owner, unsigned vcpu, uint32_t index, uint64_t value
     return false;
 }
 
+/* In the deterministic mode an access to any device may expire alarms of all others. */
+static bool is_quick_msr(void *owner, uint32_t index)
+{
+    struct vm *vm = owner;
+    return irqchip_owns_msr(index) && vm->config->time_mode == TIME_HOST;
+}
+
 static int interrupt_acknowledge(void *owner, unsigned vcpu)
 {
     struct vm *vm = owner;
@@ -113,21 +121,11 @@ struct engine_host engine_host_for(struct vm *vm)
         .mmio_write = mmio_write,
         .msr_read = msr_read,
         .msr_write = msr_write,
+        .is_quick_msr = is_quick_msr,
         .interrupt_acknowledge = interrupt_acknowledge,
         .cr8_read = cr8_read,
         .cr8_write = cr8_write,
         .tsc_changed = tsc_changed,
         .owner = vm,
     };
-}
-
-uint64_t vm_tsc_now(struct vm *vm, unsigned vcpu)
-{
-    struct vm_vcpu *v = &vm->vcpus[vcpu];
-    uint64_t base = engine_host_tsc();
-    if (vm->config->time_mode == TIME_DETERMINISTIC) {
-        struct engine_vcpu *engine = v->engine;
-        base = engine ? vm->engine_ops->instructions(engine) : 0;
-    }
-    return base + v->tsc_offset;
 }

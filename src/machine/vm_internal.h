@@ -9,6 +9,7 @@
 #include "boot/acpi.h"
 #include "boot/boot.h"
 #include "bus/bus.h"
+#include "device/irqchip/irqchip.h"
 #include "engine/debug.h"
 #include "machine/vm.h"
 #include "machine/vm_debug.h"
@@ -16,7 +17,6 @@
 struct console;
 struct device;
 struct host_clock;
-struct irqchip;
 struct pci_bus;
 struct test_clock;
 
@@ -100,6 +100,9 @@ void vcpu_states_complete(struct vm *vm);
 
 /* engine_host.c: what the engine may ask. */
 struct engine_host engine_host_for(struct vm *vm);
+
+/* irqchip_wire.c: what the interrupt controllers may ask. */
+struct irqchip_wire irqchip_wire_for(struct vm *vm);
 /* The guest's TSC of a vCPU now. Any thread. */
 uint64_t vm_tsc_now(struct vm *vm, unsigned vcpu);
 

@@ -2,9 +2,8 @@
 #include "device/irqchip/lapic_internal.h"
 
 #include <errno.h>
-#include <string.h>
 
-#include "base/assert.h"
+#include "base/bytes.h"
 #include "persist/visitor.h"
 
 enum { VECTOR_FIRST = 16 }; /* 0..15 are illegal in messages (SDM volume 3, 10.5.2) */
@@ -263,9 +262,9 @@ void lapic_clear(struct lapic *lapic)
     if (lapic->id == 0) {
         lapic->lvt[LVT_LINT0] = DELIVERY_EXTINT << LVT_MODE_SHIFT;
     }
-    memset(lapic->irr, 0, sizeof lapic->irr);
-    memset(lapic->isr, 0, sizeof lapic->isr);
-    memset(lapic->tmr, 0, sizeof lapic->tmr);
+    bytes_fill(lapic->irr, 0, sizeof lapic->irr);
+    bytes_fill(lapic->isr, 0, sizeof lapic->isr);
+    bytes_fill(lapic->tmr, 0, sizeof lapic->tmr);
     lapic->timer_initial = lapic->timer_divide = 0;
     lapic->timer_due = UINT64_MAX;
     lapic->tsc_deadline = 0;

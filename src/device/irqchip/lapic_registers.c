@@ -353,18 +353,18 @@ bool lapic_msr_read(struct lapic *lapic, uint32_t index, uint64_t *ret_value)
 
 bool lapic_msr_write(struct lapic *lapic, uint32_t index, uint64_t value)
 {
+    if (index >= MSR_X2APIC_FIRST && index <= MSR_X2APIC_LAST) {
+        /* The mode needs no lock: it is changed by this thread only, or while nobody runs. */
+        return lapic_is_x2apic(lapic) && x2apic_write(lapic, index - MSR_X2APIC_FIRST, value);
+    }
+    bool is_ok = index == MSR_TSC_DEADLINE;
     pthread_mutex_lock(&lapic->lock);
-    bool is_x2apic = lapic_is_x2apic(lapic), is_ok = false;
     if (index == MSR_APIC_BASE) {
         is_ok = base_write(lapic, value);
     } else if (index == MSR_TSC_DEADLINE) {
         lapic_timer_set_deadline(lapic, value);
-        is_ok = true;
     }
     pthread_mutex_unlock(&lapic->lock);
-    if (index >= MSR_X2APIC_FIRST && index <= MSR_X2APIC_LAST && is_x2apic) {
-        is_ok = x2apic_write(lapic, index - MSR_X2APIC_FIRST, value);
-    }
     return is_ok;
 }
 

@@ -127,11 +127,11 @@ void lapic_timer_set_deadline(struct lapic *lapic, uint64_t tsc)
     const struct irqchip_wire *wire = lapic->wire;
     lapic->tsc_deadline = tsc;
     lapic->timer_due = UINT64_MAX;
-    if (tsc != 0) {
-        lapic->timer_due = tsc <= wire->tsc_now(wire->owner, lapic->id)
-                               ? 0
-                               : wire->tsc_to_deadline_ns(wire->owner, lapic->id, tsc);
-        timer_catch_up(lapic, clock_now(lapic->clock));
+    if (tsc != 0 && tsc <= wire->tsc_now(wire->owner, lapic->id)) {
+        lapic->timer_due = 0;
+        timer_catch_up(lapic, 0);
+    } else if (tsc != 0) {
+        lapic->timer_due = wire->tsc_to_deadline_ns(wire->owner, lapic->id, tsc);
     }
     lapic_timer_arm(lapic);
 }

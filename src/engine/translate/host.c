@@ -1,6 +1,6 @@
 /*
  * The machine's calls as interp makes them on a vCPU of this engine: with vector state put aside,
- * and at a safe point, since a device may take its time.
+ * and at a safe point, since a device may take its time (but for registers that are quick).
  */
 #include "engine/translate/internal.h"
 
@@ -52,9 +52,20 @@ static void host_mmio_write(void *owner, unsigned vcpu, gpa_t gpa, unsigned size
     host_leave(block);
 }
 
+/* Registers of the local APIC: accessed at each interrupt, timer and wake-up. */
+static bool is_quick(const struct block *block, uint32_t index)
+{
+    const struct engine_host *machine = &block->vm->config.host;
+    return machine->is_quick_msr && machine->is_quick_msr(machine->owner, index);
+}
+
 static bool host_msr_read(void *owner, unsigned vcpu, uint32_t index, uint64_t *ret_value)
 {
     struct block *block = owner;
+    if (is_quick(block, index)) {
+        return block->vm->config.host.msr_read(block->vm->config.host.owner, vcpu, index,
+                                               ret_value);
+    }
     const struct engine_host *machine = host_enter(block);
     bool known = machine->msr_read(machine->owner, vcpu, index, ret_value);
     host_leave(block);
@@ -64,6 +75,9 @@ static bool host_msr_read(void *owner, unsigned vcpu, uint32_t index, uint64_t *
 static bool host_msr_write(void *owner, unsigned vcpu, uint32_t index, uint64_t value)
 {
     struct block *block = owner;
+    if (is_quick(block, index)) {
+        return block->vm->config.host.msr_write(block->vm->config.host.owner, vcpu, index, value);
+    }
     const struct engine_host *machine = host_enter(block);
     bool known = machine->msr_write(machine->owner, vcpu, index, value);
     host_leave(block);
