@@ -22,7 +22,7 @@ enum {
     FADT_MINOR = 3,
     FADT_SIZE = 276,
     MADT_REVISION = 5,
-    TABLES_MAX = 4, /* in the XSDT */
+    TABLES_MAX = 5, /* in the XSDT */
 
     FADT_LATENCY_NO_C2 = 101,
     FADT_LATENCY_NO_C3 = 1001,
@@ -49,7 +49,8 @@ enum {
     MADT_HIGH_LEVEL = 0xd, /* active high, level-triggered */
     ISA_IRQ_PIT = 0,
     GSI_PIT = 2,
-    LOCAL_APIC_MAX = 254, /* higher IDs are x2APIC's */
+    HPET_MINIMUM_TICKS = 5000, /* of a period without lost interrupts: 50 us */
+    LOCAL_APIC_MAX = 254,      /* higher IDs are x2APIC's */
 };
 
 /* The place in guest memory that tables go to, one after the other. */
@@ -263,6 +264,22 @@ static int write_mcfg(struct writer *writer, const struct acpi_facts *facts, gpa
     return write_table(writer, &table, ret_gpa);
 }
 
+/* IA-PC HPET Specification 1.0a, 3.2.4. */
+static int write_hpet(struct writer *writer, const struct acpi_facts *facts, gpa_t *ret_gpa)
+{
+    CLEANUP_TABLE struct acpi_table table;
+    acpi_table_init(&table, "HPET", 1);
+    acpi_table_number(&table, facts->hpet_block_id, 4);
+    acpi_table_number(&table, 0, 1);  /* memory space */
+    acpi_table_number(&table, 64, 1); /* registers have 64 bits */
+    acpi_table_zeros(&table, 2);
+    acpi_table_number(&table, facts->hpet_base, 8);
+    acpi_table_number(&table, 0, 1); /* the first of its kind */
+    acpi_table_number(&table, HPET_MINIMUM_TICKS, 2);
+    acpi_table_number(&table, 0, 1); /* nothing is promised about the rest of its page */
+    return write_table(writer, &table, ret_gpa);
+}
+
 static int write_xsdt(struct writer *writer, const gpa_t *tables, size_t count, gpa_t *ret_gpa)
 {
     CLEANUP_TABLE struct acpi_table table;
@@ -321,6 +338,7 @@ int acpi_write(struct memory *memory, const struct acpi_facts *facts, gpa_t base
         (error = write_fadt(&writer, facts, facs, dsdt, &tables[count++])) < 0 ||
         (error = write_madt(&writer, facts, &tables[count++])) < 0 ||
         (facts->mmconfig_base && (error = write_mcfg(&writer, facts, &tables[count++])) < 0) ||
+        (facts->hpet_base && (error = write_hpet(&writer, facts, &tables[count++])) < 0) ||
         (error = write_xsdt(&writer, tables, count, &xsdt)) < 0) {
         return error;
     }

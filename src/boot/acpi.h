@@ -30,11 +30,13 @@ struct acpi_facts {
     bool has_i8042;
     bool has_vga;
     uint16_t serial_port; /* 0: none; IRQ 4 */
+    uint32_t hpet_base;   /* 0: none */
+    uint32_t hpet_size, hpet_block_id;
 };
 
 /*
  * Write all tables into [base, base + size) of guest memory: RSDP, XSDT, FADT, FACS, DSDT, MADT,
- * MCFG (if mmconfig_base). -ENOSPC if they do not fit.
+ * MCFG (if mmconfig_base), HPET (if hpet_base). -ENOSPC if they do not fit.
  */
 int acpi_write(struct memory *memory, const struct acpi_facts *facts, gpa_t base, uint64_t size,
                gpa_t *ret_rsdp) __attribute__((warn_unused_result));

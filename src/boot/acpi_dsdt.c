@@ -104,6 +104,17 @@ static void describe_isa_devices(struct aml *aml, const struct acpi_facts *facts
     }
 }
 
+static void describe_hpet(struct aml *aml, const struct acpi_facts *facts)
+{
+    aml_device(aml, "HPET");
+    aml_name_eisa_id(aml, "_HID", "PNP0103");
+    aml_name(aml, "_CRS");
+    aml_resources(aml);
+    aml_memory(aml, facts->hpet_base, facts->hpet_size);
+    aml_resources_end(aml);
+    aml_end(aml);
+}
+
 static void describe_root_bridge(struct aml *aml, const struct acpi_facts *facts)
 {
     aml_device(aml, "PCI0");
@@ -115,6 +126,9 @@ static void describe_root_bridge(struct aml *aml, const struct acpi_facts *facts
     describe_bridge_windows(aml, facts);
     describe_routing(aml, facts);
     describe_isa_devices(aml, facts);
+    if (facts->hpet_base) {
+        describe_hpet(aml, facts);
+    }
     aml_end(aml);
 }
 

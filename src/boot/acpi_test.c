@@ -43,6 +43,9 @@ static const struct acpi_facts facts = {
     .pci_gsi_base = 16,
     .has_i8042 = true,
     .serial_port = 0x3f8,
+    .hpet_base = 0xfed00000,
+    .hpet_size = 0x400,
+    .hpet_block_id = 0x8086a201,
 };
 
 /* All tables of a machine, copied out of its memory. */
@@ -157,6 +160,12 @@ static void describes_the_board(void **unused)
     assert_int_equal(load_le32(mcfg + 4), 60);
     assert_int_equal(load_le64(mcfg + 44), 0xe0000000);
     assert_int_equal(mcfg[55], 0);
+
+    const uint8_t *hpet = find_table(&tables, "HPET");
+    assert_int_equal(load_le32(hpet + 4), 56);
+    assert_int_equal(load_le32(hpet + 36), 0x8086a201);
+    assert_int_equal(hpet[40], 0); /* memory */
+    assert_int_equal(load_le64(hpet + 44), 0xfed00000);
     free_tables(&tables);
 }
 

@@ -3,11 +3,11 @@
  *
  *     00000000  RAM up to 640 KiB; 000E0000 ACPI tables; 00100000 RAM up to 3 GiB
  *     C0000000  PCI memory window            E0000000  PCI configuration space (MMCONFIG)
- *     FEC00000  I/O APIC                     FEE00000  local APICs
+ *     FEC00000  I/O APIC      FED00000  HPET      FEE00000  local APICs
  *     1 0000 0000  RAM beyond 3 GiB, then the 64-bit PCI window
  *     ports: 20 A0 8259s, 40 8254, 60 64 92 i8042, 70 RTC, 80 POST code, 3F8 serial, 600 ACPI,
  *            CF8 CFC PCI configuration, CF9 reset
- *     lines: 0 timer, 1 12 i8042, 4 serial, 8 RTC, 9 ACPI, 16..19 PCI
+ *     lines: 0 timer, 1 12 i8042, 4 serial, 8 RTC, 9 ACPI, 16..19 PCI, 20..23 HPET
  */
 #include <stdio.h>
 #include <stdlib.h>
@@ -22,6 +22,7 @@
 #include "bus/pci.h"
 #include "device/irqchip/irqchip.h"
 #include "device/legacy/debug_exit.h"
+#include "device/legacy/hpet.h"
 #include "device/legacy/i8042.h"
 #include "device/legacy/pit.h"
 #include "device/legacy/pm.h"
@@ -46,6 +47,7 @@ enum {
     RESET_PORT = 0xcf9,
     RESET_VALUE = 6,
     SERIAL_PORT = 0x3f8,
+    HPET_BASE = 0xfed00000,
     PCI_PORT_BASE = 0x1000,
     PCI_PORT_SIZE = 0x1000,
     IRQ_PIT = 0,
@@ -163,6 +165,26 @@ static int add_interrupts(struct vm *vm)
     return r;
 }
 
+static int add_hpet(struct vm *vm, struct device **ret_hpet)
+{
+    struct board *board = &vm->board;
+    struct hpet_config config = {
+        .bus = board->bus,
+        .base = HPET_BASE,
+        .clock = vm->clock,
+        .legacy = {[HPET_PIT] = irqchip_line(board->irqchip, IRQ_PIT),
+                   [HPET_RTC] = irqchip_line(board->irqchip, IRQ_RTC)},
+    };
+    for (unsigned i = 0; i < HPET_PINS; i++) {
+        config.pins[i] = irqchip_line(board->irqchip, HPET_FIRST_PIN + i);
+    }
+    int r = hpet_new(&config, ret_hpet);
+    if (!r) {
+        add_device(board, *ret_hpet);
+    }
+    return r;
+}
+
 static int add_clocks(struct vm *vm, const struct board_map *map)
 {
     struct board *board = &vm->board;
@@ -180,9 +202,13 @@ static int add_clocks(struct vm *vm, const struct board_map *map)
         return r;
     }
     add_device(board, board->kvmclock);
-    struct device *device;
+    struct device *device, *hpet;
+    r = add_hpet(vm, &hpet);
+    if (r) {
+        return r;
+    }
     const struct pit_config pit = {
-        .bus = board->bus, .irq = irqchip_line(board->irqchip, IRQ_PIT), .clock = vm->clock};
+        .bus = board->bus, .irq = hpet_legacy_line(hpet, HPET_PIT), .clock = vm->clock};
     r = pit_new(&pit, &device);
     if (r) {
         return r;
@@ -190,7 +216,7 @@ static int add_clocks(struct vm *vm, const struct board_map *map)
     add_device(board, device);
     const struct rtc_config rtc = {
         .bus = board->bus,
-        .irq = irqchip_line(board->irqchip, IRQ_RTC),
+        .irq = hpet_legacy_line(hpet, HPET_RTC),
         .clock = vm->clock,
         .wall_now = wall_now,
         .owner = vm,
@@ -492,6 +518,9 @@ static int write_acpi(struct vm *vm, const struct board_map *map, gpa_t *ret_rsd
         .pci_gsi_base = IRQ_PCI,
         .has_i8042 = true,
         .serial_port = SERIAL_PORT,
+        .hpet_base = HPET_BASE,
+        .hpet_size = HPET_SIZE,
+        .hpet_block_id = HPET_BLOCK_ID,
     };
     return acpi_write(vm->memory, &facts, ACPI_BASE, ACPI_END - ACPI_BASE, ret_rsdp);
 }
