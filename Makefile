@@ -36,7 +36,8 @@ LINK += -Wl,--as-needed $(shell pkg-config --libs $(LIBRARIES)) -lZydis -pthread
 # Compilers turn loops into memset and memcpy, whose code is the C library's, unless told not to.
 # The last ones are what a guest's write to its local APIC reaches.
 GENERAL_ROOMS := src/memory/ src/x86/ src/engine/ src/device/irqchip/ src/base/host_clock.c \
-                 src/base/loop.c src/machine/engine_host.c src/machine/irqchip_wire.c
+                 src/base/loop.c src/machine/engine_host.c src/machine/irqchip_wire.c \
+                 src/machine/hypercall.c
 GENERAL_FLAGS := -mgeneral-regs-only $(if $(findstring clang,$(CC)),\
                  -fno-builtin-memset -fno-builtin-memcpy -fno-builtin-memmove,\
                  -fno-tree-loop-distribute-patterns)

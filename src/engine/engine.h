@@ -38,6 +38,11 @@ struct engine_host {
      * moment? Then no safe point is needed around them. NULL: none does.
      */
     bool (*is_quick_msr)(void *owner, uint32_t index);
+    /*
+     * VMCALL or VMMCALL at privilege level 0: the answer for RAX. General registers only; waits for
+     * nobody.
+     */
+    uint64_t (*hypercall)(void *owner, unsigned vcpu, uint64_t number, const uint64_t argument[4]);
     /* The vector to deliver now, or -1 if none is deliverable any more. Acknowledges it. */
     int (*interrupt_acknowledge)(void *owner, unsigned vcpu);
     /* CR8 is the task priority of the local APIC. */
@@ -63,8 +68,9 @@ enum kick {
     KICK_NMI = 1u << 1,
     KICK_INIT = 1u << 2,
     KICK_SIPI = 1u << 3,
-    KICK_STOP = 1u << 4,  /* leave run() with EXIT_INTERRUPTED */
-    KICK_DEBUG = 1u << 5, /* of the engines: ask engine/debug.h between two instructions */
+    KICK_STOP = 1u << 4,   /* leave run() with EXIT_INTERRUPTED */
+    KICK_DEBUG = 1u << 5,  /* of the engines: ask engine/debug.h between two instructions */
+    KICK_UNHALT = 1u << 6, /* end HLT, or the next one if the vCPU is not halted yet */
     /* bits 8 and up belong to the engines */
 };
 
@@ -118,8 +124,8 @@ struct engine_ops {
     void (*get_state)(struct engine_vcpu *vcpu, struct cpu_state *ret_state);
     void (*set_state)(struct engine_vcpu *vcpu, const struct cpu_state *state);
     /*
-     * Move kicks that wait (NMI, INIT, SIPI) into the pending events of a state, in addition to
-     * what is there. Any thread, while not running and once nobody kicks any more.
+     * Move kicks that wait (NMI, INIT, SIPI, UNHALT) into the pending events of a state, in
+     * addition to what is there. Any thread, while not running and once nobody kicks any more.
      */
     void (*take_pending)(struct engine_vcpu *vcpu, struct cpu_state *state);
     /* Instructions executed so far (TIME_DETERMINISTIC; otherwise a lower bound). Any thread. */

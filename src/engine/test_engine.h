@@ -48,6 +48,12 @@ static inline bool test_msr_write(void *owner, unsigned vcpu, uint32_t index, ui
     return false;
 }
 
+static inline uint64_t test_hypercall(void *owner, unsigned vcpu, uint64_t number,
+                                      const uint64_t argument[4])
+{
+    return -(uint64_t)1000; /* KVM_ENOSYS */
+}
+
 static inline int test_interrupt_acknowledge(void *owner, unsigned vcpu)
 {
     return -1;
@@ -76,6 +82,7 @@ static inline struct engine_host test_host(void *owner)
         .mmio_write = test_mmio_write,
         .msr_read = test_msr_read,
         .msr_write = test_msr_write,
+        .hypercall = test_hypercall,
         .interrupt_acknowledge = test_interrupt_acknowledge,
         .cr8_read = test_cr8_read,
         .cr8_write = test_cr8_write,

@@ -26,11 +26,12 @@ void vcpu_mode_changed(struct vcpu *vcpu)
 
 void vcpu_take_pending(struct vcpu *vcpu, struct cpu_state *state)
 {
-    const uint32_t taken = KICK_NMI | KICK_INIT | KICK_SIPI;
+    const uint32_t taken = KICK_NMI | KICK_INIT | KICK_SIPI | KICK_UNHALT;
     uint32_t kicks = atomic_fetch_and(&vcpu->kicks, ~taken);
 
     state->nmi_pending |= (kicks & KICK_NMI) != 0;
     state->init_pending |= (kicks & KICK_INIT) != 0;
+    state->unhalted |= (kicks & KICK_UNHALT) != 0;
     if (kicks & KICK_SIPI) {
         state->sipi_pending = true;
         state->sipi_vector = vcpu->sipi_vector;
@@ -48,7 +49,8 @@ void vcpu_raise_pending(struct vcpu *vcpu)
         vcpu->sipi_vector = state->sipi_vector;
         kicks |= KICK_SIPI;
     }
-    state->init_pending = state->sipi_pending = false;
+    kicks |= state->unhalted ? KICK_UNHALT : 0;
+    state->init_pending = state->sipi_pending = state->unhalted = false;
     atomic_fetch_or(&vcpu->kicks, kicks);
 }
 

@@ -77,9 +77,9 @@ struct vcpu_hooks {
 void vcpu_mode_changed(struct vcpu *vcpu);
 
 /*
- * The kicks that a machine must not forget (NMI, INIT, SIPI) move between vcpu->kicks, where they
- * arrive, and the state that is saved: out of the kicks for engine_ops.take_pending, on any
- * thread; into them for a state that was just set, together with KICK_INTERRUPT, since only the
+ * The kicks that a machine must not forget (NMI, INIT, SIPI, UNHALT) move between vcpu->kicks,
+ * where they arrive, and the state that is saved: out of the kicks for engine_ops.take_pending, on
+ * any thread; into them for a state that was just set, together with KICK_INTERRUPT, since only the
  * machine knows what its interrupt controllers hold.
  */
 void vcpu_take_pending(struct vcpu *vcpu, struct cpu_state *state);

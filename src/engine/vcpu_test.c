@@ -1,6 +1,6 @@
 /*
- * What waits for a vCPU moves with its state: INIT, SIPI, NMI and interrupts reach it on the engine
- * that the state is set on, from each engine to each.
+ * What waits for a vCPU moves with its state: INIT, SIPI, NMI, interrupts and the end of HLT reach
+ * it on the engine that the state is set on, from each engine to each.
  */
 #include "engine/vcpu.h"
 
@@ -146,6 +146,25 @@ static void carry_interrupt(const struct engine_ops *a, const struct engine_ops 
     side_close(&to);
 }
 
+/* A call for the end of HLT counts for the next one if it comes too early, and counts once. */
+static void carry_unhalt(const struct engine_ops *a, const struct engine_ops *b)
+{
+    struct side from, to;
+    side_open(&from, a, 0);
+    side_open(&to, b, 0);
+    put(&to, CODE, "\xf4\xf4\xf4\xf4", 4);
+    start_at_code(&from, 0);
+    a->kick(from.engine.vcpu, KICK_UNHALT, 0);
+    carry(&from, &to);
+    check_halted(&to, CODE + 1);
+    b->kick(to.engine.vcpu, KICK_UNHALT, 0);
+    b->wait(to.engine.vcpu, UINT64_MAX); /* comes back, though IF is clear */
+    carry(&to, &to);
+    check_halted(&to, CODE + 2);
+    side_close(&from);
+    side_close(&to);
+}
+
 static void what_waits_moves_with_the_state(void **state)
 {
     for (unsigned i = 0; i < 4; i++) {
@@ -153,6 +172,7 @@ static void what_waits_moves_with_the_state(void **state)
         carry_init_and_sipi(a, b);
         carry_nmi(a, b);
         carry_interrupt(a, b);
+        carry_unhalt(a, b);
     }
 }
 

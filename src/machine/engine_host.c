@@ -122,6 +122,7 @@ struct engine_host engine_host_for(struct vm *vm)
         .msr_read = msr_read,
         .msr_write = msr_write,
         .is_quick_msr = is_quick_msr,
+        .hypercall = vm_hypercall,
         .interrupt_acknowledge = interrupt_acknowledge,
         .cr8_read = cr8_read,
         .cr8_write = cr8_write,

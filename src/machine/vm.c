@@ -31,6 +31,7 @@ enum {
     KVM_CLOCK_OLD_MSRS = 1u << 0,
     KVM_NO_IO_DELAY = 1u << 1,
     KVM_CLOCK = 1u << 3,
+    KVM_UNHALT = 1u << 7,
     KVM_CLOCK_STABLE = 1u << 24, /* readings of different vCPUs never go backwards */
 };
 
@@ -92,7 +93,8 @@ static int make_engine(struct vm *vm)
         .cpus = vm->config->cpus,
         .tsc_hz = vm->tsc_hz,
         .apic_hz = IRQCHIP_TIMER_HZ,
-        .kvm_features = KVM_CLOCK_OLD_MSRS | KVM_NO_IO_DELAY | KVM_CLOCK | KVM_CLOCK_STABLE,
+        .kvm_features =
+            KVM_CLOCK_OLD_MSRS | KVM_NO_IO_DELAY | KVM_CLOCK | KVM_CLOCK_STABLE | KVM_UNHALT,
         .x2apic = true,
     };
     r = cpuid_table_new(&cpuid, &vm->cpuid);

@@ -106,6 +106,9 @@ struct irqchip_wire irqchip_wire_for(struct vm *vm);
 /* The guest's TSC of a vCPU now. Any thread. */
 uint64_t vm_tsc_now(struct vm *vm, unsigned vcpu);
 
+/* hypercall.c: engine_host.hypercall. */
+uint64_t vm_hypercall(void *owner, unsigned vcpu, uint64_t number, const uint64_t argument[4]);
+
 /*
  * step_time.c, for TIME_DETERMINISTIC (the first two do nothing otherwise): bring the clock up to
  * the executed instructions, which may expire alarms; let the engine come back for the next alarm.

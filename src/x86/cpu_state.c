@@ -65,6 +65,7 @@ static void reset_common(struct cpu_state *state)
     state->nmi_blocked = state->nmi_pending = false;
     state->init_pending = state->sipi_pending = false;
     state->sipi_vector = 0;
+    state->unhalted = false;
 }
 
 void cpu_state_reset(struct cpu_state *state, bool is_bsp)
@@ -218,7 +219,7 @@ static bool xsave_is_loadable(const uint8_t *xsave)
 
 void cpu_state_visit(struct cpu_state *state, struct visitor *v)
 {
-    visit_begin(v, "cpu", 1);
+    visit_begin(v, "cpu", 2);
     visit_general(state, v);
     visit_system(state, v);
     visit_msrs(state, v);
@@ -230,6 +231,7 @@ void cpu_state_visit(struct cpu_state *state, struct visitor *v)
     visit_bool(v, "init_pending", &state->init_pending);
     visit_bool(v, "sipi_pending", &state->sipi_pending);
     visit_u8(v, "sipi_vector", &state->sipi_vector);
+    visit_bool(v, "unhalted", &state->unhalted);
     visit_bytes(v, "xsave", state->xsave, sizeof state->xsave);
     refuse_if(v, !(is_consistent(state) && xsave_is_loadable(state->xsave)),
               "a CPU state that no CPU could be in");

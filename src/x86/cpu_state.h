@@ -214,6 +214,7 @@ struct cpu_state {
     bool init_pending; /* in a state at rest: while it runs, the engine holds these two as kicks */
     bool sipi_pending; /* with sipi_vector */
     uint8_t sipi_vector;
+    bool unhalted; /* a hypercall has said that the next HLT shall not wait */
 
     /* x87, SSE, AVX... in the standard format of XSAVE; XSTATE_BV tells what is not initial */
     alignas(64) uint8_t xsave[XSAVE_AREA_SIZE];

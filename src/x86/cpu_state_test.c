@@ -123,7 +123,7 @@ static void fill(struct cpu_state *s)
     }
     s->activity = ACTIVITY_HALTED;
     s->interrupt_shadow = s->shadow_is_mov_ss = s->nmi_blocked = s->nmi_pending = true;
-    s->init_pending = s->sipi_pending = true;
+    s->init_pending = s->sipi_pending = s->unhalted = true;
     s->sipi_vector = 0x9a;
     memset(s->xsave, 0x3c, sizeof s->xsave);
     store_le32(s->xsave + 24, 0x1fa0);
@@ -136,7 +136,7 @@ static bool is_padding(size_t offset)
 {
     size_t gdtr_end = offsetof(struct cpu_state, gdtr.limit) + 2;
     size_t idtr_end = offsetof(struct cpu_state, idtr.limit) + 2;
-    size_t fields_end = offsetof(struct cpu_state, sipi_vector) + 1;
+    size_t fields_end = offsetof(struct cpu_state, unhalted) + 1;
     return (offset >= gdtr_end && offset < gdtr_end + 6) ||
            (offset >= idtr_end && offset < idtr_end + 6) ||
            (offset >= fields_end && offset < offsetof(struct cpu_state, xsave)) ||
@@ -150,7 +150,7 @@ static void test_every_byte(void **state)
     fill(&saved);
     memset(&zeros, 0, sizeof zeros);
     memset(&ones, 0xff, sizeof ones);
-    ones.init_pending = ones.sipi_pending = true;
+    ones.init_pending = ones.sipi_pending = ones.unhalted = true;
     ones.interrupt_shadow = ones.shadow_is_mov_ss = ones.nmi_blocked = ones.nmi_pending = true;
     zeros.interrupt_shadow = false;
     assert_int_equal(transfer(&saved, &zeros), 0);

@@ -194,6 +194,13 @@ static bool quiet_msr_write(void *owner, unsigned vcpu, uint32_t index, uint64_t
     return CALL_QUIETLY(machine->msr_write(machine->owner, vcpu, index, value));
 }
 
+static uint64_t quiet_hypercall(void *owner, unsigned vcpu, uint64_t number,
+                                const uint64_t argument[4])
+{
+    const struct engine_host *machine = owner;
+    return CALL_QUIETLY(machine->hypercall(machine->owner, vcpu, number, argument));
+}
+
 static int quiet_interrupt_acknowledge(void *owner, unsigned vcpu)
 {
     const struct engine_host *machine = owner;
@@ -299,6 +306,7 @@ static int vm_new(const struct engine_config *config, struct engine_vm **ret_vm)
         .mmio_write = quiet_mmio_write,
         .msr_read = quiet_msr_read,
         .msr_write = quiet_msr_write,
+        .hypercall = quiet_hypercall,
         .interrupt_acknowledge = quiet_interrupt_acknowledge,
         .cr8_read = quiet_cr8_read,
         .cr8_write = quiet_cr8_write,
@@ -451,7 +459,7 @@ static bool has_work(const struct engine_vcpu *v, uint32_t kicks)
     if (state->activity == ACTIVITY_WAIT_SIPI) {
         return kicks & KICK_SIPI;
     }
-    return state->activity == ACTIVITY_RUNNING ||
+    return state->activity == ACTIVITY_RUNNING || (kicks & KICK_UNHALT) ||
            ((kicks & KICK_NMI || state->nmi_pending) && !state->nmi_blocked) ||
            ((kicks & KICK_INTERRUPT) && (state->rflags & FLAG_IF));
 }

@@ -416,11 +416,23 @@ static void poll_init(struct vcpu *vcpu)
     }
 }
 
+/* Another vCPU has called for the end of HLT; the next one, if it came too early. */
+static void poll_unhalt(struct vcpu *vcpu)
+{
+    struct cpu_state *state = &vcpu->state;
+
+    if (take_kick(vcpu, KICK_UNHALT)) {
+        state->unhalted = state->activity != ACTIVITY_HALTED;
+        state->activity = state->unhalted ? state->activity : ACTIVITY_RUNNING;
+    }
+}
+
 enum step interp_poll(struct vcpu *vcpu)
 {
     struct cpu_state *state = &vcpu->state;
 
     poll_init(vcpu);
+    poll_unhalt(vcpu);
     if (take_kick(vcpu, KICK_NMI)) {
         state->nmi_pending = true;
     }

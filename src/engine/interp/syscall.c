@@ -113,12 +113,22 @@ enum step execute_sysexit(struct vcpu *vcpu, const struct insn *insn)
     return STEP_NEXT;
 }
 
-/* The hypercalls of the KVM interface: none is offered, so each one answers "no such call". */
+/*
+ * The hypercalls of the KVM interface (Linux, Documentation/virt/kvm/x86/hypercalls.rst). Outside
+ * 64-bit mode registers have 32 bits.
+ */
 enum step execute_hypercall(struct vcpu *vcpu, const struct insn *insn)
 {
-    enum { NO_SUCH_CALL = 1000, NOT_PERMITTED = 1 };
-    uint64_t answer = cpl_of(vcpu) == 0 ? -(uint64_t)NO_SUCH_CALL : -(uint64_t)NOT_PERMITTED;
+    enum { NOT_PERMITTED = 1 };
+    const uint64_t *gpr = vcpu->state.gpr;
+    uint64_t mask = is_64bit(vcpu) ? UINT64_MAX : UINT32_MAX;
+    const uint64_t argument[4] = {gpr[RBX] & mask, gpr[RCX] & mask, gpr[RDX] & mask,
+                                  gpr[RSI] & mask};
+    uint64_t answer = -(uint64_t)NOT_PERMITTED;
 
+    if (cpl_of(vcpu) == 0) {
+        answer = vcpu->host->hypercall(vcpu->host->owner, vcpu->index, gpr[RAX] & mask, argument);
+    }
     gpr_store(vcpu, RAX, is_64bit(vcpu) ? 8 : 4, answer);
     return STEP_NEXT;
 }

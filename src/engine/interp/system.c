@@ -302,6 +302,10 @@ enum step execute_hlt(struct vcpu *vcpu, const struct insn *insn)
     if (!is_privileged(vcpu)) {
         return raise_gp(vcpu);
     }
+    if (vcpu->state.unhalted) {
+        vcpu->state.unhalted = false;
+        return STEP_NEXT;
+    }
     vcpu->state.activity = ACTIVITY_HALTED;
     return STEP_HALT;
 }

@@ -84,6 +84,13 @@ static bool host_msr_write(void *owner, unsigned vcpu, uint32_t index, uint64_t 
     return known;
 }
 
+static uint64_t host_hypercall(void *owner, unsigned vcpu, uint64_t number,
+                               const uint64_t argument[4])
+{
+    const struct engine_host *machine = &((struct block *)owner)->vm->config.host;
+    return machine->hypercall(machine->owner, vcpu, number, argument);
+}
+
 static int host_interrupt_acknowledge(void *owner, unsigned vcpu)
 {
     struct block *block = owner;
@@ -127,6 +134,7 @@ struct engine_host block_host(struct block *block)
         .mmio_write = host_mmio_write,
         .msr_read = host_msr_read,
         .msr_write = host_msr_write,
+        .hypercall = host_hypercall,
         .interrupt_acknowledge = host_interrupt_acknowledge,
         .cr8_read = host_cr8_read,
         .cr8_write = host_cr8_write,

@@ -48,7 +48,7 @@ bool block_has_work(const struct block *block)
     if (state->activity == ACTIVITY_WAIT_SIPI) {
         answers |= KICK_SIPI;
     } else {
-        answers |= KICK_NMI | (state->rflags & FLAG_IF ? KICK_INTERRUPT : 0);
+        answers |= KICK_NMI | KICK_UNHALT | (state->rflags & FLAG_IF ? KICK_INTERRUPT : 0);
     }
     return block->vcpu.kicks & answers;
 }
