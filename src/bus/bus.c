@@ -290,10 +290,15 @@ static bool region_holds(const struct region *region, uint64_t address, unsigned
     return !region->is_byte_wide && range_fits(address - region->base, size, region->size);
 }
 
+static void access_count(_Atomic uint64_t *count)
+{
+    atomic_fetch_add_explicit(count, 1, memory_order_relaxed);
+}
+
 uint32_t bus_port_read(struct bus *bus, uint16_t port, unsigned size)
 {
     struct slot *slot;
-    const struct region *region = port_find(bus, port, &slot);
+    struct region *region = port_find(bus, port, &slot);
     if (size > 1 && (!region || !region_holds(region, port, size))) {
         slot_release(slot);
         uint32_t value = 0;
@@ -305,6 +310,7 @@ uint32_t bus_port_read(struct bus *bus, uint16_t port, unsigned size)
     if (!region) {
         return 0xff;
     }
+    access_count(&region->reads);
     uint64_t value = region->ops->read(region->owner, port - region->base, size);
     slot_release(slot);
     return (uint32_t)(value & ones(size));
@@ -313,7 +319,7 @@ uint32_t bus_port_read(struct bus *bus, uint16_t port, unsigned size)
 void bus_port_write(struct bus *bus, uint16_t port, unsigned size, uint32_t value)
 {
     struct slot *slot;
-    const struct region *region = port_find(bus, port, &slot);
+    struct region *region = port_find(bus, port, &slot);
     if (size > 1 && (!region || !region_holds(region, port, size))) {
         slot_release(slot);
         for (unsigned i = 0; i < size; i++) {
@@ -322,6 +328,7 @@ void bus_port_write(struct bus *bus, uint16_t port, unsigned size, uint32_t valu
         return;
     }
     if (region) {
+        access_count(&region->writes);
         region->ops->write(region->owner, port - region->base, size, value & ones(size));
         slot_release(slot);
     }
@@ -330,7 +337,7 @@ void bus_port_write(struct bus *bus, uint16_t port, unsigned size, uint32_t valu
 uint64_t bus_mmio_read(struct bus *bus, uint64_t address, unsigned size)
 {
     struct slot *slot;
-    const struct region *region = mmio_find(bus, address, &slot);
+    struct region *region = mmio_find(bus, address, &slot);
     if (size > 1 && (!region || !region_holds(region, address, size))) {
         slot_release(slot);
         uint64_t value = 0;
@@ -342,6 +349,7 @@ uint64_t bus_mmio_read(struct bus *bus, uint64_t address, unsigned size)
     if (!region) {
         return 0xff;
     }
+    access_count(&region->reads);
     uint64_t value = region->ops->read(region->owner, address - region->base, size);
     slot_release(slot);
     return value & ones(size);
@@ -350,7 +358,7 @@ uint64_t bus_mmio_read(struct bus *bus, uint64_t address, unsigned size)
 void bus_mmio_write(struct bus *bus, uint64_t address, unsigned size, uint64_t value)
 {
     struct slot *slot;
-    const struct region *region = mmio_find(bus, address, &slot);
+    struct region *region = mmio_find(bus, address, &slot);
     if (size > 1 && (!region || !region_holds(region, address, size))) {
         slot_release(slot);
         for (unsigned i = 0; i < size; i++) {
@@ -359,7 +367,21 @@ void bus_mmio_write(struct bus *bus, uint64_t address, unsigned size, uint64_t v
         return;
     }
     if (region) {
+        access_count(&region->writes);
         region->ops->write(region->owner, address - region->base, size, value & ones(size));
         slot_release(slot);
     }
+}
+
+void bus_visit(struct bus *bus,
+               void (*tell)(void *owner, const struct region *region, bool is_port), void *owner)
+{
+    pthread_mutex_lock(&bus->lock);
+    for (unsigned i = 0; i < SLOTS; i++) {
+        const struct region *region = atomic_load(&bus->slots[i].region);
+        if (bus->slots[i].taken && region) {
+            tell(owner, region, atomic_load(&bus->slots[i].is_port));
+        }
+    }
+    pthread_mutex_unlock(&bus->lock);
 }

@@ -23,7 +23,8 @@ struct region {
     uint64_t base, size;
     const struct region_ops *ops;
     void *owner;
-    bool is_byte_wide; /* wider accesses arrive as bytes, the lowest address first */
+    bool is_byte_wide;              /* wider accesses arrive as bytes, the lowest address first */
+    _Atomic uint64_t reads, writes; /* the bus's: accesses that it has answered */
 };
 
 struct bus;
@@ -45,6 +46,10 @@ uint32_t bus_port_read(struct bus *bus, uint16_t port, unsigned size);
 void bus_port_write(struct bus *bus, uint16_t port, unsigned size, uint32_t value);
 uint64_t bus_mmio_read(struct bus *bus, uint64_t address, unsigned size);
 void bus_mmio_write(struct bus *bus, uint64_t address, unsigned size, uint64_t value);
+
+/* Tell of each region how it is used. Any thread; `tell` calls nothing of the bus. */
+void bus_visit(struct bus *bus,
+               void (*tell)(void *owner, const struct region *region, bool is_port), void *owner);
 
 /*
  * An interrupt line: who drives it sees only this. The receiver sees its number. A line without a

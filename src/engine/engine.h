@@ -15,6 +15,8 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "engine/counters.h"
+#include "engine/trace.h"
 #include "memory/memory.h"
 #include "x86/cpu_state.h"
 
@@ -95,6 +97,7 @@ struct engine_config {
     enum time_mode time_mode;
     uint64_t cache_size; /* translate: bytes of code cache; 0 chooses */
     enum hot_code hot_code;
+    struct engine_trace trace;
 };
 
 struct engine_vm;
@@ -146,6 +149,9 @@ struct engine_ops {
      * engine that makes nothing of code.
      */
     void (*breaks_changed)(struct engine_vm *vm, const struct debug_points *points);
+    /* What the vCPU has counted, and what happened on threads that are no vCPU's. Any thread. */
+    const struct engine_counters *(*counters)(const struct engine_vcpu *vcpu);
+    const struct engine_counters *(*vm_counters)(const struct engine_vm *vm);
 };
 
 extern const struct engine_ops interp_engine;

@@ -5,6 +5,7 @@
  */
 #pragma once
 
+#include "engine/counters.h"
 #include "engine/debug.h"
 #include "engine/engine.h"
 #include "engine/tlb.h"
@@ -50,9 +51,10 @@ struct vcpu {
      * paging mode, address space, or single pages. NULL in plain interp.
      */
     const struct vcpu_hooks *hooks;
-    struct debug *debug;   /* borrowed; NULL: no debugger wants anything */
-    struct native *native; /* owned: see interp_attach() */
-    void *engine;          /* borrowed: the engine's own vCPU */
+    struct debug *debug;              /* borrowed; NULL: no debugger wants anything */
+    struct native *native;            /* owned: see interp_attach() */
+    void *engine;                     /* borrowed: the engine's own vCPU */
+    struct engine_counters *counters; /* borrowed: what this vCPU writes, away from what is hot */
 };
 
 /* A change of guest-virtual mappings that the guest has asked for. */
@@ -72,6 +74,23 @@ struct vcpu_hooks {
     /* Run `function` while every other vCPU stands at a safe point (locked access across lines). */
     void (*exclusive)(struct vcpu *vcpu, void (*function)(void *argument), void *argument);
 };
+
+static inline void vcpu_count(struct vcpu *vcpu, enum engine_counter counter)
+{
+    counter_add(&vcpu->counters->values[counter], 1);
+}
+
+/* Around a wait of the vCPU's thread: how long it was, also while it lasts. */
+static inline void vcpu_wait_begins(struct vcpu *vcpu)
+{
+    __atomic_store_n(&vcpu->counters->halted_since, engine_host_tsc(), __ATOMIC_RELAXED);
+}
+static inline void vcpu_wait_ends(struct vcpu *vcpu)
+{
+    counter_add(&vcpu->counters->values[COUNT_HALTED_CYCLES],
+                engine_host_tsc() - vcpu->counters->halted_since);
+    __atomic_store_n(&vcpu->counters->halted_since, 0, __ATOMIC_RELAXED);
+}
 
 /* Recompute what is derived from state (walk_mode). After any change of CR0, CR3, CR4, EFER, AC. */
 void vcpu_mode_changed(struct vcpu *vcpu);

@@ -68,6 +68,9 @@ static int punch(struct memory *memory, uint64_t first, uint64_t count)
                     ((desired & ~gone) | ENTRY_ZERO | ENTRY_DIRTY_ALL) + ENTRY_NEXT_GENERATION;
             }
         } while (!entry_exchange(&memory->entries[page], &value, desired));
+        if (error == 0) {
+            event_count(&memory->discarded);
+        }
     }
     return error;
 }

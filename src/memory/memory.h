@@ -180,6 +180,16 @@ struct memory_census {
 };
 void memory_count(const struct memory *memory, struct memory_census *ret_census);
 
+/* How often pages changed since the memory was made. Any thread. */
+struct memory_events {
+    uint64_t became_private; /* got a frame */
+    uint64_t settled;        /* old mappings had to be outwaited for that */
+    uint64_t code_set;       /* stores that were mapped had to be outwaited for a mark as code */
+    uint64_t code_cleared;
+    uint64_t discarded; /* frames given back to the host */
+};
+void memory_events(const struct memory *memory, struct memory_events *ret_events);
+
 /* Consumers of dirty bits; each has its own bit for every page. */
 enum dirty_consumer { DIRTY_MIGRATION, DIRTY_SNAPSHOT, DIRTY_CONSUMERS };
 /*

@@ -51,6 +51,7 @@ struct memory {
     size_t range_count;
     struct memory_listener listeners[MEMORY_LISTENERS];
     size_t listener_count;
+    _Atomic uint64_t became_private, settled, code_set, code_cleared, discarded; /* events so far */
     int fd;
     pthread_mutex_t busy_lock; /* held by the thread that has set ENTRY_BUSY anywhere */
 };
@@ -77,6 +78,11 @@ static inline bool entry_exchange(_Atomic uint64_t *entry, uint64_t *value, uint
  * which the caller looks again. -EFAULT if it is not RAM. May wait.
  */
 int page_approach_private(struct memory *memory, uint64_t page, uint64_t value, bool for_store);
+
+static inline void event_count(_Atomic uint64_t *event)
+{
+    atomic_fetch_add_explicit(event, 1, memory_order_relaxed);
+}
 
 /* Tell the listeners. */
 void listeners_drop(struct memory *memory, uint64_t first, uint64_t count, bool write_only);

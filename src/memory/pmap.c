@@ -228,6 +228,16 @@ void memory_count(const struct memory *memory, struct memory_census *ret_census)
     }
 }
 
+void memory_events(const struct memory *memory, struct memory_events *ret_events)
+{
+    const memory_order relaxed = memory_order_relaxed;
+    ret_events->became_private = atomic_load_explicit(&memory->became_private, relaxed);
+    ret_events->settled = atomic_load_explicit(&memory->settled, relaxed);
+    ret_events->code_set = atomic_load_explicit(&memory->code_set, relaxed);
+    ret_events->code_cleared = atomic_load_explicit(&memory->code_cleared, relaxed);
+    ret_events->discarded = atomic_load_explicit(&memory->discarded, relaxed);
+}
+
 /* --- becoming PRIVATE --- */
 
 /*
@@ -276,8 +286,11 @@ int page_approach_private(struct memory *memory, uint64_t page, uint64_t value, 
         if (value & ENTRY_MAPPED_READ) {
             desired |= ENTRY_STALE;
         }
-        entry_exchange(entry, &value, desired);
+        if (entry_exchange(entry, &value, desired)) {
+            event_count(&memory->became_private);
+        }
     } else if (for_store) {
+        event_count(&memory->settled);
         page_settle(memory, page, value);
     }
     return 0;
@@ -380,6 +393,7 @@ int memory_set_code(struct memory *memory, uint64_t page)
         if (r < 0 || !(seen & ENTRY_MAPPED_WRITE)) {
             return r;
         }
+        event_count(&memory->code_set);
         /* No new mapping for writing is handed out from here on; outwait the old ones. */
         listeners_drop(memory, page, 1, true);
         listeners_quiesce(memory);
@@ -397,8 +411,11 @@ void memory_clear_code(struct memory *memory, uint64_t page)
 {
     _Atomic uint64_t *entry = entry_of(memory, page);
     uint64_t value = entry ? atomic_load(entry) : 0;
-    while (value & ENTRY_CODE &&
-           !entry_exchange(entry, &value, (value & ~ENTRY_CODE) + ENTRY_NEXT_GENERATION)) {
+    while (value & ENTRY_CODE) {
+        if (entry_exchange(entry, &value, (value & ~ENTRY_CODE) + ENTRY_NEXT_GENERATION)) {
+            event_count(&memory->code_cleared);
+            return;
+        }
     }
 }
 

@@ -30,6 +30,7 @@ struct engine_vcpu {
     struct engine_vm *vm;
     struct tlb tlb;
     struct cache cache;
+    struct engine_counters counters;
     _Atomic uint32_t quiet;
     _Atomic uint32_t waiting;
     _Atomic uint64_t epoch; /* the last request whose flush was done */
@@ -46,6 +47,7 @@ struct engine_vm {
     _Atomic uint32_t stop; /* 1 + the index of the vCPU that runs alone */
     unsigned count;
     struct engine_vcpu *vcpus[VCPUS_MAX];
+    struct engine_counters counters;
 };
 
 /* The vCPU that runs on this thread, for callbacks that come back to the engine. */
@@ -377,6 +379,7 @@ static int vcpu_new(struct engine_vm *vm, unsigned index, struct engine_vcpu **r
     v->vcpu.time_mode = vm->config.time_mode;
     v->vcpu.hooks = &hooks;
     v->vcpu.engine = v;
+    v->vcpu.counters = &v->counters;
     cpu_state_reset(&v->vcpu.state, index == 0);
     v->vcpu.state.gpr[RDX] = cpuid_signature(vm->config.cpuid);
     vcpu_mode_changed(&v->vcpu);
@@ -474,6 +477,7 @@ static enum exit_kind run_until_exit(struct engine_vcpu *v)
             return exit;
         }
         if (step == STEP_NEXT) {
+            vcpu_count(&v->vcpu, COUNT_SINGLE_STEPS);
             step = step_once(v);
         }
         switch (step) {
@@ -482,6 +486,7 @@ static enum exit_kind run_until_exit(struct engine_vcpu *v)
             break;
         case STEP_HALT:
             if (!has_work(v, v->vcpu.kicks) && !(v->vcpu.debug && v->vcpu.debug->is_armed)) {
+                vcpu_count(&v->vcpu, COUNT_HALTS);
                 return EXIT_HALT;
             }
             break;
@@ -526,10 +531,13 @@ static void wait_for_work(struct engine_vcpu *v, uint64_t deadline_ns)
         if (has_work(v, kicks)) {
             break;
         }
+        vcpu_wait_begins(&v->vcpu);
         long result =
             syscall(SYS_futex, &v->vcpu.kicks, FUTEX_WAIT_BITSET_PRIVATE, kicks,
                     deadline_ns == UINT64_MAX ? NULL : &deadline, NULL, FUTEX_BITSET_MATCH_ANY);
-        if (result != 0 && errno == ETIMEDOUT) {
+        int error = errno;
+        vcpu_wait_ends(&v->vcpu);
+        if (result != 0 && error == ETIMEDOUT) {
             break;
         }
     }
@@ -586,6 +594,16 @@ static void set_debug(struct engine_vcpu *v, struct debug *debug)
     }
 }
 
+static const struct engine_counters *counters(const struct engine_vcpu *v)
+{
+    return &v->counters;
+}
+
+static const struct engine_counters *vm_counters(const struct engine_vm *vm)
+{
+    return &vm->counters;
+}
+
 const struct engine_ops interp_engine = {
     .name = "interp",
     .probe = probe,
@@ -602,4 +620,6 @@ const struct engine_ops interp_engine = {
     .instructions = instructions,
     .set_deadline = set_deadline,
     .set_debug = set_debug,
+    .counters = counters,
+    .vm_counters = vm_counters,
 };

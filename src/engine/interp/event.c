@@ -302,6 +302,16 @@ static enum step shut_down(struct vcpu *vcpu)
     return STEP_SHUTDOWN;
 }
 
+/* What was delivered: external interrupts have vectors from 32 on, except NMI. */
+static void count_event(struct vcpu *vcpu, const struct event *event)
+{
+    if (event->vector < EXCEPTION_VECTORS) {
+        counter_add(&vcpu->counters->exceptions[event->vector], 1);
+    } else if (!event->is_software) {
+        vcpu_count(vcpu, COUNT_INTERRUPTS);
+    }
+}
+
 /* Deliver `event`, then whatever its delivery raises, until something arrives. */
 static enum step deliver_until_done(struct vcpu *vcpu, struct event event,
                                     enum exception_class class)
@@ -311,6 +321,7 @@ static enum step deliver_until_done(struct vcpu *vcpu, struct event event,
     for (;;) {
         enum step step = deliver(vcpu, &event);
         if (step != STEP_EXCEPTION) {
+            count_event(vcpu, &event);
             vcpu->state.interrupt_shadow = false;
             vcpu->state.shadow_is_mov_ss = false;
             vcpu->state.activity = ACTIVITY_RUNNING;

@@ -41,6 +41,9 @@ static void emit_outline(struct compiler *c, const struct outline *o)
 {
     struct emitter *e = &c->e;
     struct site *site = &c->vm->sites[o->site];
+    if (c->marks) {
+        trace_mark(c->marks, emit_offset(e), site->offset, true);
+    }
     emit_set_target(e, o->branch);
     switch (o->kind) {
     case OUTLINE_MEMORY:
@@ -77,7 +80,8 @@ static void emit_outline(struct compiler *c, const struct outline *o)
         emit_relative(e, c->vm->stubs.indirect_slow);
         emit_jump(e, (uint32_t)o->constant);
         break;
-    case OUTLINE_RETURN:
+    case OUTLINE_RETURN: /* the flags are saved: it may count itself */
+        emit_gs(e, true, 0xff, 0, offsetof(struct block, counters.values[COUNT_RETURN_MISSES]));
         emit_indirect_note(c, o->site);
         emit_jump(e, c->vm->stubs.indirect[mode_privilege(c->mode)]);
         break;
@@ -371,6 +375,9 @@ static void emit_unit(struct compiler *c)
         /* May move c->current on, over a run of pushes or pops. */
         unsigned first = c->current;
         c->counted = false;
+        if (c->marks) {
+            trace_mark(c->marks, emit_offset(&c->e), c->offsets[first], false);
+        }
         flags_before(c, &c->insns[first]);
         compile_instruction(c);
         for (unsigned i = first; i <= c->current; i++) {
@@ -487,11 +494,27 @@ static bool is_hot(struct translate_vm *vm, const struct unit *unit)
            ((unit->mode & MODE_USER) && page_is_hot(vm, unit->page));
 }
 
+static void count_unit(const struct compiler *c, uint64_t start)
+{
+    const struct unit *unit = c->unit;
+    uint64_t *values = c->block->vcpu.counters->values;
+    uint32_t size = c->offsets[c->count] - unit->offset;
+    counter_add(&values[COUNT_UNITS_MADE], 1);
+    counter_add(&values[COUNT_UNIT_INSTRUCTIONS], c->count);
+    counter_add(&values[COUNT_UNIT_GUEST_BYTES], size);
+    counter_add(&values[COUNT_UNIT_HOST_BYTES], unit->end - unit->start);
+    counter_add(&values[COUNT_TRANSLATION_CYCLES], engine_host_tsc() - start);
+    if (c->marks) {
+        trace_unit_made(c->block, unit, c->marks, c->page, size, c->count);
+    }
+}
+
 void compile(struct block *block, gva_t gva, gpa_t gpa, uint64_t second_page, uint16_t mode,
              bool checks)
 {
     static _Thread_local struct workspace work;
     struct translate_vm *vm = block->vm;
+    uint64_t start = engine_host_tsc();
     struct unit *unit = &vm->units[vm->unit_count];
     *unit = (struct unit){
         .page = gpa >> PAGE_SHIFT,
@@ -516,6 +539,7 @@ void compile(struct block *block, gva_t gva, gpa_t gpa, uint64_t second_page, ui
         .scratch_group = -1,
         .counts = vm->config.time_mode == TIME_DETERMINISTIC,
         .checks = checks,
+        .marks = trace_marks_begin(vm),
     };
     if (!read_pages(&c, gpa, second_page)) {
         return;
@@ -538,4 +562,5 @@ void compile(struct block *block, gva_t gva, gpa_t gpa, uint64_t second_page, ui
         page_hold_checked(vm, unit->second_page);
     }
     unit_add(vm, unit);
+    count_unit(&c, start);
 }

@@ -76,10 +76,11 @@ struct compiler {
         int8_t gpr[2]; /* in SCRATCH and in SCRATCH2; -1: none */
         uint32_t at;   /* valid if this is where emission goes on */
     } held;
-    bool counts;   /* deterministic time: instructions are counted exactly */
-    bool counted;  /* the current instruction is in the count already */
-    int uncounted; /* completed since the count was last brought up to date */
-    bool checks;   /* the unit compares its source before it runs: compile_source.c */
+    bool counts;               /* deterministic time: instructions are counted exactly */
+    bool counted;              /* the current instruction is in the count already */
+    int uncounted;             /* completed since the count was last brought up to date */
+    bool checks;               /* the unit compares its source before it runs: compile_source.c */
+    struct trace_marks *marks; /* NULL: nobody wants to see the unit */
     struct source source;
     uint8_t variables[VARIABLES]; /* instructions whose immediate is read when they run */
     unsigned variable_count;

@@ -41,7 +41,7 @@ bool place_is_current(const struct block *block, const struct place *place)
  * The decoded instruction at a place, or NULL if its bytes cross the page or are invalid. Nobody
  * tells of stores to places of units that check themselves.
  */
-static const struct insn *decoded_find(struct block *block, gpa_t gpa, bool checks)
+static const struct decoded *decoded_find(struct block *block, gpa_t gpa, bool checks)
 {
     if (!block->decoded_valid) {
         for (unsigned i = 0; i < DECODED_ENTRIES; i++) {
@@ -63,8 +63,9 @@ static const struct insn *decoded_find(struct block *block, gpa_t gpa, bool chec
             return NULL;
         }
         entry->key = checks ? UINT64_MAX : gpa;
+        entry->form = slow_form_find(&block->counters, slow_form_of(&entry->insn));
     }
-    return &entry->insn;
+    return entry;
 }
 
 uint64_t place_execute(struct block *block, const struct place *place)
@@ -75,8 +76,11 @@ uint64_t place_execute(struct block *block, const struct place *place)
     block_gather(block);
     vcpu->state.rip = place->rip;
     vcpu->instructions += (uint64_t)place->uncounted;
-    const struct insn *insn = decoded_find(block, place->gpa, place->unit->source);
+    const struct decoded *decoded = decoded_find(block, place->gpa, place->unit->source);
+    const struct insn *insn = decoded ? &decoded->insn : NULL;
+    vcpu_count(vcpu, COUNT_SLOW_INSTRUCTIONS);
     if (insn) {
+        counter_add(&vcpu->counters->slow_forms[decoded->form].count, 1);
         if (interp_uses_vector_state(insn)) {
             vectors_save(block);
         }
@@ -102,6 +106,8 @@ uint64_t place_execute(struct block *block, const struct place *place)
 uint64_t helper_execute(struct block *block, uint32_t number)
 {
     struct place place = place_of(block, number);
+    vcpu_count(&block->vcpu, COUNT_EXIT_EXECUTE);
+    block_trace(block, TRACE_EXITS, "instruction", "at", place.rip);
     return place_execute(block, &place);
 }
 
@@ -110,7 +116,10 @@ uint64_t helper_fault(struct block *block, uint32_t number)
     if (block->vm->sites[number].kind == SITE_POLL) {
         return helper_poll(block, number);
     }
-    return helper_execute(block, number);
+    struct place place = place_of(block, number);
+    vcpu_count(&block->vcpu, COUNT_EXIT_FAULT);
+    block_trace(block, TRACE_EXITS, "fault", "at", place.rip);
+    return place_execute(block, &place);
 }
 
 uint64_t place_start_over(struct block *block, const struct place *place)
@@ -128,12 +137,15 @@ uint64_t helper_poll(struct block *block, uint32_t number)
     block_gather(block);
     block->vcpu.state.rip = block->vm->sites[number].target;
     block->vcpu.instructions += block->vm->sites[number].uncounted;
+    vcpu_count(&block->vcpu, COUNT_EXIT_POLL);
+    block_trace(block, TRACE_EXITS, "poll", "at", block->vcpu.state.rip);
     return block_resume(block, 0);
 }
 
 uint64_t helper_deadline(struct block *block, uint32_t number)
 {
     block->vcpu.state.rip = block->vm->sites[number].target;
+    vcpu_count(&block->vcpu, COUNT_EXIT_DEADLINE);
     return block_leave(block, LEAVE_AGAIN);
 }
 
@@ -153,13 +165,17 @@ uint64_t helper_link(struct block *block, uint32_t number)
     struct site *site = &vm->sites[number];
     uint64_t rip = site->target;
     block->vcpu.state.rip = rip;
-    if (site->kind == SITE_LINK) {
+    bool is_link = site->kind == SITE_LINK;
+    vcpu_count(&block->vcpu, is_link ? COUNT_EXIT_LINK : COUNT_EXIT_CHAIN);
+    block_trace(block, TRACE_EXITS, is_link ? "link" : "chain", "to", rip);
+    if (is_link) {
         uint64_t host = block_find(block, rip, block->mode);
         if (!host) {
             block->wanted_mode = block->mode;
             return block_leave(block, LEAVE_TRANSLATE);
         }
         fill_link(block, site->link, host);
+        block_trace(block, TRACE_CHAINS, "link", "slot", site->link);
         return host;
     }
     pthread_mutex_lock(&vm->lock);
@@ -169,6 +185,7 @@ uint64_t helper_link(struct block *block, uint32_t number)
         unit_find(vm, from->page, NO_PAGE, rip & (PAGE_SIZE - 1), from->virtual_page, block->mode);
     if (target && !from->is_retired) {
         site_link(vm, number, target);
+        block_trace(block, TRACE_CHAINS, "chain", "host", cache_address(vm, target->start));
     }
     pthread_mutex_unlock(&vm->lock);
     block->wanted_mode = block->mode;
@@ -194,6 +211,8 @@ uint64_t helper_stale(struct block *block, uint32_t number)
 uint64_t helper_indirect(struct block *block, uint32_t unused)
 {
     (void)unused;
+    vcpu_count(&block->vcpu, COUNT_EXIT_INDIRECT);
+    block_trace(block, TRACE_EXITS, "indirect", "to", block->address);
     if (!is_canonical(block->address)) {
         block->vcpu.state.gpr[RSP] -= block->vm->sites[block->indirect_site].undo;
         return helper_execute(block, block->indirect_site);

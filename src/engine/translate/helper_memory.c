@@ -27,6 +27,16 @@ static uint64_t place_start_over_plain(struct block *block, const struct place *
     return block_continue_plain(block);
 }
 
+static void count_miss(struct block *block, bool writes)
+{
+    bool user = block->mode & MODE_USER;
+    vcpu_count(&block->vcpu, COUNT_EXIT_MEMORY);
+    vcpu_count(&block->vcpu, writes ? user ? COUNT_TLB_WRITE_USER : COUNT_TLB_WRITE_KERNEL
+                             : user ? COUNT_TLB_READ_USER
+                                    : COUNT_TLB_READ_KERNEL);
+    block_trace(block, TRACE_EXITS, writes ? "write" : "read", "of", block->address);
+}
+
 uint64_t helper_memory(struct block *block, uint32_t number)
 {
     const struct site *site = &block->vm->sites[number];
@@ -35,16 +45,19 @@ uint64_t helper_memory(struct block *block, uint32_t number)
     gva_t gva = block->address;
     bool is_ordered = site->is_ordered || (gva & site->alignment);
     bool crosses = (gva & (PAGE_SIZE - 1)) + site->size > PAGE_SIZE || site->size == 255;
+    count_miss(block, site->kind == SITE_WRITE);
     if (crosses && is_group) {
         return place_start_over_plain(block, &place);
     }
     if (crosses || !is_canonical(gva) || site->is_masked) {
+        vcpu_count(&block->vcpu, COUNT_TLB_MISS_CROSS);
         return place_execute(block, &place);
     }
     uint32_t access =
         (site->kind == SITE_WRITE ? PF_WRITE : 0) | (block->mode & MODE_USER ? PF_USER : 0);
     switch (tlb_fill(&block->vcpu, gva, access)) {
     case TLB_FILLED:
+        vcpu_count(&block->vcpu, COUNT_TLB_MISS_FILLED);
         if (access & PF_WRITE && block->poll_now) {
             /* The page may be one that is not watched any more: hear of it before the store. */
             block_gather(block);
@@ -55,11 +68,13 @@ uint64_t helper_memory(struct block *block, uint32_t number)
         return place_is_current(block, &place) ? place.retry_address
                                                : place_start_over(block, &place);
     case TLB_FAULT:
+        vcpu_count(&block->vcpu, COUNT_TLB_MISS_FAULT);
         if (!is_group && !is_ordered) {
             return deliver_fault(block, &place);
         }
         break;
     case TLB_SLOW:
+        vcpu_count(&block->vcpu, COUNT_TLB_MISS_SLOW);
         break;
     }
     return is_group ? place_start_over_plain(block, &place) : place_execute(block, &place);
@@ -79,6 +94,7 @@ static bool is_plain_fx_image(const struct block *block, gva_t gva)
 uint64_t helper_fxsave(struct block *block, uint32_t number)
 {
     struct place place = place_of(block, number);
+    vcpu_count(&block->vcpu, COUNT_EXIT_FX_IMAGE);
     uint32_t user = block->mode & MODE_USER ? PF_USER : 0;
     gva_t gva = block->address;
     if (!is_plain_fx_image(block, gva) ||
@@ -102,6 +118,7 @@ uint64_t helper_fxsave(struct block *block, uint32_t number)
 uint64_t helper_fxrstor(struct block *block, uint32_t number)
 {
     struct place place = place_of(block, number);
+    vcpu_count(&block->vcpu, COUNT_EXIT_FX_IMAGE);
     uint32_t user = block->mode & MODE_USER ? PF_USER : 0;
     gva_t gva = block->address;
     if (!is_plain_fx_image(block, gva) ||
@@ -221,6 +238,8 @@ uint64_t helper_string(struct block *block, uint32_t number)
     uint64_t *gpr = block->vcpu.state.gpr;
     unsigned size = site->size;
     bool is_store = site->is_store;
+    vcpu_count(&block->vcpu, COUNT_EXIT_STRING);
+    block_trace(block, TRACE_EXITS, "string", "count", gpr[RCX]);
     if (block->vcpu.state.rflags & FLAG_DF) {
         return place_execute(block, &place);
     }

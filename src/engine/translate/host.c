@@ -8,6 +8,7 @@
 static const struct engine_host *host_enter(struct block *block)
 {
     vectors_save(block);
+    block_set_activity(block, COUNT_SAMPLE_MACHINE);
     world_park(block);
     return &block->vm->config.host;
 }
@@ -15,6 +16,7 @@ static const struct engine_host *host_enter(struct block *block)
 static void host_leave(struct block *block)
 {
     world_unpark(block);
+    block_set_activity(block, COUNT_SAMPLE_HELPERS);
 }
 
 static uint32_t host_port_read(void *owner, unsigned vcpu, uint16_t port, unsigned size)

@@ -171,6 +171,7 @@ struct block {
     _Atomic bool sleeps; /* in block_wait(): only a futex call wakes it */
     uint64_t poll_ns;    /* how long the next block_wait() looks before it sleeps */
     pthread_t thread;
+    _Atomic uint32_t activity; /* enum engine_counter: what a sample outside of units counts as */
     int memory_fd;
     bool parked;     /* guarded by the world's lock: at a safe point */
     bool was_parked; /* when this vCPU began to stop the world */
@@ -182,6 +183,7 @@ struct block {
     unsigned sample_count;
     uint64_t hot_page; /* KICK_HOT: to be compiled anew */
     alignas(16) uint8_t fx_image[512];
+    struct engine_counters counters; /* RETURN_MISSES by units, the others by C */
 };
 
 /* The page that units load from as a poll; made inaccessible to stop a loop. */
@@ -327,6 +329,7 @@ struct translate_vm {
     uint64_t next_review;   /* of the checked pages: cycles of the host */
     struct block *blocks[8];
     unsigned block_count;
+    struct engine_counters counters; /* of threads that are no vCPU's; guarded by a lock each */
 
     /* stop the world: see world.c */
     pthread_mutex_t world_lock;
@@ -448,7 +451,8 @@ extern const struct vcpu_hooks translate_hooks;
 
 enum { DECODED_ENTRIES = 256 };
 struct decoded {
-    uint64_t key; /* guest-physical address */
+    uint64_t key;  /* guest-physical address */
+    unsigned form; /* where its form is counted (slow_form_find()) */
     struct insn insn;
 };
 
@@ -496,11 +500,42 @@ uint64_t block_continue(struct block *block);
 /* The same for the variant of the unit that has no groups of operands. */
 uint64_t block_continue_plain(struct block *block);
 
+/* ---- trace.c ---- */
+/* Tell an event, if engine_traces() says that somebody wants it. Any thread; keeps vector state. */
+void trace_event(struct translate_vm *vm, struct block *block, enum engine_trace_kind kind,
+                 const char *what, const char *detail, uint64_t value);
+static inline void block_trace(struct block *block, enum engine_trace_kind kind, const char *what,
+                               const char *detail, uint64_t value)
+{
+    if (engine_traces(&block->vm->config.trace, kind)) {
+        trace_event(block->vm, block, kind, what, detail, value);
+    }
+}
+/*
+ * Where the host code of each guest instruction begins, noted while a unit is compiled if somebody
+ * wants to see units; NULL otherwise.
+ */
+struct trace_marks *trace_marks_begin(struct translate_vm *vm);
+void trace_mark(struct trace_marks *marks, uint32_t host, uint16_t guest, bool is_outline);
+void trace_unit_made(struct block *block, const struct unit *unit, const struct trace_marks *marks,
+                     const uint8_t *page, uint32_t guest_size, uint32_t instructions);
+
+/* What this thread does outside of units counts as `activity` in samples; returns what it was. */
+static inline uint32_t block_set_activity(struct block *block, uint32_t activity)
+{
+    uint32_t before = atomic_load_explicit(&block->activity, memory_order_relaxed);
+    atomic_store_explicit(&block->activity, activity, memory_order_relaxed);
+    return before;
+}
+
 /* ---- world.c ---- */
 void world_init(struct translate_vm *vm);
 void world_fini(struct translate_vm *vm);
-/* Stop all other vCPUs at safe points (self may be NULL), until world_resume(). */
-void world_stop(struct translate_vm *vm, struct block *self);
+/*
+ * Stop all other vCPUs at safe points (self may be NULL), until world_resume(). `why` is one of
+ * COUNT_WORLD_*.
+ */
+void world_stop(struct translate_vm *vm, struct block *self, enum engine_counter why);
 void world_resume(struct translate_vm *vm);
 /* A vCPU comes to, or leaves, a safe point. */
 void world_park(struct block *block);

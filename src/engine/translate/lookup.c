@@ -124,6 +124,7 @@ uint64_t block_continue_plain(struct block *block)
 static bool poll_kicks(struct block *block)
 {
     block->poll_now = 0;
+    vcpu_count(&block->vcpu, COUNT_KICKS_ANSWERED);
     uint32_t kicks = atomic_load(&block->vcpu.kicks);
     if (kicks & KICK_CODE) {
         atomic_fetch_and(&block->vcpu.kicks, ~(uint32_t)KICK_CODE);

@@ -30,19 +30,45 @@ static void poll_page_set(struct block *block, int protection)
 }
 
 /* A kick, or the sampler's timer. */
+static bool in_range(uint64_t address, const void *base, size_t size)
+{
+    return address - (uint64_t)base < size;
+}
+
+/* The sample timer has expired: what was this thread doing? */
+static void count_sample(struct block *block, uint64_t pc)
+{
+    enum engine_counter where = block->activity;
+    if (in_range(pc, block->vm->cache.run, block->vm->cache.size)) {
+        const struct unit *unit = unit_at(block->vm, pc);
+        where = !unit                    ? COUNT_SAMPLE_STUBS
+                : unit->mode & MODE_USER ? COUNT_SAMPLE_USER
+                                         : COUNT_SAMPLE_KERNEL;
+    }
+    if (block->in_run) {
+        vcpu_count(&block->vcpu, where);
+    }
+}
+
 static void on_kick(int number, siginfo_t *info, void *context)
 {
     (void)number;
     struct block *block = current;
+    bool is_sample = info->si_code == SI_TIMER;
+    if (block && is_sample) {
+        count_sample(block, (uint64_t)((ucontext_t *)context)->uc_mcontext.gregs[REG_RIP]);
+    }
     if (!block || !block->in_units) {
         return;
     }
-    if (info->si_code == SI_TIMER) {
+    if (is_sample) {
         if (!heat_sample(block, (uint64_t)((ucontext_t *)context)->uc_mcontext.gregs[REG_RIP])) {
             return;
         }
         atomic_fetch_or(&block->vcpu.kicks, KICK_HOT);
         block->poll_now = 1;
+    } else {
+        vcpu_count(&block->vcpu, COUNT_KICK_SIGNALS);
     }
     poll_page_set(block, PROT_NONE);
 }
@@ -67,11 +93,6 @@ static struct site *site_at(struct translate_vm *vm, const struct unit *unit, ui
     return check;
 }
 
-static bool in_range(uint64_t address, const void *base, size_t size)
-{
-    return address - (uint64_t)base < size;
-}
-
 /* The private stack is full: begin it anew. Return addresses of before go by the look-up. */
 static bool handle_stack_overflow(struct block *block, uint64_t address, greg_t *registers)
 {
@@ -79,6 +100,7 @@ static bool handle_stack_overflow(struct block *block, uint64_t address, greg_t 
         if (in_range(address, block->stack_base[p] - GUARD_SIZE, 2 * GUARD_SIZE)) {
             uint64_t *top = (uint64_t *)(block->stack_base[p] + PRIVATE_STACK_SIZE) - 4;
             registers[REG_RSP] = (greg_t)top;
+            counter_add(&block->vcpu.counters->values[COUNT_STACK_OVERFLOWS], 1);
             return true;
         }
     }

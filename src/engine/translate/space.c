@@ -128,6 +128,7 @@ static void kernel_forget(struct block *block)
 
 void space_forget_lookups(struct block *block, enum privilege privilege)
 {
+    vcpu_count(&block->vcpu, COUNT_LOOKUPS_FORGOTTEN);
     if (privilege == PRIVILEGE_USER) {
         user_forget(block, block->space);
     } else {
@@ -148,6 +149,7 @@ void spaces_reset(struct block *block)
 
 void spaces_forget_code(struct block *block)
 {
+    vcpu_count(&block->vcpu, COUNT_LOOKUPS_FORGOTTEN);
     for (unsigned i = 0; i < SPACES_MAX; i++) {
         if (block->spaces[i].in_use) {
             user_forget(block, &block->spaces[i]);
@@ -160,6 +162,8 @@ void spaces_forget_code(struct block *block)
 void spaces_drop(struct block *block, uint64_t first, uint64_t count, bool write_only)
 {
     block->drops++;
+    /* The world is stopped: whoever does this is alone with the block. */
+    vcpu_count(&block->vcpu, COUNT_FLUSH_TRANSITION);
     for (unsigned i = 0; i < SPACES_MAX; i++) {
         if (block->spaces[i].in_use) {
             tlb_drop_physical(&block->spaces[i].data->tlb, first, count, write_only);
@@ -208,7 +212,11 @@ void space_activate(struct block *block)
     bool is_new = false;
     struct space *space = space_choose(block, state->cr3 & ~0xfffull, pcid, &is_new);
     space->last_used = ++block->space_clock;
+    if (space != block->space) {
+        vcpu_count(&block->vcpu, COUNT_SPACE_SWITCHES);
+    }
     if (is_new) {
+        vcpu_count(&block->vcpu, COUNT_SPACE_EVICTIONS);
         tlb_flush_all(&space->data->tlb);
         user_forget(block, space);
     }
@@ -269,16 +277,25 @@ static void flush_non_global(struct block *block, uint16_t pcid)
 
 static void flush(struct vcpu *vcpu, enum flush_kind kind, gva_t gva, uint16_t pcid)
 {
+    static const char *const names[] = {[FLUSH_PAGE] = "page",
+                                        [FLUSH_NON_GLOBAL] = "non-global",
+                                        [FLUSH_ALL] = "all",
+                                        [FLUSH_SWITCH] = "switch"};
     struct block *block = vcpu->engine;
+    block_trace(block, TRACE_FLUSH, names[kind], kind == FLUSH_PAGE ? "of" : "to",
+                kind == FLUSH_PAGE ? gva : vcpu->state.cr3);
     switch (kind) {
     case FLUSH_PAGE:
+        vcpu_count(vcpu, COUNT_FLUSH_ONE_PAGE);
         flush_page(block, gva);
         break;
     case FLUSH_NON_GLOBAL:
+        vcpu_count(vcpu, COUNT_FLUSH_LOCAL);
         flush_non_global(block, pcid);
         space_activate(block);
         break;
     case FLUSH_ALL:
+        vcpu_count(vcpu, COUNT_FLUSH_EVERYTHING);
         for (unsigned i = 0; i < SPACES_MAX; i++) {
             if (block->spaces[i].in_use) {
                 tlb_flush_all(&block->spaces[i].data->tlb);
@@ -296,7 +313,7 @@ static void flush(struct vcpu *vcpu, enum flush_kind kind, gva_t gva, uint16_t p
 static void exclusive(struct vcpu *vcpu, void (*function)(void *argument), void *argument)
 {
     struct block *block = vcpu->engine;
-    world_stop(block->vm, block);
+    world_stop(block->vm, block, COUNT_WORLD_LOCKED);
     function(argument);
     world_resume(block->vm);
 }

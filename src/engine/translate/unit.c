@@ -282,6 +282,7 @@ static void unit_end(struct translate_vm *vm, struct unit *unit)
     }
     *link = unit->next_in_hash;
     unit->is_retired = true;
+    counter_add(&vm->counters.values[COUNT_RETIRED_OTHERWISE], 1); /* unless code_written() knows */
     unit_unlink(vm, unit);
 }
 
@@ -392,6 +393,7 @@ static void page_check(struct translate_vm *vm, struct page_units *page, uint64_
         return;
     }
     page_retire_all(vm, page);
+    counter_add(&vm->counters.values[COUNT_CHECKED_PAGES], 1);
     page->is_checked = true;
     page->hold = page->hold ? page->hold : HOLD_FIRST;
     page->hold_until = now + page->hold;

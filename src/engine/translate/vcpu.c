@@ -63,6 +63,9 @@ static int translate_vm_new(const struct engine_config *config, struct engine_vm
         return result;
     }
     stubs_make(vm);
+    if (config->trace.wants_unit) {
+        config->trace.stubs(config->trace.owner, cache_address(vm, 0), vm->cache.stubs_end);
+    }
     world_listen(vm);
     *ret_vm = (struct engine_vm *)vm;
     return 0;
@@ -148,6 +151,7 @@ static int translate_vcpu_new(struct engine_vm *engine, unsigned index,
     vcpu->index = index;
     vcpu->time_mode = vm->config.time_mode;
     vcpu->engine = block;
+    vcpu->counters = &block->counters;
     uint64_t allowed = cpuid_xcr0_allowed(vm->config.cpuid);
     block->xcr0_host = allowed ? allowed : XCR0_X87 | XCR0_SSE;
     block->decoded = calloc(DECODED_ENTRIES, sizeof *block->decoded);
@@ -176,6 +180,7 @@ static int translate_vcpu_new(struct engine_vm *engine, unsigned index,
     spaces_reset(block);
     vcpu_mode_changed(vcpu);
     space_activate(block);
+    block_set_activity(block, COUNT_SAMPLE_HELPERS);
     pthread_mutex_lock(&vm->world_lock);
     vm->blocks[index] = block;
     if (index >= vm->block_count) {
@@ -253,8 +258,9 @@ static void make_room(struct block *block)
     if (!full) {
         return;
     }
-    world_stop(vm, block);
+    world_stop(vm, block, COUNT_WORLD_ROOM);
     pthread_mutex_lock(&vm->lock);
+    counter_add(&block->vcpu.counters->values[COUNT_RETIRED_BY_ROOM], vm->unit_count - 1);
     units_forget(vm);
     pthread_mutex_unlock(&vm->lock);
     for (unsigned i = 0; i < vm->block_count; i++) {
@@ -319,6 +325,7 @@ static enum step translate_here(struct block *block)
 static void answer_engine_kicks(struct block *block)
 {
     block->poll_now = 0;
+    vcpu_count(&block->vcpu, COUNT_KICKS_ANSWERED);
     uint32_t own = KICK_WORLD | KICK_CODE | KICK_DEADLINE | KICK_DEBUG | KICK_HOT;
     uint32_t kicks = atomic_fetch_and(&block->vcpu.kicks, ~own);
     if (kicks & KICK_WORLD) {
@@ -358,9 +365,13 @@ static enum step run_units(struct block *block)
     }
     block_gather(block);
     switch (block->reason) {
-    case LEAVE_TRANSLATE:
+    case LEAVE_TRANSLATE: {
         vectors_save(block);
-        return translate_here(block);
+        uint32_t before = block_set_activity(block, COUNT_SAMPLE_TRANSLATION);
+        enum step step = translate_here(block);
+        block_set_activity(block, before);
+        return step;
+    }
     case LEAVE_STEP:
         return block->step;
     case LEAVE_AGAIN:
@@ -425,7 +436,10 @@ static enum exit_kind translate_run(struct engine_vcpu *engine)
             block_renew_mode(block);
             if (verdict == DEBUG_STEP || needs_single_steps(block)) {
                 vectors_save(block);
+                vcpu_count(vcpu, COUNT_SINGLE_STEPS);
+                block_set_activity(block, COUNT_SAMPLE_INTERP);
                 step = interp_step(vcpu);
+                block_set_activity(block, COUNT_SAMPLE_HELPERS);
             } else {
                 step = run_units(block);
             }
@@ -436,6 +450,7 @@ static enum exit_kind translate_run(struct engine_vcpu *engine)
             break;
         case STEP_HALT:
             if (!block_has_work(block) && !(vcpu->debug && vcpu->debug->is_armed)) {
+                vcpu_count(vcpu, COUNT_HALTS);
                 return leave_run(block, EXIT_HALT);
             }
             break;
@@ -468,6 +483,16 @@ static void translate_breaks_changed(struct engine_vm *engine, const struct debu
     }
 }
 
+static const struct engine_counters *translate_counters(const struct engine_vcpu *vcpu)
+{
+    return &((const struct block *)vcpu)->counters;
+}
+
+static const struct engine_counters *translate_vm_counters(const struct engine_vm *vm)
+{
+    return &((const struct translate_vm *)vm)->counters;
+}
+
 const struct engine_ops translate_engine = {
     .name = "translate",
     .probe = translate_probe,
@@ -485,4 +510,6 @@ const struct engine_ops translate_engine = {
     .set_deadline = translate_set_deadline,
     .set_debug = translate_set_debug,
     .breaks_changed = translate_breaks_changed,
+    .counters = translate_counters,
+    .vm_counters = translate_vm_counters,
 };

@@ -77,6 +77,7 @@ static void sleep_until(struct block *block, uint64_t deadline_ns)
 void block_wait(struct block *block, uint64_t deadline_ns)
 {
     uint64_t start = now_ns(), now = start, end = start + block->poll_ns;
+    vcpu_wait_begins(&block->vcpu);
     while (!block_has_work(block) && now < end && now < deadline_ns) {
         __builtin_ia32_pause();
         now = now_ns();
@@ -85,6 +86,7 @@ void block_wait(struct block *block, uint64_t deadline_ns)
         sleep_until(block, deadline_ns);
         now = now_ns();
     }
+    vcpu_wait_ends(&block->vcpu);
     if (now - start > POLL_MOST_NS) {
         block->poll_ns = 0;
     } else if (now - start > block->poll_ns && block->vm->config.cpus > 1) {
@@ -101,6 +103,7 @@ void block_wait(struct block *block, uint64_t deadline_ns)
 uint64_t helper_pause(struct block *block, uint32_t number)
 {
     struct place place = place_of(block, number);
+    vcpu_count(&block->vcpu, COUNT_EXIT_PAUSE);
     block->pauses = PAUSES_UNTIL_YIELD;
     world_park(block);
     sched_yield();

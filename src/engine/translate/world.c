@@ -51,14 +51,23 @@ static bool all_parked(const struct translate_vm *vm)
     return true;
 }
 
-void world_stop(struct translate_vm *vm, struct block *self)
+void world_stop(struct translate_vm *vm, struct block *self, enum engine_counter why)
 {
     if (self) {
+        vcpu_count(&self->vcpu, why);
+        block_trace(self, TRACE_WORLD,
+                    why == COUNT_WORLD_LOCKED ? "locked access"
+                    : why == COUNT_WORLD_ROOM ? "full cache"
+                                              : "page transition",
+                    NULL, 0);
         self->was_parked = self->parked;
         world_park(self); /* another stopper may be first */
     }
     pthread_mutex_lock(&vm->stopper);
     pthread_mutex_lock(&vm->world_lock);
+    if (!self) {
+        counter_add(&vm->counters.values[why], 1);
+    }
     vm->world_stopping = true;
     for (unsigned i = 0; i < vm->block_count; i++) {
         struct block *block = vm->blocks[i];
@@ -153,19 +162,36 @@ static void quiesce(void *owner)
     if (self && (self->vm != vm || !self->in_run)) {
         self = NULL;
     }
-    world_stop(vm, self);
+    world_stop(vm, self, COUNT_WORLD_TRANSITION);
     pthread_mutex_lock(&vm->world_lock);
     apply_drops(vm);
     pthread_mutex_unlock(&vm->world_lock);
     world_resume(vm);
 }
 
+/* A store by the vCPU of this thread, or by a device (which may have been called by a vCPU). */
+static void count_retired(struct translate_vm *vm, struct block *self, uint64_t retired)
+{
+    bool is_device = !self || self->activity == COUNT_SAMPLE_MACHINE;
+    uint64_t *values = self ? self->vcpu.counters->values : vm->counters.values;
+    counter_add(&values[COUNT_CODE_WRITES], 1);
+    counter_add(&values[is_device ? COUNT_RETIRED_BY_DEVICE : COUNT_RETIRED_BY_STORE], retired);
+}
+
 static void code_written(void *owner, gpa_t gpa, uint64_t length)
 {
     struct translate_vm *vm = owner;
+    struct block *self = signals_current();
     pthread_mutex_lock(&vm->lock);
+    uint64_t *otherwise = &vm->counters.values[COUNT_RETIRED_OTHERWISE], before = *otherwise;
     units_retire(vm, gpa, length);
+    uint64_t retired = *otherwise - before;
+    counter_add(otherwise, -retired);
+    count_retired(vm, self && self->vm == vm && self->in_run ? self : NULL, retired);
     pthread_mutex_unlock(&vm->lock);
+    if (engine_traces(&vm->config.trace, TRACE_RETIRE)) {
+        trace_event(vm, self, TRACE_RETIRE, retired ? "retired" : "nothing", "by a store to", gpa);
+    }
 }
 
 void world_listen(struct translate_vm *vm)

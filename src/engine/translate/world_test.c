@@ -65,7 +65,7 @@ static uint64_t number_at(struct fixture *fixture, gpa_t gpa)
 static void stop_and_look(struct fixture *fixture)
 {
     for (unsigned i = 0; i < STOPS; i++) {
-        world_stop(fixture->vm, NULL);
+        world_stop(fixture->vm, NULL, COUNT_WORLD_TRANSITION);
         uint64_t split = number_at(fixture, SPLIT), whole = number_at(fixture, WHOLE);
         usleep(200);
         uint64_t split_then = number_at(fixture, SPLIT), whole_then = number_at(fixture, WHOLE);
@@ -171,7 +171,7 @@ static void stop_around_device(struct fixture *fixture)
 {
     while (sem_wait(&fixture->in_device) != 0) {
     }
-    world_stop(fixture->vm, NULL);
+    world_stop(fixture->vm, NULL, COUNT_WORLD_TRANSITION);
     sem_post(&fixture->leave_device);
     usleep(20000);
     assert_int_equal(number_at(fixture, FLAG), 0);
