@@ -13,6 +13,7 @@
 #include "base/bytes.h"
 #include "base/error.h"
 #include "machine/resource.h"
+#include "machine/trace.h"
 #include "memory/memory.h"
 
 /* Less than this holds no 64-bit kernel; more is beyond the smallest guest-physical address size.
@@ -107,6 +108,9 @@ static int set_name(struct vm_config *config, const char *value)
         if ((unsigned char)*at <= ' ' || *at == 0x7f || *at == '/') {
             return fail(-EINVAL, "--name: no spaces, slashes or control characters");
         }
+    }
+    if (*value == '.') {
+        return fail(-EINVAL, "--name: does not begin with a dot");
     }
     replace(&config->name, value);
     return 0;
@@ -331,6 +335,27 @@ static int set_time(struct vm_config *config, const char *value)
     return 0;
 }
 
+static int set_trace(struct vm_config *config, const char *value)
+{
+    return trace_list_parse(value, &config->trace);
+}
+
+static int set_trace_file(struct vm_config *config, const char *value)
+{
+    return set_file("trace-file", &config->trace_file, value);
+}
+
+static int set_symbols(struct vm_config *config, const char *value)
+{
+    return set_file("symbols", &config->symbols, value);
+}
+
+static int set_perf_map(struct vm_config *config, const char *value)
+{
+    config->perf_map = true;
+    return 0;
+}
+
 static const struct vm_option options[] = {
     {"kernel", "FILE", "kernel: bzImage, ELF (PVH or vmlinux) or Multiboot 1", set_kernel},
     {"initrd", "FILE", "initial RAM disk", set_initrd},
@@ -345,8 +370,12 @@ static const struct vm_option options[] = {
     {"console", "stdio|virtio|file=PATH", "where the console goes (default stdio)", set_console},
     {"debug-exit", "PORT", "writing V to this port ends with status V*2+1", set_debug_exit},
     {"no-reboot", NULL, "end instead of resetting", set_no_reboot},
-    {"name", "NAME", "a name for messages", set_name},
+    {"name", "NAME", "its name, for 'doppel stats' and messages (default: invented)", set_name},
     {"time", "host|instructions", "what guest clocks follow (default host)", set_time},
+    {"trace", "LIST", "units, code, chains, retire, flush, exits, world, stats", set_trace},
+    {"trace-file", "FILE", "where --trace writes (default standard error)", set_trace_file},
+    {"perf-map", NULL, "write /tmp/perf-PID.map, so that perf names units", set_perf_map},
+    {"symbols", "FILE", "System.map, kallsyms or ELF: names for traces", set_symbols},
     {NULL, NULL, NULL, NULL},
 };
 
@@ -428,5 +457,7 @@ void vm_config_fini(struct vm_config *config)
     free(config->initrd);
     free(config->command_line);
     free(config->console_path);
+    free(config->trace_file);
+    free(config->symbols);
     *config = (struct vm_config){0};
 }

@@ -53,6 +53,10 @@ struct vm_config {
     int debug_exit_port; /* -1: no such device */
     bool no_reboot;
     enum time_mode time_mode;
+    uint32_t trace;   /* bits of enum engine_trace_kind, and TRACE_STATS */
+    char *trace_file; /* NULL: standard error */
+    char *symbols;    /* a file with names of the guest's kernel, or NULL */
+    bool perf_map;
 };
 
 /* The defaults: 512 MiB, one vCPU, model v2, the console on standard input and output. */

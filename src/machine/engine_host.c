@@ -25,22 +25,31 @@ static void access_end(struct vm **vm)
 
 #define ACCESS(vm, owner) __attribute__((cleanup(access_end))) struct vm *vm = access_begin(owner)
 
+static void count(struct vm *vm, unsigned vcpu, enum machine_counter counter)
+{
+    counter_add(&vm->vcpus[vcpu].accesses[counter], 1);
+}
+
 static uint32_t port_read(void *owner, unsigned vcpu, uint16_t port, unsigned size)
 {
+    count(owner, vcpu, COUNT_PORT_READS);
     ACCESS(vm, owner);
     return bus_port_read(vm->board.bus, port, size);
 }
 
 static void port_write(void *owner, unsigned vcpu, uint16_t port, unsigned size, uint32_t value)
 {
+    count(owner, vcpu, COUNT_PORT_WRITES);
     ACCESS(vm, owner);
     bus_port_write(vm->board.bus, port, size, value);
 }
 
 static uint64_t mmio_read(void *owner, unsigned vcpu, gpa_t gpa, unsigned size)
 {
+    count(owner, vcpu, COUNT_MMIO_READS);
     ACCESS(vm, owner);
     if (irqchip_claims(vm->board.irqchip, vcpu, gpa)) {
+        count(vm, vcpu, COUNT_LAPIC_ACCESSES);
         return irqchip_mmio_read(vm->board.irqchip, vcpu, gpa % PAGE_SIZE, size);
     }
     return bus_mmio_read(vm->board.bus, gpa, size);
@@ -48,8 +57,10 @@ static uint64_t mmio_read(void *owner, unsigned vcpu, gpa_t gpa, unsigned size)
 
 static void mmio_write(void *owner, unsigned vcpu, gpa_t gpa, unsigned size, uint64_t value)
 {
+    count(owner, vcpu, COUNT_MMIO_WRITES);
     ACCESS(vm, owner);
     if (irqchip_claims(vm->board.irqchip, vcpu, gpa)) {
+        count(vm, vcpu, COUNT_LAPIC_ACCESSES);
         irqchip_mmio_write(vm->board.irqchip, vcpu, gpa % PAGE_SIZE, size, value);
         return;
     }
@@ -58,8 +69,10 @@ static void mmio_write(void *owner, unsigned vcpu, gpa_t gpa, unsigned size, uin
 
 static bool msr_read(void *owner, unsigned vcpu, uint32_t index, uint64_t *ret_value)
 {
+    count(owner, vcpu, COUNT_MSR_READS);
     ACCESS(vm, owner);
     if (irqchip_owns_msr(index)) {
+        count(vm, vcpu, COUNT_LAPIC_ACCESSES);
         return irqchip_msr_read(vm->board.irqchip, vcpu, index, ret_value);
     }
     if (kvmclock_owns_msr(index)) {
@@ -70,8 +83,10 @@ static bool msr_read(void *owner, unsigned vcpu, uint32_t index, uint64_t *ret_v
 
 static bool msr_write(void *owner, unsigned vcpu, uint32_t index, uint64_t value)
 {
+    count(owner, vcpu, COUNT_MSR_WRITES);
     ACCESS(vm, owner);
     if (irqchip_owns_msr(index)) {
+        count(vm, vcpu, COUNT_LAPIC_ACCESSES);
         return irqchip_msr_write(vm->board.irqchip, vcpu, index, value);
     }
     if (kvmclock_owns_msr(index)) {
@@ -95,12 +110,14 @@ static int interrupt_acknowledge(void *owner, unsigned vcpu)
 
 static uint64_t cr8_read(void *owner, unsigned vcpu)
 {
+    count(owner, vcpu, COUNT_CR8_ACCESSES);
     struct vm *vm = owner;
     return irqchip_cr8_read(vm->board.irqchip, vcpu);
 }
 
 static void cr8_write(void *owner, unsigned vcpu, uint64_t value)
 {
+    count(owner, vcpu, COUNT_CR8_ACCESSES);
     struct vm *vm = owner;
     irqchip_cr8_write(vm->board.irqchip, vcpu, value);
 }

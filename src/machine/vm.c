@@ -15,6 +15,7 @@
 #include "device/device.h"
 #include "device/irqchip/irqchip.h"
 #include "device/paravirt/kvmclock.h"
+#include "machine/trace.h"
 #include "machine/vm_internal.h"
 
 /* More than any kernel or initrd needs; keeps a mistaken path from eating the host's memory. */
@@ -108,6 +109,7 @@ static int make_engine(struct vm *vm)
         .cpus = vm->config->cpus,
         .time_mode = vm->config->time_mode,
         .hot_code = vm->config->hot_code,
+        .trace = vm_trace_engine(vm->trace),
     };
     return vm->engine_ops->vm_new(&config, &vm->engine);
 }
@@ -167,6 +169,9 @@ static int build(struct vm *vm)
 {
     int r = read_boot_files(vm);
     if (!r) {
+        r = vm_trace_new(vm->config, &vm->trace);
+    }
+    if (!r) {
         r = make_clock(vm);
     }
     if (!r) {
@@ -195,6 +200,7 @@ int vm_new(const struct vm_config *config, struct vm **ret_vm)
     pthread_mutex_init(&vm->lock, NULL);
     pthread_cond_init(&vm->changed, NULL);
     make_vcpus(vm);
+    stats_begin(vm);
     int r = build(vm);
     if (r) {
         vm_free(vm);
@@ -214,6 +220,7 @@ void vm_free(struct vm *vm)
         vm->engine_ops->vm_free(vm->engine);
     }
     board_free(&vm->board);
+    vm_trace_free(vm->trace);
     cpuid_table_free(vm->cpuid);
     memory_free(vm->memory);
     host_clock_free(vm->host_clock);
@@ -401,4 +408,14 @@ struct loop *vm_loop(struct vm *vm)
 const char *vm_engine_name(const struct vm *vm)
 {
     return vm->engine_ops->name;
+}
+
+const char *vm_name(const struct vm *vm)
+{
+    return vm->config->name;
+}
+
+void vm_write_trace(struct vm *vm, const char *text)
+{
+    vm_trace_write(vm->trace, text);
 }

@@ -72,5 +72,8 @@ int vm_visit(struct vm *vm, struct visitor *v) __attribute__((warn_unused_result
 
 enum vm_life vm_life(const struct vm *vm);
 struct loop *vm_loop(struct vm *vm);
+/* Text to where --trace writes. */
+void vm_write_trace(struct vm *vm, const char *text);
+const char *vm_name(const struct vm *vm);
 /* The name of the engine that was picked. */
 const char *vm_engine_name(const struct vm *vm);

@@ -11,6 +11,7 @@
 #include "bus/bus.h"
 #include "device/irqchip/irqchip.h"
 #include "engine/debug.h"
+#include "machine/stats.h"
 #include "machine/vm.h"
 #include "machine/vm_debug.h"
 
@@ -25,9 +26,10 @@ struct vm_vcpu {
     unsigned index;
     pthread_t thread;
     bool has_thread;
-    _Atomic(struct engine_vcpu *) engine; /* owned by the vCPU's thread */
-    _Atomic uint64_t tsc_offset;          /* as the engine has it, for other threads */
-    _Atomic bool init_pending;            /* an INIT was sent: the local APIC has to follow */
+    _Atomic(struct engine_vcpu *) engine;     /* owned by the vCPU's thread */
+    _Atomic uint64_t tsc_offset;              /* as the engine has it, for other threads */
+    uint64_t accesses[MACHINE_COUNTER_COUNT]; /* counted as the engine's counters are */
+    _Atomic bool init_pending;                /* an INIT was sent: the local APIC has to follow */
     /* While parked, under vm->lock: */
     struct cpu_state state;
     bool state_changed; /* the engine has to take it over before it runs */
@@ -57,10 +59,12 @@ struct vm {
     struct test_clock *step_clock; /* TIME_DETERMINISTIC, else NULL */
     struct clock clock;
     uint64_t tsc_hz;
+    uint64_t made_tsc, made_ns; /* when the machine was made: the host's TSC and CLOCK_MONOTONIC */
     struct memory *memory;
     struct cpuid_table *cpuid;
     const struct engine_ops *engine_ops;
     struct engine_vm *engine;
+    struct vm_trace *trace;
     struct board board;
     struct boot_file kernel, initrd, modules[VM_MODULES_MAX];
 
@@ -123,6 +127,8 @@ void step_time_restart(struct vm *vm);
 /* vm_debug.c: on the vCPU's thread, before it runs and when it came back with EXIT_DEBUG. */
 void vm_debug_arm(struct vm_vcpu *vcpu, struct engine_vcpu *engine);
 void vm_debug_came_back(struct vm_vcpu *vcpu);
+/* stats.c: before anything is counted. */
+void stats_begin(struct vm *vm);
 
 /* vm.c */
 void vm_request_error(struct vm *vm, const char *message);
