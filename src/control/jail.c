@@ -46,6 +46,8 @@ static const int allowed[] = {
     SCMP_SYS(fstat),
     SCMP_SYS(close),
     SCMP_SYS(io_uring_enter),
+    /* clients of the control socket, which was bound before */
+    SCMP_SYS(accept4),
     /* waiting */
     SCMP_SYS(futex),
     SCMP_SYS(poll),
@@ -206,7 +208,10 @@ static int allow_with_arguments(scmp_filter_ctx filter)
             return r;
         }
     }
-    return allow_protections(filter);
+    /* whose a client of the control socket is */
+    int r = seccomp_rule_add(filter, SCMP_ACT_ALLOW, SCMP_SYS(getsockopt), 2,
+                             argument_is(1, SOL_SOCKET), argument_is(2, SO_PEERCRED));
+    return r ? r : allow_protections(filter);
 }
 
 /* A debugger may come in by one door, and is read and written like any descriptor. */

@@ -1,0 +1,22 @@
+/*
+ * The other end of the control socket: what commands of the program ask running machines.
+ *
+ * Threads: a connection belongs to one thread. Calls wait, at most ten seconds for a silent
+ * machine.
+ */
+#pragma once
+
+#include <jansson.h>
+
+struct control_connection;
+
+/* Connect to a machine by its name. */
+int control_connect(const char *name, struct control_connection **ret_connection)
+    __attribute__((warn_unused_result));
+void control_disconnect(struct control_connection *connection);
+/*
+ * Send a request (like {"command": "stats"}; its reference is taken) and wait for the result, a new
+ * reference. What the machine refuses is -EPROTO with its sentence; -EPIPE: the machine has ended.
+ */
+int control_call(struct control_connection *connection, json_t *request, json_t **ret_result)
+    __attribute__((warn_unused_result));

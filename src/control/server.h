@@ -1,0 +1,23 @@
+/*
+ * The control socket of a machine: a Unix socket on its event loop, whose clients speak the
+ * protocol of session.h.
+ *
+ * Promises: a client of another user is turned away; a client that is slow, silent or gone costs
+ *           its session and nothing else: no call here waits.
+ * Threads:  the loop's thread. control_server_open() comes before the jail: it binds the socket.
+ */
+#pragma once
+
+#include "control/session.h"
+
+struct loop;
+struct control_server;
+
+enum { CONTROL_CLIENTS_MAX = 16 };
+
+/* `path` is bound (an old socket there is replaced). `commands` and `owner` go to each session. */
+int control_server_open(struct loop *loop, const char *path, const struct session_command *commands,
+                        void *owner, struct control_server **ret_server)
+    __attribute__((warn_unused_result));
+/* Clients are cut off. The path stays: nothing in the jail can remove it. NULL is fine. */
+void control_server_close(struct control_server *server);
