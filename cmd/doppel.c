@@ -14,8 +14,8 @@ static const struct {
     const char *name;
     int (*call)(int argc, char **argv);
 } commands[] = {
-    {"run", command_run},     {"doctor", command_doctor}, {"help", command_help},
-    {"--help", command_help}, {"-h", command_help},
+    {"run", command_run},   {"stats", command_stats}, {"doctor", command_doctor},
+    {"help", command_help}, {"--help", command_help}, {"-h", command_help},
 };
 
 /*

@@ -11,8 +11,9 @@ static const char overview[] =
     "doppel runs a virtual machine, with or without hardware virtualization.\n"
     "\n"
     "  doppel run --kernel FILE [options]   boot a kernel\n"
+    "  doppel stats NAME [--json] [--watch] where the time of a running guest goes\n"
     "  doppel doctor [--json]               what this host offers, and which engine is used\n"
-    "  doppel help [run|keys|status]        this text, or more about one thing\n"
+    "  doppel help [run|stats|keys|status]  this text, or more about one thing\n"
     "\n"
     "Boot the kernel of this machine to the shell of its initial RAM disk:\n"
     "  doppel run --kernel /boot/vmlinuz --initrd /boot/initrd.img \\\n"
@@ -38,6 +39,27 @@ static const char statuses[] =
     "  4    an error of ours while the guest ran\n"
     "  6    triple fault, with --no-reboot\n"
     "  odd  the guest wrote V to the debug-exit port: V*2+1, modulo 256\n";
+
+static const char stats[] =
+    "doppel stats NAME [--json] [--watch]\n"
+    "\n"
+    "Shows where the time of a running machine's guest goes: why guest code left its fast path, "
+    "how\n"
+    "often, and which devices it used. NAME is that of 'doppel run --name NAME', or the one that "
+    "a\n"
+    "machine without it tells at its start.\n"
+    "\n"
+    "  --json    all facts, each vCPU and in total, under names that do not change\n"
+    "  --watch   again each second, with rates; Ctrl-c leaves\n"
+    "\n"
+    "Try it:\n"
+    "  doppel run --name web --kernel vmlinuz --initrd initrd.img --append console=ttyS0\n"
+    "  doppel stats web --watch\n"
+    "\n"
+    "'doppel run --trace stats' prints the same table at the machine's end. More to look with:\n"
+    "  doppel run --trace LIST ...   events as they happen (units, flush, exits...)\n"
+    "  doppel run --trace code ...   guest and host code side by side\n"
+    "  doppel run --perf-map ...     names for 'perf record -p PID' and 'perf report'\n";
 
 static void print_run(void)
 {
@@ -71,12 +93,14 @@ int command_help(int argc, char **argv)
         fputs(overview, stdout);
     } else if (!strcmp(argv[1], "run")) {
         print_run();
+    } else if (!strcmp(argv[1], "stats")) {
+        fputs(stats, stdout);
     } else if (!strcmp(argv[1], "keys")) {
         fputs(keys, stdout);
     } else if (!strcmp(argv[1], "status")) {
         fputs(statuses, stdout);
     } else {
-        report("doppel help: no page '%s' (known: run, keys, status)\n", argv[1]);
+        report("doppel help: no page '%s' (known: run, stats, keys, status)\n", argv[1]);
         return STATUS_USAGE;
     }
     return STATUS_OK;

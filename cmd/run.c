@@ -4,6 +4,7 @@
  */
 #include <signal.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/signalfd.h>
 #include <unistd.h>
@@ -13,10 +14,16 @@
 #include "base/error.h"
 #include "base/loop.h"
 #include "cmd.h"
+#include "control/commands.h"
 #include "control/gdb/server.h"
 #include "control/jail.h"
+#include "control/registry.h"
+#include "control/server.h"
+#include "control/stats.h"
 #include "machine/report.h"
+#include "machine/trace.h"
 #include "machine/vm.h"
+#include "stats_table.h"
 
 struct run {
     struct vm_config config;
@@ -25,6 +32,9 @@ struct run {
     struct gdb_server *gdb_server;
     bool jail;
     bool verbose;
+    bool is_named; /* by the user */
+    struct registry_claim claim;
+    struct control_server *control;
     int signals; /* a signalfd */
 };
 
@@ -37,6 +47,7 @@ static int set_option(struct run *run, const char *name, const char *value)
         run->gdb = value;
         return gdb_server_check(value);
     }
+    run->is_named |= !strcmp(name, "name");
     if (strcmp(name, "jail")) {
         return vm_config_set(&run->config, name, value);
     }
@@ -126,11 +137,57 @@ static void on_signal(void *owner, unsigned events)
     }
 }
 
+/*
+ * The machine's name, which nobody else may have. Where the host has no place for the names, a
+ * machine without a name of the user's runs all the same.
+ */
+static int take_name(struct run *run)
+{
+    if (run->is_named) {
+        return registry_claim(run->config.name, &run->claim);
+    }
+    if (registry_claim_any(&run->claim)) {
+        if (may_speak(run)) {
+            report("doppel: no control socket: %s\n", trail_text());
+        }
+        trail_clear();
+        return 0;
+    }
+    return vm_config_set(&run->config, "name", run->claim.name);
+}
+
+static int open_control(struct run *run)
+{
+    return run->claim.lock < 0 ? 0
+                               : control_server_open(vm_loop(run->vm), run->claim.socket,
+                                                     control_commands, run->vm, &run->control);
+}
+
+static int enter_jail(const struct run *run)
+{
+    int listeners[2];
+    size_t count = 0;
+    if (run->control) {
+        listeners[count++] = control_server_descriptor(run->control);
+    }
+    if (run->gdb_server) {
+        listeners[count++] = gdb_server_descriptor(run->gdb_server);
+    }
+    return jail_enter(listeners, count);
+}
+
 static int start(struct run *run, struct watch **ret_watch)
 {
     signal(SIGPIPE, SIG_IGN);
     signal(SIGXFSZ, SIG_IGN); /* an image that may not grow is an I/O error for the guest */
-    int r = vm_new(&run->config, &run->vm);
+    session_prepare();
+    int r = take_name(run);
+    if (!r) {
+        r = vm_new(&run->config, &run->vm);
+    }
+    if (!r) {
+        r = open_control(run);
+    }
     if (!r) {
         r = take_signals(run); /* no earlier: reading files may take long, and is best just ended */
     }
@@ -157,7 +214,7 @@ static int start(struct run *run, struct watch **ret_watch)
     }
     r = vm_start(run->vm);
     if (!r && run->jail) {
-        r = jail_enter(run->gdb_server ? gdb_server_descriptor(run->gdb_server) : -1);
+        r = enter_jail(run);
     }
     if (!r && may_speak(run)) {
         report("doppel: %s: engine %s, %u CPU%s, %llu MiB%s%s\n", run->config.name,
@@ -217,6 +274,22 @@ static void die_by(int signal)
     pthread_sigmask(SIG_UNBLOCK, &set, NULL);
 }
 
+/* --trace stats: the table of all counters. */
+static void write_stats(struct vm *vm)
+{
+    char *text = NULL;
+    size_t size;
+    FILE *file = open_memstream(&text, &size);
+    json_t *stats = stats_json(vm);
+    if (file && stats) {
+        stats_table_print(file, stats, NULL);
+        fclose(file);
+        vm_write_trace(vm, text);
+    }
+    json_decref(stats);
+    free(text);
+}
+
 static int run_machine(struct run *run)
 {
     struct watch *watch = NULL;
@@ -225,7 +298,11 @@ static int run_machine(struct run *run)
     if (!r) {
         vm_run(run->vm, &end);
     }
+    if (run->config.trace & 1u << TRACE_STATS && !r) {
+        write_stats(run->vm);
+    }
     watch_free(watch);
+    control_server_close(run->control);
     if (r) {
         gdb_server_free(run->gdb_server);
         vm_free(run->vm);
@@ -254,7 +331,7 @@ int command_run(int argc, char **argv)
         char *help[] = {"help", "run", NULL};
         return command_help(2, help);
     }
-    struct run run = {.jail = true, .signals = -1};
+    struct run run = {.jail = true, .signals = -1, .claim = {.lock = -1}};
     CLEANUP(vm_config_fini) struct vm_config *config = &run.config;
     vm_config_init(config);
     if (parse(&run, argc, argv)) {

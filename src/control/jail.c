@@ -46,8 +46,6 @@ static const int allowed[] = {
     SCMP_SYS(fstat),
     SCMP_SYS(close),
     SCMP_SYS(io_uring_enter),
-    /* clients of the control socket, which was bound before */
-    SCMP_SYS(accept4),
     /* waiting */
     SCMP_SYS(futex),
     SCMP_SYS(poll),
@@ -214,16 +212,19 @@ static int allow_with_arguments(scmp_filter_ctx filter)
     return r ? r : allow_protections(filter);
 }
 
-/* A debugger may come in by one door, and is read and written like any descriptor. */
-static int allow_listener(scmp_filter_ctx filter, int listener)
+/* Clients come in by these doors only, and are read and written like any descriptor. */
+static int allow_listeners(scmp_filter_ctx filter, const int *listeners, size_t count)
 {
-    return listener < 0 ? 0
-                        : seccomp_rule_add(filter, SCMP_ACT_ALLOW, SCMP_SYS(accept4), 2,
-                                           argument_is(0, (scmp_datum_t)listener),
-                                           argument_is(3, SOCK_CLOEXEC | SOCK_NONBLOCK));
+    int r = 0;
+    for (size_t i = 0; i < count && !r; i++) {
+        r = seccomp_rule_add(filter, SCMP_ACT_ALLOW, SCMP_SYS(accept4), 2,
+                             argument_is(0, (scmp_datum_t)listeners[i]),
+                             argument_is(3, SOCK_CLOEXEC | SOCK_NONBLOCK));
+    }
+    return r;
 }
 
-static int fill_filter(scmp_filter_ctx filter, int listener)
+static int fill_filter(scmp_filter_ctx filter, const int *listeners, size_t count)
 {
     /* one load for all threads, and kill for what is not named even in a foreign architecture */
     int r = seccomp_attr_set(filter, SCMP_FLTATR_CTL_TSYNC, 1);
@@ -240,18 +241,18 @@ static int fill_filter(scmp_filter_ctx filter, int listener)
     for (size_t i = 0; i < ARRAY_SIZE(refused) && !r; i++) {
         r = seccomp_rule_add(filter, SCMP_ACT_ERRNO(EPERM), refused[i], 0);
     }
-    r = r ? r : allow_listener(filter, listener);
+    r = r ? r : allow_listeners(filter, listeners, count);
     return r ? r : allow_with_arguments(filter);
 }
 
-int jail_enter(int listener)
+int jail_enter(const int *listeners, size_t count)
 {
     scmp_filter_ctx filter = seccomp_init(SCMP_ACT_KILL_PROCESS);
     if (!filter) {
         return fail(-ENOSYS,
                     "jail: this host has no system call filters (--jail off runs without)");
     }
-    int r = fill_filter(filter, listener);
+    int r = fill_filter(filter, listeners, count);
     if (!r) {
         r = seccomp_load(filter);
     }

@@ -12,6 +12,7 @@
 #pragma once
 
 #include <stdbool.h>
+#include <stddef.h>
 
 /* Close all descriptors above 2: what somebody left open by mistake is not the guest's business. */
 int jail_close_inherited(void) __attribute__((warn_unused_result));
@@ -24,6 +25,6 @@ int jail_drop_rights(bool *ret_landlock) __attribute__((warn_unused_result));
 
 /*
  * The system call allow-list, for every thread of the process. On failure nothing may be run:
- * walls may be half built. Connections are accepted at the socket `listener` only (-1: nowhere).
+ * walls may be half built. Connections are accepted at the `count` sockets `listeners` only.
  */
-int jail_enter(int listener) __attribute__((warn_unused_result));
+int jail_enter(const int *listeners, size_t count) __attribute__((warn_unused_result));

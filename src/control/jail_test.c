@@ -130,7 +130,7 @@ static void enter(void)
     struct rlimit no_core = {0, 0};
     setrlimit(RLIMIT_CORE, &no_core);
     bool landlock;
-    if (jail_close_inherited() || jail_drop_rights(&landlock) || jail_enter(-1)) {
+    if (jail_close_inherited() || jail_drop_rights(&landlock) || jail_enter(NULL, 0)) {
         _exit(100);
     }
 }
@@ -250,7 +250,7 @@ static void allocating_child(void)
         }
     }
     pthread_barrier_wait(&jail_door);
-    if (jail_enter(-1)) {
+    if (jail_enter(NULL, 0)) {
         _exit(100);
     }
     pthread_barrier_wait(&jail_door);
@@ -319,7 +319,7 @@ static void opening_by_ring_child(void)
     if (jail_close_inherited() || io_uring_queue_init(1, &ring, 0)) {
         _exit(NO_RING);
     }
-    if (jail_drop_rights(&landlock) || jail_enter(-1)) {
+    if (jail_drop_rights(&landlock) || jail_enter(NULL, 0)) {
         _exit(100);
     }
     io_uring_prep_openat(io_uring_get_sqe(&ring), AT_FDCWD, "/etc/passwd", O_RDONLY, 0);
@@ -361,7 +361,7 @@ static void accepting_child(void)
         _exit(100);
     }
     int right = listen_anywhere(), wrong = listen_anywhere();
-    if (right < 0 || wrong < 0 || jail_drop_rights(&landlock) || jail_enter(right)) {
+    if (right < 0 || wrong < 0 || jail_drop_rights(&landlock) || jail_enter(&right, 1)) {
         _exit(100);
     }
     accept4(door == WRONG_DOOR ? wrong : right, NULL, NULL,

@@ -217,3 +217,8 @@ void control_server_close(struct control_server *server)
     cleanup_close(&server->fd);
     free(server);
 }
+
+int control_server_descriptor(const struct control_server *server)
+{
+    return server->fd;
+}

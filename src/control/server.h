@@ -19,5 +19,7 @@ enum { CONTROL_CLIENTS_MAX = 16 };
 int control_server_open(struct loop *loop, const char *path, const struct session_command *commands,
                         void *owner, struct control_server **ret_server)
     __attribute__((warn_unused_result));
+/* The socket at which it accepts clients, for the jail. */
+int control_server_descriptor(const struct control_server *server);
 /* Clients are cut off. The path stays: nothing in the jail can remove it. NULL is fine. */
 void control_server_close(struct control_server *server);
