@@ -25,6 +25,7 @@ struct insn;
     X(EXIT_EXECUTE, "exits", "instruction", "instructions that are not translated")                \
     X(EXIT_CHAIN, "exits", "chain", "direct exits inside a page that were not chained")            \
     X(EXIT_LINK, "exits", "link", "direct exits to another page that were not linked")             \
+    X(EXIT_STALE, "exits", "stale", "units whose source had changed")                              \
     X(EXIT_INDIRECT, "exits", "indirect", "indirect branches that the jump cache did not know")    \
     X(EXIT_STRING, "exits", "string", "REP MOVS and REP STOS beyond a page")                       \
     X(EXIT_FX_IMAGE, "exits", "fx_image", "FXSAVE and FXRSTOR")                                    \

@@ -198,6 +198,8 @@ uint64_t helper_stale(struct block *block, uint32_t number)
     struct unit *unit = &vm->units[vm->sites[number].unit];
     uint16_t mode = unit->mode;
     block->vcpu.state.rip = unit->virtual_page + unit->offset;
+    vcpu_count(&block->vcpu, COUNT_EXIT_STALE);
+    block_trace(block, TRACE_EXITS, "stale", "at", block->vcpu.state.rip);
     pthread_mutex_lock(&vm->lock);
     struct unit *current =
         unit_find(vm, unit->page, unit->second_page, unit->offset, unit->virtual_page, unit->mode);

@@ -91,7 +91,7 @@ static void unpark(struct actor *actor)
 
 static void stop(struct actor *actor)
 {
-    world_stop(actor->fixture->vm, NULL);
+    world_stop(actor->fixture->vm, NULL, COUNT_WORLD_TRANSITION);
     actor->is_stopped = true;
     comes_true(&actor->may_resume, LONG_MS);
     world_resume(actor->fixture->vm);
@@ -200,7 +200,7 @@ static void take_turns(struct actor *actor)
     signals_attach(actor->block);
     actor->block->in_run = true;
     for (unsigned i = 0; i < TURNS; i++) {
-        world_stop(actor->fixture->vm, actor->block);
+        world_stop(actor->fixture->vm, actor->block, COUNT_WORLD_TRANSITION);
         if (atomic_fetch_add(&stoppers_inside, 1) != 0) {
             was_alone = false;
         }

@@ -147,7 +147,7 @@ static void stop_a_loop(struct fixture *fixture)
     while (number_at(fixture, WHOLE) == 0) {
         usleep(50);
     }
-    world_stop(fixture->vm, NULL);
+    world_stop(fixture->vm, NULL, COUNT_WORLD_TRANSITION);
     uint64_t rounds = number_at(fixture, WHOLE);
     usleep(1000);
     assert_int_equal(number_at(fixture, WHOLE), rounds);
