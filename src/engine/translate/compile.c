@@ -505,7 +505,7 @@ static void count_unit(const struct compiler *c, uint64_t start)
     counter_add(&values[COUNT_UNIT_HOST_BYTES], unit->end - unit->start);
     counter_add(&values[COUNT_TRANSLATION_CYCLES], engine_host_tsc() - start);
     if (c->marks) {
-        trace_unit_made(c->block, unit, c->marks, c->page, size, c->count);
+        trace_unit_made(c->block, unit, c->marks, c->work->page, size, c->count);
     }
 }
 
