@@ -48,7 +48,7 @@ def variable():
     run("watch " + jiffies)
     for i in range(3):
         run("continue")
-    check("watched variable", value(jiffies), first + 3)
+    check("watched variable", value(jiffies) >= first + 3, True)  # a late tick counts for several
     run("delete")
 
 
@@ -57,6 +57,7 @@ def processors():
         return
     run("break *%#x" % symbols["start_secondary"])
     run("continue")
+    check("it still runs", gdb.selected_thread() is not None, True)
     check("the other vCPU starts", (gdb.selected_thread().num, value("$pc")),
           (2, symbols["start_secondary"]))
     run("delete")
@@ -86,7 +87,7 @@ run("set confirm off")
 run("set remotetimeout 120")  # of a busy host
 run("set architecture i386:x86-64")
 run("target remote " + os.environ["DOPPEL_SOCKET"])
-parts = (at_start, variable, processors, system_calls)
+parts = (at_start, processors, variable, system_calls)  # the other CPU starts within a few ticks
 if "DOPPEL_BRIEF" in os.environ:
     parts = (at_start, variable)
 for part in parts:
