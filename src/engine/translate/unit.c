@@ -308,15 +308,21 @@ void unit_retire(struct translate_vm *vm, struct unit *unit)
 
 /*
  * Ask all vCPUs to forget what leads to retired units. Before the page is free for stores that
- * nobody sees: a vCPU that makes such a store has heard of it then. Others see new code at their
- * next serializing event: no signal is needed.
+ * nobody sees: a vCPU that makes such a store has heard of it then. Others must see new code at
+ * their next serializing event; they are sent a signal all the same, since a loop of indirect
+ * branches might not come to one.
  */
 static void tell_vcpus(struct translate_vm *vm)
 {
     for (unsigned i = 0; i < vm->block_count; i++) {
-        if (vm->blocks[i]) {
-            atomic_fetch_or(&vm->blocks[i]->vcpu.kicks, KICK_CODE);
-            vm->blocks[i]->poll_now = 1;
+        struct block *block = vm->blocks[i];
+        if (!block) {
+            continue;
+        }
+        uint32_t before = atomic_fetch_or(&block->vcpu.kicks, KICK_CODE);
+        block->poll_now = 1;
+        if (!(before & KICK_CODE) && block != signals_current()) {
+            signals_kick(block);
         }
     }
 }
