@@ -71,13 +71,23 @@ static inline void note_operands(struct insn *insn)
     }
 }
 
+bool decode_common(enum decode_mode mode, const uint8_t *bytes, size_t available,
+                   struct insn *ret_insn)
+{
+    if (mode != DECODE_64 || !decode_by_table(bytes, available, ret_insn)) {
+        return false;
+    }
+    note_operands(ret_insn);
+    return true;
+}
+
 enum decode_result decode(enum decode_mode mode, const uint8_t *bytes, size_t available,
                           struct insn *ret_insn)
 {
-    enum decode_result result = DECODE_OK;
-    if (mode != DECODE_64 || !decode_by_table(bytes, available, ret_insn)) {
-        result = decode_by_zydis(mode, bytes, available, ret_insn);
+    if (decode_common(mode, bytes, available, ret_insn)) {
+        return DECODE_OK;
     }
+    enum decode_result result = decode_by_zydis(mode, bytes, available, ret_insn);
     if (result == DECODE_OK) {
         note_operands(ret_insn);
     }

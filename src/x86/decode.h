@@ -155,6 +155,10 @@ enum decode_result {
 enum decode_result decode(enum decode_mode mode, const uint8_t *bytes, size_t available,
                           struct insn *ret_insn);
 
+/* The same for what the tables know: false for all else. General registers only. */
+bool decode_common(enum decode_mode mode, const uint8_t *bytes, size_t available,
+                   struct insn *ret_insn);
+
 /* The number of a general register of any width (AH counts as RAX), or -1 for other registers. */
 extern const uint8_t insn_gpr_numbers[]; /* and 1, or 0 */
 static inline int insn_gpr(ZydisRegister name)
@@ -162,6 +166,6 @@ static inline int insn_gpr(ZydisRegister name)
     return insn_gpr_numbers[name] - 1;
 }
 
-/* The same by Zydis alone, without what follows from the operands: the oracle of the tables. */
+/* decode() by Zydis alone, without what follows from the operands: the oracle of the tables. */
 enum decode_result decode_by_zydis(enum decode_mode mode, const uint8_t *bytes, size_t available,
                                    struct insn *ret_insn);

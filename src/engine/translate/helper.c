@@ -57,10 +57,12 @@ static const struct decoded *decoded_find(struct block *block, gpa_t gpa, bool c
         if (memory_read(block->vm->config.memory, gpa, bytes, count) < 0) {
             return NULL;
         }
-        vectors_save(block);
         entry->key = UINT64_MAX;
-        if (decode(DECODE_64, bytes, count, &entry->insn) != DECODE_OK) {
-            return NULL;
+        if (!decode_common(DECODE_64, bytes, count, &entry->insn)) {
+            vectors_save(block);
+            if (decode(DECODE_64, bytes, count, &entry->insn) != DECODE_OK) {
+                return NULL;
+            }
         }
         entry->key = checks ? UINT64_MAX : gpa;
         entry->form = slow_form_find(&block->counters, slow_form_of(&entry->insn));
