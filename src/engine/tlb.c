@@ -17,19 +17,23 @@ static void entry_clear(struct tlb *tlb, unsigned privilege, unsigned access, un
     tlb->pages[privilege][access][index] = 0;
 }
 
-static void slots_empty(struct tlb *tlb)
+static void slots_empty(struct tlb *tlb, unsigned privilege)
 {
-    for (unsigned i = 0; i < TLB_SLOTS; i++) {
-        tlb->slots[i].tag = TLB_SLOT_EMPTY;
-        tlb->slots[i].host = TLB_SLOT_NOWHERE;
+    for (unsigned access = 0; access < TLB_ACCESSES; access++) {
+        for (unsigned i = 0; i < TLB_SLOTS; i++) {
+            tlb->slots[privilege][access][i].tag = TLB_SLOT_EMPTY;
+            tlb->slots[privilege][access][i].host = TLB_SLOT_NOWHERE;
+        }
     }
-    tlb->slots_used = false;
+    tlb->slots_used[privilege] = false;
 }
 
 static void slots_forget(struct tlb *tlb)
 {
-    if (tlb->slots_used) {
-        slots_empty(tlb);
+    for (unsigned privilege = 0; privilege < TLB_PRIVILEGES; privilege++) {
+        if (tlb->slots_used[privilege]) {
+            slots_empty(tlb, privilege);
+        }
     }
 }
 
@@ -42,8 +46,8 @@ void tlb_flush_all(struct tlb *tlb)
             }
             tlb->local_blocks[privilege][access] = 0;
         }
+        slots_empty(tlb, privilege);
     }
-    slots_empty(tlb);
     walk_cache_flush(&tlb->walk_cache);
 }
 

@@ -13,7 +13,8 @@
  * source and the destination of a copy from evicting each other.
  *
  * Beside the tables there are slots: copies of single entries, each for one place in hot code that
- * mostly comes back to the same page. Nothing has to be computed to find one.
+ * mostly comes back to the same page. Nothing has to be computed to find one. Places may have to
+ * share one, but only those that an entry of the same table serves.
  *
  * Threads: a TLB belongs to its vCPU's thread. Other threads ask for drops by kicks.
  */
@@ -44,7 +45,7 @@ struct tlb_slot {
  */
 #define TLB_SLOT_EMPTY   (1ull << 63)
 #define TLB_SLOT_NOWHERE (1ull << 62)
-enum { TLB_SLOTS = 1024 };
+enum { TLB_SLOTS = 512 }; /* for each table */
 
 enum tlb_privilege { TLB_KERNEL, TLB_USER, TLB_PRIVILEGES };
 enum tlb_access { TLB_READ, TLB_WRITE, TLB_ACCESSES };
@@ -57,8 +58,8 @@ struct tlb {
     uint64_t pages[TLB_PRIVILEGES][TLB_ACCESSES][TLB_ENTRIES];
     /* Which blocks of 64 entries may hold some that are not global: the others need no flush. */
     uint16_t local_blocks[TLB_PRIVILEGES][TLB_ACCESSES];
-    bool slots_used; /* some may not be empty */
-    struct tlb_slot slots[TLB_SLOTS];
+    bool slots_used[TLB_PRIVILEGES]; /* some may not be empty */
+    struct tlb_slot slots[TLB_PRIVILEGES][TLB_ACCESSES][TLB_SLOTS];
     struct walk_cache walk_cache;
 };
 _Static_assert(TLB_ENTRIES / 64 <= 16, "a bit for each block");

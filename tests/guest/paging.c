@@ -10,6 +10,11 @@ SNIPPET(store, "mov %rax, (%rdi)");
 SNIPPET(jump, "jmp *%rdi");
 SNIPPET(load_cr3, "mov %rdi, %cr3");
 
+/* Many operands, no two of which are checked together; then one more. */
+#define MANY ".rept 2048; mov (%rdi), %al; lea (%rdi), %rdi; .endr; "
+SNIPPET(many_loads, MANY);
+SNIPPET(leave_frame, "leave");
+
 #define AREA 0x8000000000ul /* a PML4 entry of its own */
 
 static volatile pte_t *entry_of(uintptr_t address, int level)
@@ -338,6 +343,49 @@ static void test_task_switched(void)
     write_cr4(read_cr4() & ~(1ul << 17));
 }
 
+/* What an engine remembers for the operands of one instruction is no right of another one. */
+static void test_many_operands(void)
+{
+    uint8_t *page = page_new();
+    for (unsigned user = 0; user < 2; user++) {
+        volatile pte_t *entry = map(AREA, (uintptr_t)page, PTE_P | PTE_W | PTE_U);
+        invlpg(AREA);
+        for (unsigned other = 0; other < 2; other++) { /* all code is seen once */
+            access_page(many_loads, other, AREA);
+            check("store", access_page(store, other, AREA), FINE);
+            check("load", access_page(load, other, AREA), FINE);
+        }
+        *entry &= ~(pte_t)PTE_W;
+        invlpg(AREA);
+        access_page(many_loads, true, AREA);
+        check("many loads, a store", access_page(store, true, AREA), PF_P | PF_W | PF_U);
+        *entry &= ~(pte_t)PTE_U;
+        invlpg(AREA);
+        access_page(many_loads, false, AREA);
+        check("many kernel loads, a user load", access_page(load, true, AREA), PF_P | PF_U);
+    }
+}
+
+/* LEAVE through a pointer that is not canonical leaves the registers as they were. */
+static void test_leave(void)
+{
+    struct context c, before;
+    for (unsigned user = 0; user < 2; user++) {
+        if (user) {
+            context_init_user(&c, leave_frame);
+        } else {
+            context_init(&c, leave_frame);
+        }
+        c.gpr[RBP] = 1ull << 63;
+        before = c;
+        invlpg(AREA);
+        context_run(&c);
+        check("LEAVE, not canonical", c.vector, SS);
+        check("  RSP", c.gpr[RSP], before.gpr[RSP]);
+        check("  RBP", c.gpr[RBP], before.gpr[RBP]);
+    }
+}
+
 static void test_smep_smap(void)
 {
     struct cpuid seven = cpuid(7, 0);
@@ -380,5 +428,7 @@ void test_main(void)
     test_two_roots();
     test_same_code();
     test_task_switched();
+    test_many_operands();
+    test_leave();
     test_smep_smap();
 }

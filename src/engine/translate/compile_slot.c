@@ -8,12 +8,15 @@ void compile_slot_check(struct compiler *c, unsigned size, bool write, uint8_t o
 {
     struct emitter *e = &c->e;
     uint32_t site = check_site(c, size, write);
-    uint32_t slot = c->vm->slot_count++ % TLB_SLOTS;
+    enum privilege privilege = mode_privilege(c->mode);
+    enum tlb_access access = write ? TLB_WRITE : TLB_READ;
+    uint32_t number = c->vm->slot_count[privilege][access]++ % TLB_SLOTS;
+    size_t slot = slot_offset(privilege, access, number);
     c->vm->sites[site].has_slot = true;
-    c->vm->sites[site].slot = slot;
-    emit_gs(e, true, OP_SUB, SCRATCH, slot_offset(slot) + offsetof(struct tlb_slot, tag));
+    c->vm->sites[site].slot = number;
+    emit_gs(e, true, OP_SUB, SCRATCH, slot + offsetof(struct tlb_slot, tag));
     outline(c, OUTLINE_SLOT, emit_distance_check(e, size), site, 0);
-    emit_gs(e, true, opcode, reg, slot_offset(slot) + offsetof(struct tlb_slot, host));
+    emit_gs(e, true, opcode, reg, slot + offsetof(struct tlb_slot, host));
 }
 
 /* Another page than the slot's: take its entry from the table, unless it is for C. */
@@ -21,9 +24,10 @@ void emit_slot_miss(struct compiler *c, uint32_t number)
 {
     struct emitter *e = &c->e;
     const struct site *site = &c->vm->sites[number];
-    size_t slot = slot_offset(site->slot);
-    size_t entry =
-        tlb_entry_offset(mode_privilege(c->mode), site->kind == SITE_WRITE ? TLB_WRITE : TLB_READ);
+    enum privilege privilege = mode_privilege(c->mode);
+    enum tlb_access access = site->kind == SITE_WRITE ? TLB_WRITE : TLB_READ;
+    size_t slot = slot_offset(privilege, access, site->slot);
+    size_t entry = tlb_entry_offset(privilege, access);
     emit_gs(e, true, OP_ADD, SCRATCH, slot + offsetof(struct tlb_slot, tag));
     emit_store(e, SCRATCH, offsetof(struct block, slot_address));
     emit_check_index(e);
@@ -32,7 +36,7 @@ void emit_slot_miss(struct compiler *c, uint32_t number)
     emit_gs(e, false, 0x83, 5, slot + offsetof(struct tlb_slot, changes_left)); /* sub dword, 1 */
     emit8(e, 1);
     uint8_t *is_judged = emit_branch_forward(e, CONDITION_S);
-    emit_gs(e, false, 0xc6, 0, slots_used_offset()); /* mov byte, 1 */
+    emit_gs(e, false, 0xc6, 0, slots_used_offset(privilege)); /* mov byte, 1 */
     emit8(e, 1);
     emit_gs_scratch2(e, true, OP_LOAD, SCRATCH, entry + offsetof(struct tlb_entry, tag));
     emit_store(e, SCRATCH, slot + offsetof(struct tlb_slot, tag));

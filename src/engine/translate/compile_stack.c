@@ -192,8 +192,9 @@ bool compile_leave(struct compiler *c)
     flags_for_check(c);
     emit_move(&c->e, SCRATCH, RBP);
     compile_check(c, 8, false);
+    emit_memory(&c->e, true, OP_LOAD, SCRATCH, SCRATCH, 0); /* may fault: site_at() */
     emit_lea(&c->e, GUEST_RSP, RBP, 8);
-    emit_memory(&c->e, true, OP_LOAD, RBP, SCRATCH, 0);
+    emit_move(&c->e, RBP, SCRATCH);
     return true;
 }
 

@@ -257,16 +257,17 @@ uint8_t *emit_jump_lookup(struct emitter *e, enum privilege privilege);
 void emit_jump_found(struct emitter *e, enum privilege privilege, unsigned transfer);
 /* The parts of a soft TLB check: R14 = offset of the entry for R13. */
 void emit_check_index(struct emitter *e);
-static inline size_t slot_offset(uint32_t slot)
+static inline size_t slot_offset(enum privilege privilege, enum tlb_access access, uint32_t slot)
 {
-    return SPACE_OFFSET + offsetof(struct space_data, tlb.slots) + slot * sizeof(struct tlb_slot);
+    return SPACE_OFFSET +
+           offsetof(struct space_data, tlb.slots[tlb_privilege(privilege)][access][slot]);
 }
-static inline size_t slots_used_offset(void)
+static inline size_t slots_used_offset(enum privilege privilege)
 {
-    return SPACE_OFFSET + offsetof(struct space_data, tlb.slots_used);
+    return SPACE_OFFSET + offsetof(struct space_data, tlb.slots_used[tlb_privilege(privilege)]);
 }
 static inline size_t tlb_entry_offset(enum privilege privilege, enum tlb_access access)
 {
-    enum tlb_privilege table = privilege == PRIVILEGE_USER ? TLB_USER : TLB_KERNEL;
-    return SPACE_OFFSET + offsetof(struct space_data, tlb.entries[table][access]);
+    return SPACE_OFFSET +
+           offsetof(struct space_data, tlb.entries[tlb_privilege(privilege)][access]);
 }

@@ -317,7 +317,8 @@ struct translate_vm {
     struct site *sites;
     uint32_t site_count;
     uint32_t link_count[PRIVILEGES];
-    uint32_t slot_count;               /* given out so far; they are used in turn */
+    /* Slots given out so far; they are used in turn. */
+    uint32_t slot_count[PRIVILEGES][TLB_ACCESSES];
     uint64_t shunned[SHUNNED_ENTRIES]; /* guest-physical addresses of instructions: heat.c */
     _Atomic uint32_t generation;       /* counts units_forget(): older site numbers mean nothing */
     struct page_units *pages;
@@ -568,6 +569,11 @@ static inline uint64_t cache_address(const struct translate_vm *vm, uint32_t off
 static inline enum privilege mode_privilege(uint16_t mode)
 {
     return mode & MODE_USER ? PRIVILEGE_USER : PRIVILEGE_KERNEL;
+}
+/* The tables of the soft TLB for a privilege. */
+static inline enum tlb_privilege tlb_privilege(enum privilege privilege)
+{
+    return privilege == PRIVILEGE_USER ? TLB_USER : TLB_KERNEL;
 }
 /* Where units of a privilege find their jump cache and links, from the GS base. */
 static inline size_t jumps_offset(enum privilege privilege)
