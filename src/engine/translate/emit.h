@@ -159,6 +159,10 @@ static inline void emit_lea_full(struct emitter *e, bool w, unsigned reg, int ba
                                  unsigned scale, int32_t displacement)
 {
     static const uint8_t scale_bits[9] = {[1] = 0, [2] = 1, [4] = 2, [8] = 3};
+    if (w && index < 0 && base >= 0 && displacement == 0) {
+        emit_move(e, reg, (unsigned)base); /* the host renames it away */
+        return;
+    }
     if (index < 0 && base >= 0) {
         emit_memory(e, w, 0x8d, reg, (unsigned)base, displacement);
         return;
