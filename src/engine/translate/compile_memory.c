@@ -64,15 +64,8 @@ bool compile_address(struct compiler *c, const struct insn_operand *operand, uin
 
 void emit_check_index(struct emitter *e)
 {
-    enum { SHIFT = PAGE_SHIFT - 4 }; /* less log2(sizeof(struct tlb_entry)) */
-    static const uint8_t rorx[] = {0xc4, 0x43, 0xfb, 0xf0, 0xf5, SHIFT}; /* rorx r14, r13, SHIFT */
-    static const uint8_t shift[] = {0x4d, 0x89, 0xee,                    /* mov r14, r13 */
-                                    0x49, 0xc1, 0xee, SHIFT};            /* shr r14, SHIFT */
-    const uint8_t *bytes = e->has_bmi2 ? rorx : shift;
-    for (size_t i = 0; i < (e->has_bmi2 ? sizeof rorx : sizeof shift); i++) {
-        emit8(e, bytes[i]);
-    }
-    emit8(e, 0x41); /* and r14d, index mask */
+    emit_rotated(e, true, PAGE_SHIFT - 4); /* less log2(sizeof(struct tlb_entry)) */
+    emit8(e, 0x41);                        /* and r14d, index mask */
     emit8(e, 0x81);
     emit8(e, 0xe0 | (SCRATCH2 & 7));
     emit32(e, (TLB_ENTRIES - 1) * sizeof(struct tlb_entry));

@@ -19,8 +19,8 @@ static int stack_register(const struct insn *insn, ZydisMnemonic mnemonic)
 /* How many instructions from the current one push (or pop) a register other than RSP. */
 static unsigned run_length(const struct compiler *c, ZydisMnemonic mnemonic)
 {
-    unsigned count = 0;
-    while (count < RUN_MAX && c->current + count < c->count) {
+    unsigned count = 0, most = c->mode & MODE_PLAIN ? 1 : RUN_MAX;
+    while (count < most && c->current + count < c->count) {
         int gpr = stack_register(&c->insns[c->current + count], mnemonic);
         if (gpr < 0 || gpr == RSP) {
             break;
@@ -59,7 +59,7 @@ static bool push_run(struct compiler *c, unsigned count)
     uint32_t site = c->vm->site_count;
     emit_lea(&c->e, SCRATCH, GUEST_RSP, -size);
     compile_check(c, (unsigned)size, true);
-    c->vm->sites[site].is_ordered = count > 1; /* CR2 is the first push's, not the run's start */
+    c->vm->sites[site].is_group = count > 1; /* across pages, or with a fault: one by one */
     for (unsigned i = 0; i < count; i++) {
         int gpr = stack_register(&c->insns[c->current + i], ZYDIS_MNEMONIC_PUSH);
         store_register(c, gpr, size - 8 * (int32_t)(i + 1));
@@ -141,7 +141,7 @@ static void emit_return(struct compiler *c, uint32_t size)
 static bool pop_run(struct compiler *c, unsigned count)
 {
     unsigned next = c->current + count;
-    bool returns = next < c->count && is_plain_return(&c->insns[next]);
+    bool returns = !(c->mode & MODE_PLAIN) && next < c->count && is_plain_return(&c->insns[next]);
     int32_t size = 8 * (int32_t)(count + returns);
     if (returns) {
         flags_to_block(c);
@@ -150,7 +150,9 @@ static bool pop_run(struct compiler *c, unsigned count)
     }
     count_instructions(c, (int)(count + returns));
     emit_move(&c->e, SCRATCH, GUEST_RSP);
+    uint32_t site = c->vm->site_count;
     compile_check(c, (unsigned)size, false);
+    c->vm->sites[site].is_group = count + returns > 1;
     for (unsigned i = 0; i < count; i++) {
         load_register(c, stack_register(&c->insns[c->current + i], ZYDIS_MNEMONIC_POP),
                       8 * (int32_t)i);

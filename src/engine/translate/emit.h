@@ -194,6 +194,18 @@ static inline void emit_jump(struct emitter *e, uint32_t target)
     emit_relative(e, target);
 }
 
+/* R14 = R13 (or its lower half) to the right; only bits that come from above `count` matter. */
+static inline void emit_rotated(struct emitter *e, bool w, uint8_t count)
+{
+    const uint8_t rorx[] = {0xc4, 0x43, w ? 0xfb : 0x7b, 0xf0, 0xf5, count};
+    const uint8_t shift[] = {w ? 0x4d : 0x45, 0x89, 0xee,         /* mov r14, r13 */
+                             w ? 0x49 : 0x41, 0xc1, 0xee, count}; /* shr r14, count */
+    const uint8_t *bytes = e->has_bmi2 ? rorx : shift;
+    for (size_t i = 0; i < (e->has_bmi2 ? sizeof rorx : sizeof shift); i++) {
+        emit8(e, bytes[i]);
+    }
+}
+
 /* A forward branch whose target is set later: returns where the rel32 stands. */
 static inline uint8_t *emit_branch_forward(struct emitter *e, uint8_t condition)
 {

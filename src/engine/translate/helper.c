@@ -9,16 +9,13 @@
 
 /* ---- instructions in interp ---- */
 
-struct place place_of(struct block *block, uint32_t number)
+struct place place_at(const struct block *block, uint32_t number)
 {
     const struct translate_vm *vm = block->vm;
     const struct site *site = &vm->sites[number];
-    if (site->flags_home == FLAGS_RECIPE) {
-        block->saved_flags = recipe_flags(block->vcpu.state.gpr, block->recipe_kept, &site->recipe);
-    }
     const struct unit *unit = &vm->units[site->unit];
     bool is_inline = site->kind == SITE_EXECUTE && site->resume;
-    return (struct place){
+    struct place place = {
         .rip = unit->virtual_page + site->offset,
         .gpa = unit->page << PAGE_SHIFT | site->offset,
         .unit = unit,
@@ -27,8 +24,28 @@ struct place place_of(struct block *block, uint32_t number)
         .generation = vm->generation,
         .drops = block->drops,
         .uncounted = site->uncounted,
+        .recipe.kind = RECIPE_NONE,
         .length = site->size,
     };
+    if (site->flags_home == FLAGS_RECIPE) {
+        place.recipe = site->recipe;
+    }
+    return place;
+}
+
+void place_save_flags(struct block *block, const struct place *place)
+{
+    if (place->recipe.kind != RECIPE_NONE) {
+        block->saved_flags =
+            recipe_flags(block->vcpu.state.gpr, block->recipe_kept, &place->recipe);
+    }
+}
+
+struct place place_of(struct block *block, uint32_t number)
+{
+    struct place place = place_at(block, number);
+    place_save_flags(block, &place);
+    return place;
 }
 
 bool place_is_current(const struct block *block, const struct place *place)
@@ -151,16 +168,6 @@ uint64_t helper_deadline(struct block *block, uint32_t number)
     return block_leave(block, LEAVE_AGAIN);
 }
 
-static void fill_link(struct block *block, uint32_t link, uint64_t host)
-{
-    bool is_user = block->mode & MODE_USER;
-    uint32_t *filled = is_user ? &block->space->links_filled : &block->kernel_links_filled;
-    if (link >= *filled) {
-        *filled = link + 1;
-    }
-    *(is_user ? &block->space->data->links[link] : &block->kernel_links[link]) = host;
-}
-
 uint64_t helper_link(struct block *block, uint32_t number)
 {
     struct translate_vm *vm = block->vm;
@@ -176,7 +183,7 @@ uint64_t helper_link(struct block *block, uint32_t number)
             block->wanted_mode = block->mode;
             return block_leave(block, LEAVE_TRANSLATE);
         }
-        fill_link(block, site->link, host);
+        link_fill(block, site->link, host);
         block_trace(block, TRACE_CHAINS, "link", "slot", site->link);
         return host;
     }

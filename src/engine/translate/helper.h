@@ -18,11 +18,16 @@ struct place {
     uint64_t retry_address;  /* of the soft TLB check */
     uint32_t generation, drops;
     int uncounted;
-    unsigned length; /* of the instruction, where its site says so (site.size) */
+    struct recipe recipe; /* of the flags, which may be nowhere yet */
+    unsigned length;      /* of the instruction, where its site says so (site.size) */
 };
 
 /* ---- helper.c ---- */
-/* The place of a site; flags that are a recipe there are made and saved. */
+/* The place of a site. Only to go on there again: its flags may be a recipe. */
+struct place place_at(const struct block *block, uint32_t site);
+/* Before anything else: make and save flags that are a recipe at the place. */
+void place_save_flags(struct block *block, const struct place *place);
+/* Both. */
 struct place place_of(struct block *block, uint32_t site);
 /*
  * May the unit of a place be entered again in the middle? It must be the same, and the host

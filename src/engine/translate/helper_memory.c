@@ -37,45 +37,49 @@ static void count_miss(struct block *block, bool writes)
     block_trace(block, TRACE_EXITS, writes ? "write" : "read", "of", block->address);
 }
 
+/* The check succeeds now: make it again, unless this is not the unit any more. */
+static uint64_t goes_on_filled(struct block *block, const struct place *place, bool writes)
+{
+    if (writes && block->poll_now) {
+        /* The page may be one that is not watched any more: hear of it before the store. */
+        place_save_flags(block, place);
+        block_gather(block);
+        block->vcpu.state.rip = place->rip;
+        block->vcpu.instructions += (uint64_t)place->uncounted;
+        return block_resume(block, 0);
+    }
+    if (place_is_current(block, place)) {
+        return place->retry_address;
+    }
+    place_save_flags(block, place);
+    return place_start_over(block, place);
+}
+
 uint64_t helper_memory(struct block *block, uint32_t number)
 {
     const struct site *site = &block->vm->sites[number];
-    struct place place = place_of(block, number);
+    struct place place = place_at(block, number);
     bool is_group = site->is_group;
     gva_t gva = block->address;
     bool is_ordered = site->is_ordered || (gva & site->alignment);
     bool crosses = (gva & (PAGE_SIZE - 1)) + site->size > PAGE_SIZE || site->size == 255;
-    count_miss(block, site->kind == SITE_WRITE);
-    if (crosses && is_group) {
-        return place_start_over_plain(block, &place);
-    }
-    if (crosses || !is_canonical(gva) || site->is_masked) {
-        vcpu_count(&block->vcpu, COUNT_TLB_MISS_CROSS);
-        return place_execute(block, &place);
-    }
     uint32_t access =
         (site->kind == SITE_WRITE ? PF_WRITE : 0) | (block->mode & MODE_USER ? PF_USER : 0);
-    switch (tlb_fill(&block->vcpu, gva, access)) {
-    case TLB_FILLED:
-        vcpu_count(&block->vcpu, COUNT_TLB_MISS_FILLED);
-        if (access & PF_WRITE && block->poll_now) {
-            /* The page may be one that is not watched any more: hear of it before the store. */
-            block_gather(block);
-            block->vcpu.state.rip = place.rip;
-            block->vcpu.instructions += (uint64_t)place.uncounted;
-            return block_resume(block, 0);
-        }
-        return place_is_current(block, &place) ? place.retry_address
-                                               : place_start_over(block, &place);
-    case TLB_FAULT:
-        vcpu_count(&block->vcpu, COUNT_TLB_MISS_FAULT);
-        if (!is_group && !is_ordered) {
-            return deliver_fault(block, &place);
-        }
-        break;
-    case TLB_SLOW:
-        vcpu_count(&block->vcpu, COUNT_TLB_MISS_SLOW);
-        break;
+    enum tlb_fill fill = TLB_SLOW;
+    count_miss(block, site->kind == SITE_WRITE);
+    if (!crosses && is_canonical(gva) && !site->is_masked) {
+        fill = tlb_fill(&block->vcpu, gva, access);
+    }
+    vcpu_count(&block->vcpu, crosses              ? COUNT_TLB_MISS_CROSS
+                             : fill == TLB_FILLED ? COUNT_TLB_MISS_FILLED
+                             : fill == TLB_FAULT  ? COUNT_TLB_MISS_FAULT
+                                                  : COUNT_TLB_MISS_SLOW);
+    if (fill == TLB_FILLED) {
+        return goes_on_filled(block, &place, access & PF_WRITE);
+    }
+    place_save_flags(block, &place);
+    if (fill == TLB_FAULT && !is_group && !is_ordered) {
+        return deliver_fault(block, &place);
     }
     return is_group ? place_start_over_plain(block, &place) : place_execute(block, &place);
 }

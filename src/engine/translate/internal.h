@@ -33,11 +33,12 @@ enum {
     UNIT_MAX_HOST_BYTES = 20480, /* room that compiling one unit may need at most */
     UNITS_MAX = 1 << 19,
     SITES_MAX = 1 << 22,
-    KERNEL_LINKS_MAX = 1 << 16, /* cross-page exits of kernel code: a slot for each vCPU */
-    USER_LINKS_MAX = 1 << 15,   /* of user code: a slot for each vCPU and address space */
+    KERNEL_LINKS_MAX = 1 << 17, /* cross-page exits of kernel code: a slot for each vCPU */
+    USER_LINKS_MAX = 1 << 18,   /* of user code: a slot for each vCPU and address space */
+    LINKS_NOTED = 1 << 12,      /* filled slots that can be emptied one by one */
     SPACES_MAX = 8,             /* address spaces whose soft TLB is kept */
     JUMP_ENTRIES = 1 << 10,
-    PLAIN_ENTRIES = 1 << 6,
+    PLAIN_ENTRIES = 1 << 9,
     EXEC_ENTRIES = 1 << 6,
     SAMPLES = 32,           /* that tell what is hot */
     SHUNNED_ENTRIES = 4096, /* places where slots do not pay */
@@ -85,6 +86,19 @@ struct jump_entry {
     uint64_t host;
 };
 
+/* Functions begin at multiples of 16: higher bits are needed, too. emit_jump_lookup() does the
+ * same. */
+static inline unsigned jump_index(uint64_t gva)
+{
+    return ((uint32_t)gva + ((uint32_t)gva >> 10)) & (JUMP_ENTRIES - 1);
+}
+
+/* Which slots of links hold something: those noted or, when there are more, any below `end`. */
+struct filled_links {
+    uint32_t count, end;
+    uint32_t noted[LINKS_NOTED];
+};
+
 /* The part of the vCPU block that each address space has of its own. */
 struct space_data {
     struct tlb tlb;
@@ -97,7 +111,7 @@ struct space {
     struct space_data *data; /* right behind it */
     uint64_t root;           /* CR3 less PCID and flags; valid if in_use */
     uint64_t last_used;
-    uint32_t links_filled; /* slots below this may hold something */
+    struct filled_links filled;
     bool jumps_filled;
     uint16_t pcid;
     uint16_t mode; /* of the units that its user code was looked up as */
@@ -141,12 +155,13 @@ struct block {
     struct jump_entry kernel_jumps[JUMP_ENTRIES];
     /* to MODE_PLAIN units; forgotten with any other */
     struct jump_entry plain_jumps[PRIVILEGES][PLAIN_ENTRIES];
+    bool plain_filled; /* one of them may hold something */
     uint64_t kernel_links[KERNEL_LINKS_MAX];
 
     /* ---- used by C only ---- */
     struct translate_vm *vm;
     uint64_t deadline; /* of vcpu.instructions: then run() is left */
-    uint32_t kernel_links_filled;
+    struct filled_links kernel_filled;
     bool kernel_is_local;
     enum leave_reason reason;
     enum step step;
@@ -317,6 +332,7 @@ struct translate_vm {
     struct site *sites;
     uint32_t site_count;
     uint32_t link_count[PRIVILEGES];
+    uint32_t links_ready[PRIVILEGES]; /* slots below hold an address in every vCPU */
     /* Slots given out so far; they are used in turn. */
     uint32_t slot_count[PRIVILEGES][TLB_ACCESSES];
     uint64_t shunned[SHUNNED_ENTRIES]; /* guest-physical addresses of instructions: heat.c */
@@ -440,6 +456,10 @@ void compile(struct block *block, gva_t gva, gpa_t gpa, uint64_t second_page, ui
 int spaces_init(struct block *block);
 /* Fill in what never may be zero: links and invalid entries. */
 void spaces_reset(struct block *block);
+/* Make the slots ready that the next unit may use: they are touched no earlier. With vm->lock. */
+void links_prepare(struct translate_vm *vm);
+/* A slot of the block's current privilege and space gets the address of what it leads to. */
+void link_fill(struct block *block, uint32_t link, uint64_t host);
 void spaces_fini(struct block *block);
 /* Forget the look-ups of one privilege in the current space. */
 void space_forget_lookups(struct block *block, enum privilege privilege);

@@ -61,9 +61,9 @@ uint64_t block_leave_step(struct block *block, enum step step)
 static struct jump_entry *jump_entry(struct block *block, uint64_t rip, uint16_t mode)
 {
     if (mode & MODE_PLAIN) {
-        return &block->plain_jumps[mode_privilege(mode)][rip & (PLAIN_ENTRIES - 1)];
+        return &block->plain_jumps[mode_privilege(mode)][jump_index(rip) & (PLAIN_ENTRIES - 1)];
     }
-    return &block_jumps(block, mode_privilege(mode))[rip & (JUMP_ENTRIES - 1)];
+    return &block_jumps(block, mode_privilege(mode))[jump_index(rip)];
 }
 
 uint64_t block_find(struct block *block, uint64_t rip, uint16_t mode)
@@ -86,7 +86,11 @@ uint64_t block_find(struct block *block, uint64_t rip, uint16_t mode)
     if (host) {
         jump->gva = rip;
         jump->host = host;
-        block->space->jumps_filled = true;
+        if (mode & MODE_PLAIN) {
+            block->plain_filled = true;
+        } else {
+            block->space->jumps_filled = true;
+        }
     }
     return host;
 }

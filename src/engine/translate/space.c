@@ -26,16 +26,75 @@ static void jumps_clear(struct jump_entry *jumps, unsigned count)
 
 static void plain_jumps_clear(struct block *block)
 {
+    if (!block->plain_filled) {
+        return;
+    }
+    block->plain_filled = false;
     for (unsigned p = 0; p < PRIVILEGES; p++) {
         jumps_clear(block->plain_jumps[p], PLAIN_ENTRIES);
     }
 }
 
-static void links_clear(struct block *block, uint64_t *links, uint32_t count)
+static void links_empty(struct block *block, uint64_t *links, uint32_t first, uint32_t end)
 {
     uint64_t unresolved = cache_address(block->vm, block->vm->stubs.link);
-    for (uint32_t i = 0; i < count; i++) {
+    for (uint32_t i = first; i < end; i++) {
         links[i] = unresolved;
+    }
+}
+
+/* Large programs have very many slots, and flushes are frequent: few are filled between two. */
+static void links_clear(struct block *block, uint64_t *links, struct filled_links *filled)
+{
+    if (filled->count > LINKS_NOTED) {
+        links_empty(block, links, 0, filled->end);
+    } else {
+        for (uint32_t i = 0; i < filled->count; i++) {
+            links_empty(block, links, filled->noted[i], filled->noted[i] + 1);
+        }
+    }
+    filled->count = filled->end = 0;
+}
+
+void link_fill(struct block *block, uint32_t link, uint64_t host)
+{
+    bool is_user = block->mode & MODE_USER;
+    struct filled_links *filled = is_user ? &block->space->filled : &block->kernel_filled;
+    if (filled->count < LINKS_NOTED) {
+        filled->noted[filled->count] = link;
+    }
+    filled->count += filled->count <= LINKS_NOTED;
+    filled->end = link >= filled->end ? link + 1 : filled->end;
+    *(is_user ? &block->space->data->links[link] : &block->kernel_links[link]) = host;
+}
+
+static void block_prepare_links(struct block *block, enum privilege privilege, uint32_t first,
+                                uint32_t end)
+{
+    if (privilege == PRIVILEGE_KERNEL) {
+        links_empty(block, block->kernel_links, first, end);
+        return;
+    }
+    for (unsigned i = 0; i < SPACES_MAX; i++) {
+        links_empty(block, block->spaces[i].data->links, first, end);
+    }
+}
+
+void links_prepare(struct translate_vm *vm)
+{
+    enum { PIECE = 512 }; /* slots of a page */
+    static const uint32_t limits[PRIVILEGES] = {KERNEL_LINKS_MAX, USER_LINKS_MAX};
+    for (unsigned p = 0; p < PRIVILEGES; p++) {
+        while (vm->links_ready[p] < limits[p] &&
+               vm->links_ready[p] < vm->link_count[p] + 2 * UNIT_MAX_INSTRUCTIONS) {
+            uint32_t first = vm->links_ready[p];
+            for (unsigned i = 0; i < vm->block_count; i++) {
+                if (vm->blocks[i]) {
+                    block_prepare_links(vm->blocks[i], (enum privilege)p, first, first + PIECE);
+                }
+            }
+            vm->links_ready[p] = first + PIECE;
+        }
     }
 }
 
@@ -102,11 +161,10 @@ static void user_forget(struct block *block, struct space *space)
 {
     if (space->jumps_filled) {
         jumps_clear(space->data->jumps, JUMP_ENTRIES);
-        plain_jumps_clear(block);
         space->jumps_filled = false;
     }
-    links_clear(block, space->data->links, space->links_filled);
-    space->links_filled = 0;
+    plain_jumps_clear(block);
+    links_clear(block, space->data->links, &space->filled);
     if (space == block->space) {
         exec_clear(block, PRIVILEGE_USER);
         stack_reset(block, PRIVILEGE_USER);
@@ -117,8 +175,7 @@ static void kernel_forget(struct block *block)
 {
     jumps_clear(block->kernel_jumps, JUMP_ENTRIES);
     plain_jumps_clear(block);
-    links_clear(block, block->kernel_links, block->kernel_links_filled);
-    block->kernel_links_filled = 0;
+    links_clear(block, block->kernel_links, &block->kernel_filled);
     block->kernel_is_local = false;
     exec_pages_clear(block, PRIVILEGE_KERNEL);
     exec_clear(block, PRIVILEGE_KERNEL);
@@ -138,12 +195,14 @@ void space_forget_lookups(struct block *block, enum privilege privilege)
 
 void spaces_reset(struct block *block)
 {
+    block->plain_filled = true;
+    for (unsigned p = 0; p < PRIVILEGES; p++) {
+        block_prepare_links(block, (enum privilege)p, 0, block->vm->links_ready[p]);
+    }
     for (unsigned i = 0; i < SPACES_MAX; i++) {
-        links_clear(block, block->spaces[i].data->links, USER_LINKS_MAX);
         jumps_clear(block->spaces[i].data->jumps, JUMP_ENTRIES);
         tlb_flush_all(&block->spaces[i].data->tlb);
     }
-    links_clear(block, block->kernel_links, KERNEL_LINKS_MAX);
     kernel_forget(block);
 }
 

@@ -40,6 +40,7 @@ static int setup(void **state)
     }
     fixture.block = (struct block *)fixture.engine.vcpu;
     fixture.block->vcpu.state.cr4 |= CR4_PCIDE;
+    links_prepare(fixture.block->vm);
     fixture.unresolved = cache_address(fixture.block->vm, fixture.block->vm->stubs.link);
     return 0;
 }
@@ -63,13 +64,22 @@ static void flush(struct block *block, enum flush_kind kind, gva_t gva, uint16_t
     translate_hooks.flush(&block->vcpu, kind, gva, pcid);
 }
 
+static void fill(struct block *block, enum privilege privilege, uint32_t link)
+{
+    uint16_t mode = block->mode;
+    block->mode = privilege == PRIVILEGE_USER ? MODE_CODE64 | MODE_USER : MODE_CODE64;
+    link_fill(block, link, HOST);
+    block->mode = mode;
+}
+
 /* As the helpers fill in what they have looked up. */
 static void fill_user(struct block *block)
 {
     block->space->data->jumps[JUMP] = (struct jump_entry){USER_PAGE + JUMP, HOST};
     block->space->jumps_filled = true;
-    block->space->data->links[LINK] = HOST;
-    block->space->links_filled = LINK + 1;
+    block->plain_jumps[PRIVILEGE_USER][JUMP] = (struct jump_entry){USER_PAGE + JUMP, HOST};
+    block->plain_filled = true;
+    fill(block, PRIVILEGE_USER, LINK);
     block->exec_pages[PRIVILEGE_USER][exec_page_bit(USER_PAGE) >> 6] |=
         1ull << (exec_page_bit(USER_PAGE) & 63);
 }
@@ -77,8 +87,7 @@ static void fill_user(struct block *block)
 static void fill_kernel(struct block *block)
 {
     block->kernel_jumps[JUMP] = (struct jump_entry){KERNEL_PAGE + JUMP, HOST};
-    block->kernel_links[LINK] = HOST;
-    block->kernel_links_filled = LINK + 1;
+    fill(block, PRIVILEGE_KERNEL, LINK);
     block->exec_pages[PRIVILEGE_KERNEL][exec_page_bit(KERNEL_PAGE) >> 6] |=
         1ull << (exec_page_bit(KERNEL_PAGE) & 63);
 }
@@ -87,6 +96,8 @@ static void check_user(const struct fixture *fixture, bool there)
 {
     const struct space_data *data = fixture->block->space->data;
     assert_int_equal(data->jumps[JUMP].gva == USER_PAGE + JUMP, there);
+    const struct jump_entry *plain = &fixture->block->plain_jumps[PRIVILEGE_USER][JUMP];
+    assert_true(there || plain->gva != USER_PAGE + JUMP);
     assert_int_equal(data->links[LINK], there ? HOST : fixture->unresolved);
 }
 
@@ -186,6 +197,60 @@ static void one_page_can_be_flushed(void **state)
     check_kernel(fixture, false);
 }
 
+static bool are_unresolved(const struct fixture *fixture, const uint64_t *links, uint32_t end)
+{
+    for (uint32_t i = 0; i < end; i++) {
+        if (links[i] != fixture->unresolved) {
+            return false;
+        }
+    }
+    return true;
+}
+
+/* A large program has more links than can be noted one by one. */
+static void any_number_of_links_is_forgotten(void **state)
+{
+    struct fixture *fixture = *state;
+    struct block *block = fixture->block;
+    const uint32_t numbers[] = {1, LINKS_NOTED - 1, LINKS_NOTED, LINKS_NOTED + 1, 3 * LINKS_NOTED};
+    block->vm->link_count[PRIVILEGE_KERNEL] = 3 * LINKS_NOTED;
+    block->vm->link_count[PRIVILEGE_USER] = 3 * LINKS_NOTED;
+    links_prepare(block->vm);
+    for (unsigned p = 0; p < PRIVILEGES; p++) {
+        const uint64_t *links =
+            p == PRIVILEGE_USER ? block->space->data->links : block->kernel_links;
+        for (unsigned i = 0; i < ARRAY_SIZE(numbers); i++) {
+            for (uint32_t n = numbers[i]; n-- > 0;) {
+                fill(block, (enum privilege)p, n); /* the last one first */
+            }
+            assert_int_equal(links[numbers[i] - 1], HOST);
+            space_forget_lookups(block, (enum privilege)p);
+            assert_true(are_unresolved(fixture, links, 3 * LINKS_NOTED));
+        }
+    }
+}
+
+static void links_are_ready_before_they_are_used(void **state)
+{
+    struct fixture *fixture = *state;
+    struct translate_vm *vm = fixture->block->vm;
+    const uint32_t limits[PRIVILEGES] = {KERNEL_LINKS_MAX, USER_LINKS_MAX};
+    for (unsigned p = 0; p < PRIVILEGES; p++) {
+        for (; !units_are_full(vm); vm->link_count[p] += UNIT_MAX_INSTRUCTIONS) {
+            links_prepare(vm);
+            assert_true(vm->links_ready[p] >= vm->link_count[p] + 2 * UNIT_MAX_INSTRUCTIONS);
+            assert_true(vm->links_ready[p] <= limits[p]);
+        }
+        vm->link_count[p] = 0;
+    }
+    assert_true(
+        are_unresolved(fixture, fixture->block->kernel_links, vm->links_ready[PRIVILEGE_KERNEL]));
+    for (unsigned i = 0; i < SPACES_MAX; i++) {
+        assert_true(are_unresolved(fixture, fixture->block->spaces[i].data->links,
+                                   vm->links_ready[PRIVILEGE_USER]));
+    }
+}
+
 static void kernel_code_is_kept_if_it_is_global(void **state)
 {
     struct fixture *fixture = *state;
@@ -242,6 +307,8 @@ int main(void)
         TEST(without_pcids_there_is_one),
         TEST(one_pcid_can_be_flushed),
         TEST(one_page_can_be_flushed),
+        TEST(any_number_of_links_is_forgotten),
+        TEST(links_are_ready_before_they_are_used),
         TEST(kernel_code_is_kept_if_it_is_global),
         TEST(returns_do_not_cross_a_switch),
         TEST(a_block_is_the_same_through_all_spaces),

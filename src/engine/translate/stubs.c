@@ -100,8 +100,9 @@ static void emit_gs_scaled(struct emitter *e, bool w, uint8_t opcode, unsigned r
 
 uint8_t *emit_jump_lookup(struct emitter *e, enum privilege privilege)
 {
-    /* R14 = twice the entry's number: scaled by 8 it is the entry's offset. */
-    emit_lea_full(e, false, SCRATCH2, SCRATCH, SCRATCH, 1, 0);
+    /* R14 = twice the entry's number (jump_index()): scaled by 8 it is the entry's offset. */
+    emit_rotated(e, false, 9);
+    emit_lea_full(e, false, SCRATCH2, SCRATCH2, SCRATCH, 2, 0);
     emit8(e, 0x41); /* and r14d, 2 * (JUMP_ENTRIES - 1) */
     emit8(e, 0x81);
     emit8(e, 0xe0 | (SCRATCH2 & 7));
@@ -138,7 +139,8 @@ static uint32_t emit_indirect(struct emitter *e, enum privilege privilege, uint3
 
 void stubs_make(struct translate_vm *vm)
 {
-    struct emitter e = {.at = vm->cache.write, .base = vm->cache.write};
+    struct emitter e = {
+        .at = vm->cache.write, .base = vm->cache.write, .has_bmi2 = __builtin_cpu_supports("bmi2")};
     struct stubs *stubs = &vm->stubs;
     stubs->enter = emit_enter(&e);
     stubs->leave = emit_leave(&e);

@@ -8,7 +8,7 @@
 #include "base/error.h"
 #include "engine/translate/internal.h"
 
-enum { UNIT_HASH = 1 << 16, PAGE_HASH = 1 << 14, PAGES_MAX = 1 << 17 };
+enum { UNIT_HASH = 1 << 18, PAGE_HASH = 1 << 14, PAGES_MAX = 1 << 17 };
 
 static void *reserve(size_t size)
 {
@@ -47,10 +47,12 @@ void units_fini(struct translate_vm *vm)
     unreserve(vm->page_hash, sizeof(uint32_t) * PAGE_HASH);
 }
 
-static uint32_t *unit_bucket(struct translate_vm *vm, uint64_t page, uint16_t offset)
+/* A shared library is at another virtual page in each process: that page is part of the key. */
+static uint32_t *unit_bucket(struct translate_vm *vm, uint64_t page, uint16_t offset,
+                             uint64_t virtual_page)
 {
-    uint64_t key = (page << PAGE_SHIFT | offset) * 0x9e3779b97f4a7c15ull;
-    return &vm->unit_hash[key >> 48 & (UNIT_HASH - 1)];
+    uint64_t key = ((page << PAGE_SHIFT | offset) ^ virtual_page << 20) * 0x9e3779b97f4a7c15ull;
+    return &vm->unit_hash[key >> 46 & (UNIT_HASH - 1)];
 }
 
 static uint32_t *page_bucket(struct translate_vm *vm, uint64_t page)
@@ -151,7 +153,8 @@ static bool is_version_of(const struct unit *a, const struct unit *b)
 struct unit *unit_find(struct translate_vm *vm, uint64_t page, uint64_t second_page,
                        uint16_t offset, uint64_t virtual_page, uint16_t mode)
 {
-    for (uint32_t n = *unit_bucket(vm, page, offset); n; n = vm->units[n].next_in_hash) {
+    for (uint32_t n = *unit_bucket(vm, page, offset, virtual_page); n;
+         n = vm->units[n].next_in_hash) {
         struct unit *unit = &vm->units[n];
         if (unit->page == page && unit->offset == offset && unit->mode == mode &&
             unit->virtual_page == virtual_page &&
@@ -166,7 +169,7 @@ struct unit *unit_find(struct translate_vm *vm, uint64_t page, uint64_t second_p
 struct unit *unit_version(struct translate_vm *vm, const struct unit *unit)
 {
     /* The youngest come first. */
-    for (uint32_t n = *unit_bucket(vm, unit->page, unit->offset); n;
+    for (uint32_t n = *unit_bucket(vm, unit->page, unit->offset, unit->virtual_page); n;
          n = vm->units[n].next_in_hash) {
         if (is_version_of(&vm->units[n], unit) && &vm->units[n] < unit) {
             return &vm->units[n];
@@ -207,7 +210,7 @@ static uint64_t unit_lines(const struct unit *unit)
 void unit_add(struct translate_vm *vm, struct unit *unit)
 {
     uint32_t number = unit_number(vm, unit);
-    uint32_t *bucket = unit_bucket(vm, unit->page, unit->offset);
+    uint32_t *bucket = unit_bucket(vm, unit->page, unit->offset, unit->virtual_page);
     unit->next_in_hash = *bucket;
     *bucket = number;
 
@@ -276,7 +279,7 @@ static void unit_end(struct translate_vm *vm, struct unit *unit)
         return; /* by way of its other page */
     }
     uint32_t number = unit_number(vm, unit);
-    uint32_t *link = unit_bucket(vm, unit->page, unit->offset);
+    uint32_t *link = unit_bucket(vm, unit->page, unit->offset, unit->virtual_page);
     while (*link != number) {
         link = &vm->units[*link].next_in_hash;
     }

@@ -177,16 +177,18 @@ static int translate_vcpu_new(struct engine_vm *engine, unsigned index,
         return result;
     }
     vcpu->hooks = &translate_hooks;
-    spaces_reset(block);
-    vcpu_mode_changed(vcpu);
-    space_activate(block);
-    block_set_activity(block, COUNT_SAMPLE_HELPERS);
     pthread_mutex_lock(&vm->world_lock);
     vm->blocks[index] = block;
     if (index >= vm->block_count) {
         vm->block_count = index + 1;
     }
     pthread_mutex_unlock(&vm->world_lock);
+    pthread_mutex_lock(&vm->lock); /* links that are made ready from now on are ready here, too */
+    spaces_reset(block);
+    pthread_mutex_unlock(&vm->lock);
+    vcpu_mode_changed(vcpu);
+    space_activate(block);
+    block_set_activity(block, COUNT_SAMPLE_HELPERS);
     *ret_vcpu = (struct engine_vcpu *)block;
     return 0;
 }
@@ -310,8 +312,10 @@ static enum step translate_here(struct block *block)
         /* Another vCPU forgot everything meanwhile, maybe the mark of a page too: once more. */
         pages_begin_compile(vm, page, second);
     } else if ((is_watched || is_checked) &&
+               !units_are_full(vm) && /* others have compiled since make_room() */
                !unit_find(vm, page, second, gpa & (PAGE_SIZE - 1), align_down(rip, PAGE_SIZE),
                           block->wanted_mode)) {
+        links_prepare(vm);
         compile(block, rip, gpa, second, block->wanted_mode, is_checked);
     }
     pages_end_compile(vm, page, second);
