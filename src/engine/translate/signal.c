@@ -62,15 +62,17 @@ static void on_kick(int number, siginfo_t *info, void *context)
         return;
     }
     if (is_sample) {
-        if (!heat_sample(block, (uint64_t)((ucontext_t *)context)->uc_mcontext.gregs[REG_RIP])) {
-            return;
+        if (heat_sample(block, (uint64_t)((ucontext_t *)context)->uc_mcontext.gregs[REG_RIP])) {
+            atomic_fetch_or(&block->vcpu.kicks, KICK_HOT);
+            block->poll_now = 1;
         }
-        atomic_fetch_or(&block->vcpu.kicks, KICK_HOT);
-        block->poll_now = 1;
     } else {
         vcpu_count(&block->vcpu, COUNT_KICK_SIGNALS);
     }
-    poll_page_set(block, PROT_NONE);
+    /* Signals that wait are one: behind the timer's there may be a kick. */
+    if (block->poll_now) {
+        poll_page_set(block, PROT_NONE);
+    }
 }
 
 /*

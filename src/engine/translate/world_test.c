@@ -3,8 +3,10 @@
  * who waits for the machine does not keep the others waiting.
  */
 #include <setjmp.h>
+#include <signal.h>
 #include <stdarg.h>
 #include <stddef.h>
+#include <sys/syscall.h>
 
 #include <cmocka.h>
 
@@ -23,6 +25,8 @@ struct start {
     unsigned index;
 };
 
+static _Atomic pid_t vcpu_task; /* of the vCPU that started last */
+
 static void *vcpu_thread(void *argument)
 {
     struct start *start = argument;
@@ -32,7 +36,9 @@ static void *vcpu_thread(void *argument)
     int r = translate_engine.vcpu_new((struct engine_vm *)start->fixture->vm, start->index, &vcpu);
     if (r == 0) {
         translate_engine.set_state(vcpu, &state);
-        r = translate_engine.run(vcpu) == EXIT_HALT ? 0 : -1;
+        vcpu_task = (pid_t)syscall(SYS_gettid);
+        enum exit_kind exit = translate_engine.run(vcpu);
+        r = exit == EXIT_HALT || exit == EXIT_INTERRUPTED ? 0 : -1;
         translate_engine.get_state(vcpu, &state);
         start->fixture->rounds[start->index] = state.gpr[RCX];
         translate_engine.vcpu_free(vcpu);
@@ -166,6 +172,30 @@ static void a_loop_is_stopped_by_the_signal(void **state)
     run_vcpus(fixture, 1, stop_a_loop);
 }
 
+/*
+ * The sampler's timer and a kick have the same signal, and two that wait become one, which tells
+ * of the timer.
+ */
+static void hide_a_kick(struct fixture *fixture)
+{
+    while (number_at(fixture, WHOLE) == 0) {
+        usleep(50);
+    }
+    struct block *block = fixture->vm->blocks[0];
+    atomic_fetch_or(&block->vcpu.kicks, KICK_STOP);
+    block->poll_now = 1;
+    siginfo_t timer = {.si_signo = SIGUSR1, .si_code = SI_TIMER};
+    assert_int_equal(syscall(SYS_rt_tgsigqueueinfo, getpid(), vcpu_task, SIGUSR1, &timer), 0);
+}
+
+static void a_kick_behind_the_samplers_signal_is_heard(void **state)
+{
+    struct fixture *fixture = *state;
+    put(fixture, CODE, "\x48\xff\x04\x25\x00\xb1\0\0\xeb\xf6",
+        10); /* 1: inc qword [WHOLE]; jmp 1b */
+    run_vcpus(fixture, 1, hide_a_kick);
+}
+
 /* A vCPU waits for a device: the world can be stopped, and then the vCPU does not come back. */
 static void stop_around_device(struct fixture *fixture)
 {
@@ -194,6 +224,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         TEST(nothing_runs_and_nothing_is_lost),
         TEST(a_loop_is_stopped_by_the_signal),
+        TEST(a_kick_behind_the_samplers_signal_is_heard),
         TEST(who_waits_for_the_machine_is_at_a_safe_point),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
