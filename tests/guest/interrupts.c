@@ -28,6 +28,12 @@ SNIPPET(popf_window, "pushq $0x202; popfq; nop; nop; cli");
 SNIPPET(sti_hlt, "sti; hlt; nop; cli");
 SNIPPET(wait_loop, "sti; 1: jmp 1b");
 SNIPPET(wait_count, "sti; 1: inc %rax; cmp $-1, %rax; jne 1b");
+SNIPPET(call_back, "sti; call 1f; 1: pop %rax; call 1b");
+SNIPPET(call_back_jump, "sti; jmp 2f; 1: lea 8(%rsp), %rsp; jmp 2f; nop; 2: call 1b");
+SNIPPET(call_there, "lea 1f(%rip), %rcx; sti; call 1f; 1: pop %rax; call *%rcx");
+SNIPPET(jump_there, "lea 1f(%rip), %rcx; sti; 1: jmp *%rcx");
+SNIPPET(return_there, "lea 1f(%rip), %rcx; sti; 1: push %rcx; ret");
+SNIPPET(count_down, "sti; 1: mov $2, %ecx; 2: loop 2b; jrcxz 1b");
 SNIPPET(iret_window, "mov %rsp, %rax; pushq $0x10; push %rax; pushq $0x202; pushq $8;"
                      "lea 1f(%rip), %rax; push %rax; iretq; 1: nop; nop; cli");
 SNIPPET(send_nmi, "movl $0x400, 0x300(%rdi); 1: jmp 1b");
@@ -125,6 +131,24 @@ static void test_priority(void)
     __asm__ volatile("mov %0, %%cr8" ::"r"(0ul));
 }
 
+/* Every way to go around in circles. */
+static void test_loops(void)
+{
+    static const struct {
+        const char *name, *code;
+    } loops[] = {
+        {"calls backwards", call_back}, {"a call backwards, a jump onwards", call_back_jump},
+        {"indirect calls", call_there}, {"indirect jumps", jump_there},
+        {"returns", return_there},      {"LOOP and JRCXZ", count_down}};
+    APIC(0x3e0) = 0xb;
+    APIC(0x320) = TIMER_VECTOR;
+    for (unsigned i = 0; i < sizeof loops / sizeof loops[0]; i++) {
+        APIC(0x380) = 3000000;
+        check(loops[i].name, run(loops[i].code, 0).vector, TIMER_VECTOR);
+        end_of_interrupt();
+    }
+}
+
 static void test_apic_timer(void)
 {
     APIC(0x3e0) = 0xb; /* divide by 1 */
@@ -202,6 +226,7 @@ void test_main(void)
     pic_setup(0xff);
     test_windows();
     test_priority();
+    test_loops();
     test_apic_timer();
     test_pic();
     test_nmi();

@@ -45,7 +45,7 @@ void compile_branch_poll(struct compiler *c)
     emit_gs(&c->e, false, OP_LOAD, SCRATCH2, POLL_OFFSET);
 }
 
-static void emit_loop_poll(struct compiler *c, uint64_t target)
+void emit_loop_poll(struct compiler *c, uint64_t target)
 {
     if (target <= compiler_pc(c)) {
         compile_branch_poll(c);

@@ -266,8 +266,10 @@ bool compile_call(struct compiler *c)
     flags_to_block(c);
     count_instructions(c, 1);
     if (insn->operands[0].type == ZYDIS_OPERAND_TYPE_IMMEDIATE && !is_variable(c, c->current)) {
+        uint64_t target = compiler_next_pc(c) + insn->operands[0].imm.value.u;
+        emit_loop_poll(c, target); /* a cycle of such calls need not ever return */
         emit_call_frame(c);
-        compile_direct(c, 0xe8, compiler_next_pc(c) + insn->operands[0].imm.value.u);
+        compile_direct(c, 0xe8, target);
         c->ended = false;
     } else {
         compile_branch_poll(c);

@@ -269,6 +269,8 @@ void compile_direct(struct compiler *c, uint8_t opcode, uint64_t target);
  * making it. Uses R14.
  */
 void compile_branch_poll(struct compiler *c);
+/* The same before a direct branch, if it goes backwards. */
+void emit_loop_poll(struct compiler *c, uint64_t target);
 /* Remember the indirect branch, for the case that its target is not canonical. */
 void emit_indirect_note(struct compiler *c, uint32_t site);
 /* Load the target of an indirect branch into R13; false if it is left to interp. */
