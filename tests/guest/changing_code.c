@@ -405,6 +405,25 @@ static void test_across(void)
     check("changed and remapped", wrong, 0);
 }
 
+/* The last instructions of a page; the next page is no RAM. */
+static void test_end(void)
+{
+    enum { NOWHERE = 0xe0000000 };
+    unsigned wrong = 0, at = 4096 - 7;
+    map(AREA + 0x1000, NOWHERE, PTE_P | PTE_W | PTE_PCD);
+    invlpg(AREA + 0x1000);
+    put(first, op_mov32, op_mov32_end + 2);
+    put(first + at, op_mov32, op_mov32_end + 2);
+    for (unsigned round = 0; round < ROUNDS; round++) {
+        first[1] = first[at + 1] = (uint8_t)round;
+        wrong += (run_at(AREA, 0, 0).gpr[RAX] & 0xff) != (uint8_t)round;
+        wrong += (run_at(AREA + at, 0, 0).gpr[RAX] & 0xff) != (uint8_t)round;
+    }
+    check("changed in front of a page that is no RAM", wrong, 0);
+    map(AREA + 0x1000, (uintptr_t)second, PTE_P | PTE_W);
+    invlpg(AREA + 0x1000);
+}
+
 /* As a compiler does: functions at new places of a page that has some, each called a few times. */
 static void test_writer(void)
 {
@@ -440,5 +459,6 @@ void test_main(void)
     test_loops();
     test_middle();
     test_across();
+    test_end();
     test_writer();
 }

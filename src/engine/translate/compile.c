@@ -509,7 +509,7 @@ static void count_unit(const struct compiler *c, uint64_t start)
     }
 }
 
-void compile(struct block *block, gva_t gva, gpa_t gpa, uint64_t second_page, uint16_t mode,
+bool compile(struct block *block, gva_t gva, gpa_t gpa, uint64_t second_page, uint16_t mode,
              bool checks)
 {
     static _Thread_local struct workspace work;
@@ -542,7 +542,7 @@ void compile(struct block *block, gva_t gva, gpa_t gpa, uint64_t second_page, ui
         .marks = trace_marks_begin(vm),
     };
     if (!read_pages(&c, gpa, second_page)) {
-        return;
+        return false;
     }
     decode_unit(&c);
     if (c.count == 0 && c.end_result == DECODE_TRUNCATED && second_page != NO_PAGE) {
@@ -550,7 +550,7 @@ void compile(struct block *block, gva_t gva, gpa_t gpa, uint64_t second_page, ui
         decode_across(&c);
     }
     if (checks && !source_init(&c)) {
-        return;
+        return false;
     }
     emit_all(&c);
     vm->cache.used = unit->end;
@@ -563,4 +563,5 @@ void compile(struct block *block, gva_t gva, gpa_t gpa, uint64_t second_page, ui
     }
     unit_add(vm, unit);
     count_unit(&c, start);
+    return true;
 }

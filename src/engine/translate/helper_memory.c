@@ -247,18 +247,17 @@ uint64_t helper_string(struct block *block, uint32_t number)
     if (block->vcpu.state.rflags & FLAG_DF) {
         return place_execute(block, &place);
     }
-    while (gpr[RCX]) {
-        if (block->poll_now) {
-            block_gather(block);
-            block->vcpu.state.rip = place.rip;
-            return block_resume(block, 0);
-        }
+    while (gpr[RCX] && !block->poll_now) {
         if (!string_piece(block, size, is_store)) {
             return place_execute(block, &place);
         }
     }
-    if (place_is_current(block, &place)) {
-        return place.inline_address;
+    /* Also behind the last piece: it may be new code, in a page that is not watched any more. */
+    if (block->poll_now) {
+        block_gather(block);
+        block->vcpu.state.rip = place.rip;
+        return block_resume(block, 0);
     }
-    return place_start_over(block, &place); /* with a count of zero */
+    /* With a count of zero. */
+    return place_is_current(block, &place) ? place.inline_address : place_start_over(block, &place);
 }

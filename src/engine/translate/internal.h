@@ -447,9 +447,9 @@ void stubs_make(struct translate_vm *vm);
 /* ---- compile.c ---- */
 /*
  * Translate at gva, which is at gpa; the next virtual page is at second_page (or NO_PAGE). The
- * unit `checks` itself, or its pages are watched.
+ * unit `checks` itself, or its pages are watched. False if a page is not RAM.
  */
-void compile(struct block *block, gva_t gva, gpa_t gpa, uint64_t second_page, uint16_t mode,
+bool compile(struct block *block, gva_t gva, gpa_t gpa, uint64_t second_page, uint16_t mode,
              bool checks);
 
 /* ---- space.c ---- */

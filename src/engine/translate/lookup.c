@@ -133,7 +133,6 @@ static bool poll_kicks(struct block *block)
     if (kicks & KICK_CODE) {
         atomic_fetch_and(&block->vcpu.kicks, ~(uint32_t)KICK_CODE);
         spaces_forget_code(block);
-        block->decoded_valid = false;
     }
     if (kicks & KICK_INTERRUPT && !(block->vcpu.state.rflags & FLAG_IF)) {
         kicks &= ~(uint32_t)KICK_INTERRUPT; /* STI and POPF look again */

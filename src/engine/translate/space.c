@@ -216,6 +216,7 @@ void spaces_forget_code(struct block *block)
     }
     exec_pages_clear(block, PRIVILEGE_USER);
     kernel_forget(block);
+    block->decoded_valid = false;
 }
 
 void spaces_drop(struct block *block, uint64_t first, uint64_t count, bool write_only)

@@ -307,7 +307,7 @@ static enum step translate_here(struct block *block)
     trail_clear();
     pthread_mutex_lock(&vm->lock);
     bool is_forgotten = vm->generation != generation;
-    bool is_checked = are_checked(vm, page, second);
+    bool is_checked = are_checked(vm, page, second), is_ram = true;
     if (is_forgotten) {
         /* Another vCPU forgot everything meanwhile, maybe the mark of a page too: once more. */
         pages_begin_compile(vm, page, second);
@@ -316,12 +316,12 @@ static enum step translate_here(struct block *block)
                !unit_find(vm, page, second, gpa & (PAGE_SIZE - 1), align_down(rip, PAGE_SIZE),
                           block->wanted_mode)) {
         links_prepare(vm);
-        compile(block, rip, gpa, second, block->wanted_mode, is_checked);
+        is_ram = compile(block, rip, gpa, second, block->wanted_mode, is_checked);
     }
     pages_end_compile(vm, page, second);
     pthread_mutex_unlock(&vm->lock);
     /* Code outside RAM, or that a device writes now, is for interp. */
-    bool is_decided = is_watched || is_checked || was_checked || is_forgotten;
+    bool is_decided = is_ram && (is_watched || is_checked || was_checked || is_forgotten);
     return is_decided ? STEP_NEXT : interp_step(&block->vcpu);
 }
 
@@ -341,7 +341,6 @@ static void answer_engine_kicks(struct block *block)
     }
     if (kicks & KICK_CODE) {
         spaces_forget_code(block);
-        block->decoded_valid = false;
     }
     units_review(block->vm);
 }
