@@ -22,6 +22,7 @@ SNIPPET(flags_kept, "cmp %rsi, %rdi; mov (%rbx), %rdi; mov (%rbx), %rsi; mov (%r
 SNIPPET(flags_kept_sum, "add %rsi, %rdi; mov (%rbx), %rdi; mov %rbx, %rsi; mov (%rcx), %rax");
 SNIPPET(flags_kept_pop, "test %rdi, %rdi; push %rbx; pop %rdi; mov (%rcx), %rax");
 SNIPPET(jump_rdi, "jmp *%rdi");
+SNIPPET(return_rdi, "push %rdi; ret");
 SNIPPET(noncanonical, "mov (%rdi), %rax");
 SNIPPET(noncanonical_stack, "push %rax");
 SNIPPET(noncanonical_run, "push %rax; push %rcx; mov $1, %eax");
@@ -245,6 +246,10 @@ static void test_protection(void)
     context_run(&c);
     check_stop("non-canonical rbp", &c, SS, 0, (uintptr_t)noncanonical_rbp);
     simple("jump to non-canonical", jump_rdi, jump_rdi, false, 1ul << 47, GP, 0);
+    simple("jump to the lowest of them", jump_rdi, jump_rdi, false, 1ul << 63, GP, 0);
+    simple("jump to it in user mode", jump_rdi, jump_rdi, true, 1ul << 63, GP, 0);
+    simple("return to it", return_rdi, return_rdi + 1, false, 1ul << 63, GP, 0);
+    simple("return to it in user mode", return_rdi, return_rdi + 1, true, 1ul << 63, GP, 0);
     simple("HLT in user mode", privileged, privileged + 1, true, 0, GP, 0);
     simple("CLI in user mode", privileged_cli, privileged_cli, true, 0, GP, 0);
     simple("MOV CR0 in user mode", privileged_cr, privileged_cr, true, 0, GP, 0);

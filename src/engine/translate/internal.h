@@ -30,7 +30,7 @@ enum {
     UNIT_MAX_INSTRUCTIONS = 40,
     /* Behind many conditional branches a unit is a guess, and code that runs once pays for it. */
     UNIT_MAX_CONDITIONS = 4,
-    UNIT_MAX_HOST_BYTES = 20480, /* room that compiling one unit may need at most */
+    UNIT_MAX_HOST_BYTES = 32768, /* room that compiling one unit may need at most */
     UNITS_MAX = 1 << 19,
     SITES_MAX = 1 << 22,
     KERNEL_LINKS_MAX = 1 << 17, /* cross-page exits of kernel code: a slot for each vCPU */
@@ -91,6 +91,12 @@ struct jump_entry {
 static inline unsigned jump_index(uint64_t gva)
 {
     return ((uint32_t)gva + ((uint32_t)gva >> 10)) & (JUMP_ENTRIES - 1);
+}
+
+/* What an empty entry holds: an address that belongs to another one. */
+static inline uint64_t jump_nowhere(unsigned index)
+{
+    return index ^ 1;
 }
 
 /* Which slots of links hold something: those noted or, when there are more, any below `end`. */

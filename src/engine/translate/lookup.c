@@ -113,7 +113,8 @@ uint64_t block_continue(struct block *block)
 
 uint64_t block_look_again(struct block *block, uint16_t mode)
 {
-    jump_entry(block, block->vcpu.state.rip, mode)->gva = 1ull << 63; /* as jumps_clear() does */
+    jump_entry(block, block->vcpu.state.rip, mode)->gva =
+        jump_nowhere(jump_index(block->vcpu.state.rip));
     return continue_in(block, mode);
 }
 

@@ -20,7 +20,7 @@ enum { HWCAP2_FSGSBASE_BIT = 1 << 1 };
 static void jumps_clear(struct jump_entry *jumps, unsigned count)
 {
     for (unsigned i = 0; i < count; i++) {
-        jumps[i].gva = 1ull << 63; /* not canonical: nothing jumps there */
+        jumps[i].gva = jump_nowhere(i);
     }
 }
 
@@ -132,12 +132,12 @@ void spaces_fini(struct block *block)
 void stack_reset(struct block *block, enum privilege privilege)
 {
     /*
-     * The bottom frame: its guest half is not canonical, so no return address equals it; if one
-     * did, its host half is the look-up.
+     * The bottom frame: who returns to its guest half comes to the look-up. That has no use for
+     * the place of the return, since the address is canonical.
      */
     uint64_t *top = (uint64_t *)(block->stack_base[privilege] + PRIVATE_STACK_SIZE) - 4;
     top[0] = cache_address(block->vm, block->vm->stubs.indirect[privilege]);
-    top[1] = 1ull << 63;
+    top[1] = 0;
     block->stacks[privilege] = (uint64_t)top;
     if (privilege == mode_privilege(block->mode)) {
         block->stack = (uint64_t)top;
