@@ -389,7 +389,11 @@ bool walk(struct memory *memory, const struct walk_mode *mode, struct walk_cache
 
 bool walk_look(struct memory *memory, const struct walk_mode *mode, gva_t gva, gpa_t *ret_gpa)
 {
-    struct walker w = {.memory = memory, .mode = mode, .gva = gva};
+    struct walker w; /* as in walk(); an access of no kind */
+    w.memory = memory;
+    w.mode = mode;
+    w.gva = gva;
+    w.access = 0;
     if (!(mode->cr0 & CR0_PG)) {
         *ret_gpa = gva & UINT32_MAX;
         return true;

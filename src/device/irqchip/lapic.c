@@ -291,7 +291,11 @@ void lapic_reset(struct lapic *lapic)
 void lapic_init(struct lapic *lapic, unsigned id, const struct irqchip_wire *wire,
                 const struct lapic_board *board, struct clock clock)
 {
-    *lapic = (struct lapic){.id = id, .wire = wire, .board = board, .clock = clock};
+    bytes_fill(lapic, 0, sizeof *lapic);
+    lapic->id = id;
+    lapic->wire = wire;
+    lapic->board = board;
+    lapic->clock = clock;
     pthread_mutex_init(&lapic->lock, NULL);
     lapic->alarm = clock_alarm_new(clock, lapic_timer_expired, lapic);
     lapic_reset(lapic);

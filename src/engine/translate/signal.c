@@ -79,7 +79,8 @@ static void on_kick(int number, siginfo_t *info, void *context)
  * The site of a host instruction that faults: its own, or the check before it, whose slot was
  * empty and which an address that is not canonical has passed.
  */
-static struct site *site_at(struct translate_vm *vm, const struct unit *unit, uint32_t host)
+static struct site *site_at(struct translate_vm *vm, const struct unit *unit, uint32_t host,
+                            bool has_address)
 {
     struct site *check = NULL;
     for (uint32_t i = 0; i < unit->site_count; i++) {
@@ -87,7 +88,8 @@ static struct site *site_at(struct translate_vm *vm, const struct unit *unit, ui
         if ((site->kind == SITE_POLL || site->kind == SITE_FAULT) && site->resume == host) {
             return site;
         }
-        bool is_check = site->has_slot && (site->kind == SITE_READ || site->kind == SITE_WRITE);
+        bool is_check =
+            !has_address && site->has_slot && (site->kind == SITE_READ || site->kind == SITE_WRITE);
         if (is_check && site->resume < host && (!check || site->resume > check->resume)) {
             check = site;
         }
@@ -124,7 +126,8 @@ static bool handle_fault(struct block *block, const siginfo_t *info, ucontext_t 
     if (!unit) {
         return false;
     }
-    struct site *site = site_at(vm, unit, (uint32_t)(pc - (uint64_t)vm->cache.run));
+    struct site *site =
+        site_at(vm, unit, (uint32_t)(pc - (uint64_t)vm->cache.run), info->si_code != SI_KERNEL);
     if (!site) {
         return false;
     }
