@@ -1,7 +1,9 @@
 /*
  * Fuzzer of the control socket's protocol. The input: the size of the pieces in which it comes,
  * then what a client sends. Every answer must be one line of JSON with "ok". Seeds:
- * tests/corpus/session. Guards: src/control/session.c
+ * tests/corpus/session.
+ *
+ * Guards: src/control/session.c
  */
 #include "control/session.h"
 
