@@ -143,7 +143,7 @@ static void test_loops(void)
     APIC(0x3e0) = 0xb;
     APIC(0x320) = TIMER_VECTOR;
     for (unsigned i = 0; i < sizeof loops / sizeof loops[0]; i++) {
-        APIC(0x380) = 3000000;
+        APIC(0x380) = 300000;
         check(loops[i].name, run(loops[i].code, 0).vector, TIMER_VECTOR);
         end_of_interrupt();
     }
