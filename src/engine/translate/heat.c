@@ -16,13 +16,13 @@ enum {
     SAMPLE_PERIOD_NS = 2000000,
     HOT_SAMPLES = 6, /* of the last SAMPLES */
     CHANGES = 1024,  /* of a slot's page, after which it is judged */
-    /* Ticks of the host's TSC between two changes of a slot that pays; one costs about 15. */
+    /* Ticks of the host's TSC between two changes of a slot that pays. */
     CHANGE_DISTANCE = 60,
 };
 
 int heat_start(struct block *block)
 {
-    struct sigevent event = {.sigev_notify = SIGEV_THREAD_ID, .sigev_signo = SIGUSR1};
+    struct sigevent event = {.sigev_notify = SIGEV_THREAD_ID, .sigev_signo = KICK_SIGNAL};
     struct itimerspec period = {.it_interval.tv_nsec = SAMPLE_PERIOD_NS,
                                 .it_value.tv_nsec = SAMPLE_PERIOD_NS};
     if (block->vm->config.hot_code != HOT_SAMPLED ||
@@ -31,7 +31,7 @@ int heat_start(struct block *block)
     }
     event._sigev_un._tid = (pid_t)syscall(SYS_gettid);
     if (timer_create(CLOCK_THREAD_CPUTIME_ID, &event, &block->sampler) < 0) {
-        return fail(-errno, "cannot make a timer that samples translated code");
+        return fail(-errno, "make a timer that samples translated code: %m");
     }
     block->has_sampler = true;
     timer_settime(block->sampler, 0, &period, NULL);

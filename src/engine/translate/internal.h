@@ -16,6 +16,7 @@
 #pragma once
 
 #include <pthread.h>
+#include <signal.h>
 #include <stdatomic.h>
 #include <time.h>
 
@@ -581,6 +582,7 @@ void heat_answer(struct block *block);
 bool slot_is_shunned(const struct translate_vm *vm, gpa_t gpa);
 
 /* ---- signal.c ---- */
+enum { KICK_SIGNAL = SIGUSR1 }; /* of kicks and of the sampler's timer */
 int signals_init(void);
 /* This thread runs units of `block` from now on (NULL: no more). */
 void signals_attach(struct block *block);

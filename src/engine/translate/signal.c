@@ -11,7 +11,7 @@
 #include "base/error.h"
 #include "engine/translate/internal.h"
 
-enum { KICK_SIGNAL = SIGUSR1, GUARD_SIZE = PAGE_SIZE };
+enum { GUARD_SIZE = PAGE_SIZE };
 
 static _Thread_local struct block *current;
 static struct sigaction previous[NSIG];
@@ -29,7 +29,6 @@ static void poll_page_set(struct block *block, int protection)
     }
 }
 
-/* A kick, or the sampler's timer. */
 static bool in_range(uint64_t address, const void *base, size_t size)
 {
     return address - (uint64_t)base < size;
@@ -50,6 +49,7 @@ static void count_sample(struct block *block, uint64_t pc)
     }
 }
 
+/* A kick, or the sampler's timer. */
 static void on_kick(int number, siginfo_t *info, void *context)
 {
     (void)number;
