@@ -21,6 +21,7 @@
 #include "control/server.h"
 #include "control/stats.h"
 #include "machine/report.h"
+#include "machine/stats.h"
 #include "machine/trace.h"
 #include "machine/vm.h"
 #include "stats_table.h"
@@ -217,10 +218,11 @@ static int start(struct run *run, struct watch **ret_watch)
         r = enter_jail(run);
     }
     if (!r && may_speak(run)) {
-        report("doppel: %s: engine %s, %u CPU%s, %llu MiB%s%s\n", run->config.name,
+        report("doppel: %s: engine %s, %u CPU%s, %llu MiB%s%s%s\n", run->config.name,
                vm_engine_name(run->vm), run->config.cpus, run->config.cpus > 1 ? "s" : "",
                (unsigned long long)(run->config.memory_size >> 20),
                run->jail && !landlock ? ", no Landlock on this host" : "",
+               vm_samplers_refused(run->vm) ? ", slower: no timers (ulimit -i)" : "",
                console_stdio_is_terminal() ? "; Ctrl-a x ends, Ctrl-a h helps" : "");
         if (run->gdb_server) {
             report("doppel: %s: gdb -ex 'target remote %s'%s\n", run->config.name,

@@ -14,6 +14,7 @@ static const struct {
     const char *topic, *title;
     bool is_share; /* of the topic's sum, in per cent */
 } topics[] = {
+    {"timers", "timers that the host refused (ulimit -i)", false},
     {"samples", "CPU time of the vCPUs, by samples", true},
     {"tiers", "instructions, by tier (units: an estimate)", true},
     {"exits", "calls from units into the monitor", false},

@@ -79,7 +79,9 @@ struct insn;
     X(SAMPLE_HELPERS, "samples", "helpers", "in C code called by units")                           \
     X(SAMPLE_TRANSLATION, "samples", "translation", "making units")                                \
     X(SAMPLE_INTERP, "samples", "interp", "in interp, outside of units")                           \
-    X(SAMPLE_MACHINE, "samples", "machine", "in device models")
+    X(SAMPLE_MACHINE, "samples", "machine", "in device models")                                    \
+    X(SAMPLERS_REFUSED, "timers", "samplers_refused",                                              \
+      "vCPUs whose sampling timer the host refused: no samples, no hot code")
 
 enum engine_counter {
 #define ENGINE_COUNTER_NAME(name, topic, key, text) COUNT_##name,

@@ -1,7 +1,8 @@
 /*
  * Engines on a host that refuses one call: whichever it is, making a vCPU fails with a sentence
  * that says why, and leaves neither mappings nor descriptors behind; nor does one that is made and
- * freed. The calls are this program's own functions of the same name, which the linker prefers.
+ * freed. A timer alone is not missed. The calls are this program's own functions of the same name,
+ * which the linker prefers.
  */
 #include <dirent.h>
 #include <errno.h>
@@ -11,6 +12,7 @@
 #include <stddef.h>
 #include <sys/mman.h>
 #include <sys/syscall.h>
+#include <time.h>
 #include <unistd.h>
 
 #include <cmocka.h>
@@ -71,6 +73,31 @@ int ftruncate(int fd, off_t size)
 int sigaltstack(const stack_t *stack, stack_t *ret_before)
 {
     return refuses() ? -1 : (int)syscall(SYS_sigaltstack, stack, ret_before);
+}
+
+static bool refuses_timers;
+
+int timer_create(clockid_t clock, struct sigevent *event, timer_t *ret_timer)
+{
+    int number;
+    if (refuses_timers) {
+        errno = EAGAIN;
+        return -1;
+    }
+    long result = syscall(SYS_timer_create, clock, event, &number);
+    *ret_timer = (timer_t)(intptr_t)number;
+    return (int)result;
+}
+
+int timer_settime(timer_t timer, int flags, const struct itimerspec *time,
+                  struct itimerspec *ret_before)
+{
+    return (int)syscall(SYS_timer_settime, (int)(intptr_t)timer, flags, time, ret_before);
+}
+
+int timer_delete(timer_t timer)
+{
+    return (int)syscall(SYS_timer_delete, (int)(intptr_t)timer);
 }
 
 static unsigned open_descriptors(void)
@@ -134,11 +161,30 @@ static void translate_leaves_nothing_behind(void **state)
     nothing_is_left_behind(&translate_engine);
 }
 
+/* It costs samples and hot code, and is told. */
+static void a_timer_is_not_missed(void **state)
+{
+    const struct cpuid_config model = {.model = CPU_MODEL_V2, .cpus = 1, .tsc_hz = 1000000000};
+    struct cpuid_table *cpuid;
+    struct test_engine engine;
+    assert_int_equal(cpuid_table_new(&model, &cpuid), 0);
+    for (unsigned refused = 0; refused < 2; refused++) {
+        refuses_timers = refused;
+        assert_int_equal(open_engine(&engine, &translate_engine, cpuid), 0);
+        refuses_timers = false;
+        const struct engine_counters *counters = translate_engine.counters(engine.vcpu);
+        assert_int_equal(counters->values[COUNT_SAMPLERS_REFUSED], refused);
+        test_engine_close(&engine);
+    }
+    cpuid_table_free(cpuid);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(interp_leaves_nothing_behind),
         cmocka_unit_test(translate_leaves_nothing_behind),
+        cmocka_unit_test(a_timer_is_not_missed),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -243,6 +243,16 @@ static void tell_vcpu(const struct teller *t, const struct vm_vcpu *vcpu)
     }
 }
 
+unsigned vm_samplers_refused(struct vm *vm)
+{
+    unsigned refused = 0;
+    for (unsigned i = 0; i < vm->config->cpus; i++) {
+        const struct engine_counters *counters = vm->engine_ops->counters(vm->vcpus[i].engine);
+        refused += (unsigned)counter_read(&counters->values[COUNT_SAMPLERS_REFUSED]);
+    }
+    return refused;
+}
+
 static void tell_region(void *owner, const struct region *region, bool is_port)
 {
     const struct teller *t = owner;

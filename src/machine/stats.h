@@ -42,6 +42,8 @@ struct vm_stats_sink {
 };
 
 void vm_stats(struct vm *vm, const struct vm_stats_sink *sink);
+/* How many vCPUs run without samples, because the host refused their timer. After vm_start(). */
+unsigned vm_samplers_refused(struct vm *vm);
 
 /* What a number counts, for people; NULL if there is no such topic and key. */
 const char *stats_text(const char *topic, const char *key);

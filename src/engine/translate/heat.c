@@ -4,12 +4,10 @@
  * operand. A slot pays where an instruction comes back to the same page; where it does not, the
  * instruction is shunned and goes by the tables again.
  */
-#include <errno.h>
 #include <signal.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
-#include "base/error.h"
 #include "engine/translate/helper.h"
 
 enum {
@@ -20,22 +18,22 @@ enum {
     CHANGE_DISTANCE = 60,
 };
 
-int heat_start(struct block *block)
+void heat_start(struct block *block)
 {
     struct sigevent event = {.sigev_notify = SIGEV_THREAD_ID, .sigev_signo = KICK_SIGNAL};
     struct itimerspec period = {.it_interval.tv_nsec = SAMPLE_PERIOD_NS,
                                 .it_value.tv_nsec = SAMPLE_PERIOD_NS};
     if (block->vm->config.hot_code != HOT_SAMPLED ||
         block->vcpu.time_mode == TIME_DETERMINISTIC) { /* which does not look at the host's time */
-        return 0;
+        return;
     }
     event._sigev_un._tid = (pid_t)syscall(SYS_gettid);
     if (timer_create(CLOCK_THREAD_CPUTIME_ID, &event, &block->sampler) < 0) {
-        return fail(-errno, "make a timer that samples translated code: %m");
+        vcpu_count(&block->vcpu, COUNT_SAMPLERS_REFUSED);
+        return;
     }
     block->has_sampler = true;
     timer_settime(block->sampler, 0, &period, NULL);
-    return 0;
 }
 
 void heat_stop(struct block *block)

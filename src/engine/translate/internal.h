@@ -571,8 +571,11 @@ void world_unpark(struct block *block);
 void world_listen(struct translate_vm *vm);
 
 /* ---- heat.c ---- */
-/* Begin to sample this thread, which is the vCPU's. */
-int heat_start(struct block *block);
+/*
+ * Begin to sample this thread, which is the vCPU's. A host that refuses the timer
+ * (RLIMIT_SIGPENDING counts them) costs speed only: no code is hot then.
+ */
+void heat_start(struct block *block);
 void heat_stop(struct block *block);
 /* The thread was interrupted at this host address. Async-signal-safe; true: raise KICK_HOT. */
 bool heat_sample(struct block *block, uint64_t host);

@@ -169,13 +169,11 @@ static int translate_vcpu_new(struct engine_vm *engine, unsigned index,
     if (result == 0) {
         result = signals_init();
     }
-    if (result == 0) {
-        result = heat_start(block);
-    }
     if (result < 0) {
         translate_vcpu_free((struct engine_vcpu *)block);
         return result;
     }
+    heat_start(block);
     vcpu->hooks = &translate_hooks;
     pthread_mutex_lock(&vm->world_lock);
     vm->blocks[index] = block;
