@@ -31,11 +31,6 @@ static void put(struct output *out, uint8_t byte)
     out->bytes[out->length++] = byte;
 }
 
-static bool is_high_byte(ZydisRegister name)
-{
-    return name >= ZYDIS_REGISTER_AH && name <= ZYDIS_REGISTER_BH;
-}
-
 static bool is_byte(ZydisRegister name)
 {
     return name >= ZYDIS_REGISTER_AL && name <= ZYDIS_REGISTER_R15B;
@@ -62,7 +57,9 @@ static uint8_t substitute(ZydisRegister name, uint8_t raw, const struct rewrite_
         return raw;
     }
     uint8_t host = map->host[gpr];
-    if (is_high_byte(name)) {
+    if (is_high_byte(name) && map->high_byte) {
+        host = map->high_byte;
+    } else if (is_high_byte(name)) {
         fields->has_high_byte = true;
         fields->impossible |= host != gpr;
         return raw;

@@ -23,7 +23,14 @@ struct rewrite_map {
     int32_t memory_offset;
     bool has_index; /* or [memory_base + memory_index + memory_offset] */
     uint8_t memory_index;
+    /* AH, CH, DH or BH becomes the low byte of this register, where they cannot stand (0: no). */
+    uint8_t high_byte;
 };
+
+static inline bool is_high_byte(ZydisRegister name)
+{
+    return name >= ZYDIS_REGISTER_AH && name <= ZYDIS_REGISTER_BH;
+}
 
 static inline int rewrite_gpr(ZydisRegister name)
 {

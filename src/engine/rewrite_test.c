@@ -19,15 +19,16 @@ enum { OUT_SIZE = 16 };
 
 static const struct rewrite_map maps[] = {
     /* the guest's registers, as translate maps them */
-    {{0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15}, R13, 0, false, 0},
-    {{0, 1, 2, 3, 15, 5, 6, 7, 8, 9, 10, 11, 12, 14, 14, 14}, R13, 8, false, 0},
-    {{0, 1, 2, 3, 15, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15}, R14, 0, true, R13},
+    {{0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15}, R13, 0, false, 0, 0},
+    {{0, 1, 2, 3, 15, 5, 6, 7, 8, 9, 10, 11, 12, 14, 14, 14}, R13, 8, false, 0, 0},
+    {{0, 1, 2, 3, 15, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15}, R14, 0, true, R13, 0},
+    {{0, 1, 2, 3, 15, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15}, R13, 8, false, 0, R14},
     /* low ones high and high ones low, with each base that has an encoding of its own */
-    {{8, 9, 10, 11, 12, 13, 14, 15, 0, 1, 2, 3, 4, 5, 6, 7}, RSP, 0, false, 0},
-    {{0, 2, 1, 3, 6, 7, 4, 5, 15, 14, 13, 12, 11, 10, 9, 8}, RBP, 0, false, 0},
-    {{3, 0, 1, 2, 12, 13, 14, 15, 8, 9, 10, 11, 4, 5, 6, 7}, R12, 0x7f, false, 0},
-    {{3, 0, 1, 2, 12, 13, 14, 15, 8, 9, 10, 11, 4, 5, 6, 7}, RBP, 0x100, true, RSI},
-    {{0, 1, 2, 3, 7, 6, 5, 4, 11, 10, 9, 8, 15, 14, 13, 12}, RDI, -0x1000, false, 0},
+    {{8, 9, 10, 11, 12, 13, 14, 15, 0, 1, 2, 3, 4, 5, 6, 7}, RSP, 0, false, 0, 0},
+    {{0, 2, 1, 3, 6, 7, 4, 5, 15, 14, 13, 12, 11, 10, 9, 8}, RBP, 0, false, 0, 0},
+    {{3, 0, 1, 2, 12, 13, 14, 15, 8, 9, 10, 11, 4, 5, 6, 7}, R12, 0x7f, false, 0, 0},
+    {{3, 0, 1, 2, 12, 13, 14, 15, 8, 9, 10, 11, 4, 5, 6, 7}, RBP, 0x100, true, RSI, 0},
+    {{0, 1, 2, 3, 7, 6, 5, 4, 11, 10, 9, 8, 15, 14, 13, 12}, RDI, -0x1000, false, 0, 0},
 };
 
 /* What came out, by encoding, so that no kind of code goes without a test. */
@@ -40,11 +41,6 @@ static bool is_moffs(const struct insn *insn)
     return insn->info.encoding == ZYDIS_INSTRUCTION_ENCODING_LEGACY &&
            insn->info.opcode_map == ZYDIS_OPCODE_MAP_DEFAULT && insn->info.opcode >= 0xa0 &&
            insn->info.opcode <= 0xa3;
-}
-
-static bool is_gpr_high_byte(ZydisRegister name)
-{
-    return name >= ZYDIS_REGISTER_AH && name <= ZYDIS_REGISTER_BH;
 }
 
 /* Is a register operand of a kind that the map replaces? */
@@ -68,8 +64,10 @@ static bool same_register(const struct insn *insn, const struct insn_operand *be
     if (!is_replaced(insn, before)) {
         return a == b;
     }
-    return rewrite_gpr(b) == map->host[rewrite_gpr(a)] &&
-           is_gpr_high_byte(a) == is_gpr_high_byte(b);
+    if (is_high_byte(a) && map->high_byte) {
+        return rewrite_gpr(b) == map->high_byte && !is_high_byte(b);
+    }
+    return rewrite_gpr(b) == map->host[rewrite_gpr(a)] && is_high_byte(a) == is_high_byte(b);
 }
 
 static bool same_memory(const struct insn_operand *after, const struct rewrite_map *map)
@@ -130,8 +128,8 @@ static bool may_be_impossible(const struct insn *insn, const struct rewrite_map 
     }
     for (unsigned i = 0; i < insn->info.operand_count; i++) {
         const struct insn_operand *operand = &insn->operands[i];
-        if (operand->type == ZYDIS_OPERAND_TYPE_REGISTER && is_gpr_high_byte(operand->reg.value)) {
-            return true;
+        if (operand->type == ZYDIS_OPERAND_TYPE_REGISTER && is_high_byte(operand->reg.value)) {
+            return !map->high_byte;
         }
         if (operand->type == ZYDIS_OPERAND_TYPE_MEMORY &&
             (operand->mem.type == ZYDIS_MEMOP_TYPE_VSIB ||

@@ -41,6 +41,12 @@ SNIPPET(pop_sp_memory, "push $7; pop (%rsp)");
 SNIPPET(xchg_locked,
         "xchg %rax, (%rdi); lock addq $5, (%rdi); lock notq 8(%rdi); lock btsl $3, 16(%rdi)");
 SNIPPET(high_bytes, "mov $0x12, %ah; mov %ah, %bl; xchg %al, %ah; add %bh, %ah");
+SNIPPET(high_bytes_memory,
+        "movq $0x1000, (%rdi); mov %ah, (%rdi); mov (%rdi), %r14; mov %ch, 1(%rdi);"
+        "mov %r14, 8(%rdi); mov 1(%rdi), %dh; add %bh, (%rdi); adc (%rdi), %bh;"
+        "xchg %bh, 9(%rdi); mov (%rdi), %rsi; mov 8(%rdi), %r8; pushf; pop %r9");
+SNIPPET(high_byte_compare, "movb $0x34, (%rdi); lock cmpxchgb %ah, (%rdi); mov (%rdi), %bh");
+SNIPPET(high_byte_fault, "nop; xchg %ch, (%rbx)");
 SNIPPET(zero_extend, "mov $-1, %rax; mov %eax, %eax; mov $-1, %rbx; mov $0, %bx");
 SNIPPET(imul_flags, "imul %rbx, %rax");
 SNIPPET(bswap, "bswap %rax; bswap %ebx");
@@ -236,6 +242,18 @@ static void test_bits(void)
     c = run(high_bytes, true, 0xff34, 0x2200, 0, 0, 0);
     check("high bytes: ax", c.gpr[RAX], 0x5612);
     check("  bl", c.gpr[RBX], 0x2212);
+    c = run(high_bytes_memory, true, 0xff34, 0xab22, 0x5678, 0x1100, 0);
+    check("high bytes and memory: stores", c.gpr[RSI], 0x56aa);
+    check("  what was there, and XCHG", c.gpr[R8], 0x56ff);
+    check("  ADD, ADC, XCHG", c.gpr[RBX], 0x1022);
+    check("  load", c.gpr[RDX], 0x5600);
+    check("  R14", c.gpr[R14], 0x10ff);
+    check("  flags", c.gpr[R9] & FLAGS_ARITHMETIC, FLAG_CF | FLAG_PF | FLAG_AF | FLAG_OF);
+    c = run(high_byte_compare, true, 0x1234, 0, 0, 0, 0);
+    check("CMPXCHG of AH", c.gpr[RBX] == 0x1200 && c.gpr[RAX] == 0x1234, 1);
+    c = run(high_byte_fault, true, 0x1234, 1ul << 62, 0x5678, 0, 0);
+    check_stop("high byte to no canonical address", &c, GP, 0, USER(high_byte_fault) + 1);
+    check("  nothing changed", c.gpr[RAX] == 0x1234 && c.gpr[RCX] == 0x5678, 1);
     c = run(zero_extend, true, 0, 0, 0, 0, 0);
     check("32-bit results clear the upper half", c.gpr[RAX], 0xffffffff);
     check("16-bit results do not", c.gpr[RBX], 0xffffffffffff0000);

@@ -159,6 +159,7 @@ bool is_by_mnemonic(const struct insn *insn)
     case ZYDIS_MNEMONIC_POPFQ:
     case ZYDIS_MNEMONIC_STI:
     case ZYDIS_MNEMONIC_CLI:
+    case ZYDIS_MNEMONIC_CLD:
     case ZYDIS_MNEMONIC_PAUSE:
     case ZYDIS_MNEMONIC_RDTSC:
     case ZYDIS_MNEMONIC_RDTSCP:

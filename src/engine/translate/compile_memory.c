@@ -382,6 +382,50 @@ static bool map_uses(const struct rewrite_map *map, uint16_t named, unsigned scr
     return false;
 }
 
+/*
+ * AH, CH, DH or BH beside a memory operand, or NULL: it cannot stand beside the REX prefix that the
+ * host address needs. In the copy R14 takes its place. The guest's own register does not change
+ * before the access, which may still fault (site_at()).
+ */
+static const struct insn_operand *find_high_byte(const struct insn *insn)
+{
+    for (unsigned i = 0; i < insn->info.operand_count_visible; i++) {
+        const struct insn_operand *operand = &insn->operands[i];
+        if (operand->type == ZYDIS_OPERAND_TYPE_REGISTER && is_high_byte(operand->reg.value)) {
+            return operand;
+        }
+    }
+    return NULL;
+}
+
+static void load_high_byte(struct compiler *c, const struct insn_operand *high)
+{
+    unsigned gpr = (unsigned)rewrite_gpr(high->reg.value);
+    displaced_hold(c, -1, -1);
+    if (!(high->actions & ZYDIS_OPERAND_ACTION_MASK_READ)) {
+        return;
+    }
+    if (c->e.has_bmi2) {
+        emit_rorx(&c->e, SCRATCH2, gpr, 8);
+    } else {
+        emit_exchange_bytes(&c->e, gpr);
+        emit_move(&c->e, SCRATCH2, gpr);
+        emit_exchange_bytes(&c->e, gpr);
+    }
+}
+
+static void store_high_byte(struct compiler *c, const struct insn_operand *high)
+{
+    unsigned gpr = (unsigned)rewrite_gpr(high->reg.value);
+    if (high->actions & ZYDIS_OPERAND_ACTION_MASK_WRITE) {
+        emit_exchange_bytes(&c->e, gpr);
+        emit_rex(&c->e, false, SCRATCH2, 0, gpr); /* mov low byte, r14b */
+        emit8(&c->e, 0x88);
+        emit8(&c->e, (uint8_t)(0xc0 | (SCRATCH2 & 7) << 3 | gpr));
+        emit_exchange_bytes(&c->e, gpr);
+    }
+}
+
 /* The check of an instruction that looks at its operand before it is executed. */
 static void compile_checked_operand(struct compiler *c, const struct insn *insn,
                                     const struct insn_operand *memory, bool writes)
@@ -405,7 +449,8 @@ bool compile_copy(struct compiler *c)
     const struct insn *insn = compiler_insn(c);
     const struct insn_operand *memory = rewrite_memory_operand(insn);
     struct flag_effects effects = flag_effects(insn);
-    struct rewrite_map map = {.memory_base = SCRATCH};
+    const struct insn_operand *high = memory ? find_high_byte(insn) : NULL;
+    struct rewrite_map map = {.memory_base = SCRATCH, .high_byte = high ? SCRATCH2 : 0};
     uint8_t copy[32];
 
     if (is_bit_string(insn)) {
@@ -437,7 +482,7 @@ bool compile_copy(struct compiler *c)
         if (is_locked(insn) || has_mask(insn) || loads_mxcsr(insn)) {
             compile_checked_operand(c, insn, memory, writes);
         } else {
-            bool may_pair = !effects.reads && !map_uses(&map, named, SCRATCH2);
+            bool may_pair = !effects.reads && !high && !map_uses(&map, named, SCRATCH2);
             struct host_place place = compile_group_access(c, memory, writes, may_pair);
             map.memory_offset = place.offset;
             if (place.is_pair) {
@@ -456,11 +501,17 @@ bool compile_copy(struct compiler *c)
         flags_to_host(c);
     }
     displaced_load(c, registers.read & named, &map);
+    if (high) {
+        load_high_byte(c, high);
+    }
     if (may_fault(insn)) {
         site_new(c, SITE_FAULT);
     }
     for (size_t i = 0; i < length; i++) {
         emit8(&c->e, copy[i]);
+    }
+    if (high) {
+        store_high_byte(c, high);
     }
     displaced_store(c, registers.written, memory, &map);
     flags_after(c, insn);

@@ -1,7 +1,7 @@
 /*
- * System instructions that are frequent enough to have code of their own: the interrupt flag, the
- * time stamp counter, PAUSE, segment bases, the x87 and SSE image. What is odd about them (another
- * privilege, a feature that is off) is left to interp.
+ * System instructions that are frequent enough to have code of their own: the interrupt flag, CLD
+ * (which every entry of a kernel has), the time stamp counter, PAUSE, segment bases, the x87 and
+ * SSE image. What is odd about them (another privilege, a feature that is off) is left to interp.
  */
 #include "engine/translate/compiler.h"
 
@@ -25,6 +25,16 @@ static bool compile_cli(struct compiler *c)
         return false;
     }
     emit_set_interrupt_flag(c, 0);
+    return true;
+}
+
+/* The direction flag is in the block: string instructions look there. */
+static bool compile_cld(struct compiler *c)
+{
+    flags_for_check(c);
+    emit_gs(&c->e, false, 0x81, 4,
+            offsetof(struct block, vcpu.state.rflags)); /* and dword, imm32 */
+    emit32(&c->e, ~(uint32_t)FLAG_DF);
     return true;
 }
 
@@ -187,6 +197,8 @@ bool compile_system(struct compiler *c)
     switch (compiler_insn(c)->info.mnemonic) {
     case ZYDIS_MNEMONIC_CLI:
         return compile_cli(c);
+    case ZYDIS_MNEMONIC_CLD:
+        return compile_cld(c);
     case ZYDIS_MNEMONIC_STI:
         return compile_sti(c);
     case ZYDIS_MNEMONIC_PAUSE:

@@ -194,6 +194,24 @@ static inline void emit_jump(struct emitter *e, uint32_t target)
     emit_relative(e, target);
 }
 
+/* rorx to, from, count (32 bits): needs BMI2, leaves the flags alone */
+static inline void emit_rorx(struct emitter *e, unsigned to, unsigned from, uint8_t count)
+{
+    emit8(e, 0xc4);
+    emit8(e, (uint8_t)(0x43 | (to < R8) << 7 | (from < R8) << 5));
+    emit8(e, 0x7b);
+    emit8(e, 0xf0);
+    emit8(e, (uint8_t)(0xc0 | (to & 7) << 3 | (from & 7)));
+    emit8(e, count);
+}
+
+/* xchg ah, al (or of RCX, RDX, RBX): leaves the flags alone */
+static inline void emit_exchange_bytes(struct emitter *e, unsigned gpr)
+{
+    emit8(e, 0x86);
+    emit8(e, (uint8_t)(0xc0 | gpr << 3 | (gpr + 4)));
+}
+
 /* R14 = R13 (or its lower half) to the right; only bits that come from above `count` matter. */
 static inline void emit_rotated(struct emitter *e, bool w, uint8_t count)
 {
