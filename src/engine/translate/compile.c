@@ -47,6 +47,9 @@ static void emit_outline(struct compiler *c, const struct outline *o)
     emit_set_target(e, o->branch);
     switch (o->kind) {
     case OUTLINE_MEMORY:
+        if (site->is_group) {
+            emit_border_exit(c, o->site, o->flags);
+        }
         emit_gs_scratch2(e, true, OP_ADD, SCRATCH, o->constant);
         emit_constant(e, SCRATCH2, o->site);
         emit_jump(e, c->vm->stubs.memory);
@@ -57,7 +60,7 @@ static void emit_outline(struct compiler *c, const struct outline *o)
         emit_jump(e, c->vm->stubs.memory);
         break;
     case OUTLINE_SLOT:
-        emit_slot_miss(c, o->site);
+        emit_slot_miss(c, o->site, o->flags);
         break;
     case OUTLINE_EXECUTE:
         emit_constant(e, SCRATCH2, o->site);

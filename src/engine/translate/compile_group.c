@@ -5,7 +5,9 @@
  * and index, unchanged, no further apart than GROUP_SPAN. One check covers them all, and its host
  * address stays in R13 or, where another check comes between, in a slot of the block. What the
  * check may refuse though the access itself would be right (a page border inside the group, a
- * page that only a later member writes) goes on in a variant of the unit without groups.
+ * page that only a later member writes) goes on in a variant of the unit without groups: at a page
+ * border by a jump of its own, since a stack frame that lies there meets it at each call; else by
+ * C.
  *
  * Host addresses live only inside a unit, and never across a place that may come back from C into
  * the middle of the unit after mappings changed: see groups_forget() and place_is_current().
@@ -197,6 +199,32 @@ struct host_place compile_group_access(struct compiler *c, const struct insn_ope
         emit_store(&c->e, SCRATCH, group_slot((unsigned)number));
     }
     return (struct host_place){.offset = key.displacement - plan.first};
+}
+
+uint32_t emit_border_exit(struct compiler *c, uint32_t number, enum flags_home flags)
+{
+    struct emitter *e = &c->e;
+    const struct site *check = &c->vm->sites[number];
+    uint8_t *other = emit_distance_check(e, 1);
+    uint32_t start = emit_offset(e);
+    c->flags = flags;
+    c->recipe = check->recipe;
+    flags_to_block(c);
+    c->uncounted = check->uncounted;
+    count_instructions(c, 0);
+    align_patch(c, 1);
+    uint32_t exit = site_new(c, SITE_PLAIN);
+    struct site *site = &c->vm->sites[exit];
+    site->offset = check->offset;
+    site->target = c->virtual_page + check->offset;
+    emit8(e, 0xe9);
+    site->patch = emit_offset(e);
+    emit32(e, 0); /* not linked: goes on behind itself */
+    site->resume = emit_offset(e);
+    emit_constant(e, SCRATCH2, exit);
+    emit_jump(e, c->vm->stubs.link);
+    emit_set_target(e, other);
+    return start;
 }
 
 void groups_forget(struct compiler *c)

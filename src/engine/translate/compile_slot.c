@@ -20,7 +20,7 @@ void compile_slot_check(struct compiler *c, unsigned size, bool write, uint8_t o
 }
 
 /* Another page than the slot's: take its entry from the table, unless it is for C. */
-void emit_slot_miss(struct compiler *c, uint32_t number)
+void emit_slot_miss(struct compiler *c, uint32_t number, enum flags_home flags)
 {
     struct emitter *e = &c->e;
     const struct site *site = &c->vm->sites[number];
@@ -28,6 +28,7 @@ void emit_slot_miss(struct compiler *c, uint32_t number)
     enum tlb_access access = site->kind == SITE_WRITE ? TLB_WRITE : TLB_READ;
     size_t slot = slot_offset(privilege, access, site->slot);
     size_t entry = tlb_entry_offset(privilege, access);
+    uint32_t border = site->is_group ? emit_border_exit(c, number, flags) : 0;
     emit_gs(e, true, OP_ADD, SCRATCH, slot + offsetof(struct tlb_slot, tag));
     emit_store(e, SCRATCH, offsetof(struct block, slot_address));
     emit_check_index(e);
@@ -45,6 +46,11 @@ void emit_slot_miss(struct compiler *c, uint32_t number)
     emit_load(e, SCRATCH, offsetof(struct block, slot_address));
     emit_jump(e, site->resume);
     emit_set_target(e, misses);
+    if (border) {
+        uint8_t *farther = emit_distance_check(e, 1);
+        emit_jump(e, border);
+        emit_set_target(e, farther);
+    }
     emit_set_target(e, is_judged);
     emit_load(e, SCRATCH, offsetof(struct block, slot_address));
     emit_constant(e, SCRATCH2, number);

@@ -206,8 +206,8 @@ uint8_t *emit_distance_check(struct emitter *e, unsigned size);
 /* The check of R13 by a slot; `opcode` and `reg` say what is done with the page's host address. */
 void compile_slot_check(struct compiler *c, unsigned size, bool write, uint8_t opcode,
                         unsigned reg);
-/* Behind the straight path: the slot has another page. */
-void emit_slot_miss(struct compiler *c, uint32_t site);
+/* Behind the straight path: the slot has another page. `flags` say where they are. */
+void emit_slot_miss(struct compiler *c, uint32_t site, enum flags_home flags);
 
 /* ---- compile_group.c ---- */
 /* Like compile_operand_check(), for itself and its neighbours. */
@@ -215,6 +215,12 @@ struct host_place compile_group_access(struct compiler *c, const struct insn_ope
                                        bool writes, bool may_pair);
 /* No host address of before may be used again. */
 void groups_forget(struct compiler *c);
+/*
+ * Behind a failed check of a group, with R13 the distance from the start of a page whose entry is
+ * at hand: if only the page's border is in the way, go on in the plain unit. Returns where that
+ * begins; the code behind is for all else.
+ */
+uint32_t emit_border_exit(struct compiler *c, uint32_t site, enum flags_home flags);
 /* The instruction has been emitted: groups whose registers it writes end. */
 void groups_after(struct compiler *c, const struct insn *insn);
 

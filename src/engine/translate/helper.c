@@ -171,17 +171,17 @@ uint64_t helper_deadline(struct block *block, uint32_t number)
 uint64_t helper_link(struct block *block, uint32_t number)
 {
     struct translate_vm *vm = block->vm;
-    struct site *site = &vm->sites[number];
+    const struct site *site = &vm->sites[number];
     uint64_t rip = site->target;
+    uint16_t mode = block->mode | (site->kind == SITE_PLAIN ? MODE_PLAIN : 0);
     block->vcpu.state.rip = rip;
     bool is_link = site->kind == SITE_LINK;
     vcpu_count(&block->vcpu, is_link ? COUNT_EXIT_LINK : COUNT_EXIT_CHAIN);
     block_trace(block, TRACE_EXITS, is_link ? "link" : "chain", "to", rip);
     if (is_link) {
-        uint64_t host = block_find(block, rip, block->mode);
+        uint64_t host = block_find(block, rip, mode);
         if (!host) {
-            block->wanted_mode = block->mode;
-            return block_leave(block, LEAVE_TRANSLATE);
+            return block_leave_to_translate(block, mode);
         }
         link_fill(block, site->link, host);
         block_trace(block, TRACE_CHAINS, "link", "slot", site->link);
@@ -191,14 +191,13 @@ uint64_t helper_link(struct block *block, uint32_t number)
     struct unit *from = &vm->units[site->unit];
     /* Exits to an instruction across pages are links, never chains. */
     struct unit *target =
-        unit_find(vm, from->page, NO_PAGE, rip & (PAGE_SIZE - 1), from->virtual_page, block->mode);
+        unit_find(vm, from->page, NO_PAGE, rip & (PAGE_SIZE - 1), from->virtual_page, mode);
     if (target && !from->is_retired) {
         site_link(vm, number, target);
         block_trace(block, TRACE_CHAINS, "chain", "host", cache_address(vm, target->start));
     }
     pthread_mutex_unlock(&vm->lock);
-    block->wanted_mode = block->mode;
-    return target ? cache_address(vm, target->saved_entry) : block_leave(block, LEAVE_TRANSLATE);
+    return target ? cache_address(vm, target->saved_entry) : block_leave_to_translate(block, mode);
 }
 
 uint64_t helper_stale(struct block *block, uint32_t number)

@@ -42,6 +42,8 @@ uint64_t place_start_over(struct block *block, const struct place *place);
 /* ---- lookup.c ---- */
 /* To the run loop, with a reason. */
 uint64_t block_leave(struct block *block, enum leave_reason reason);
+/* The same to make the unit for state.rip in a mode. */
+uint64_t block_leave_to_translate(struct block *block, uint16_t mode);
 /* The same for what a step in interp did, from gathered state. */
 uint64_t block_leave_step(struct block *block, enum step step);
 /* The unit at rip in this mode, or 0 if there is none yet (or its page is not there). */

@@ -256,6 +256,7 @@ enum site_kind {
     SITE_CHAIN,   /* a direct exit inside the page; `patch` is its rel32 */
     SITE_LINK,    /* a direct exit to another page; `link` is its slot */
     SITE_POLL,    /* `resume` is the poll load */
+    SITE_PLAIN,   /* a group of operands over the page's border: to the plain unit; `patch` */
     SITE_STALE,   /* the unit's bytes are not what it was made from; `patch` as in SITE_CHAIN */
 };
 
@@ -282,8 +283,8 @@ struct site {
     };
     struct recipe recipe; /* FLAGS_RECIPE */
     uint32_t next_incoming;
-    uint32_t target_unit; /* SITE_CHAIN: linked to, or 0 */
-    uint64_t target;      /* SITE_CHAIN, SITE_LINK, SITE_POLL: guest-virtual address */
+    uint32_t target_unit; /* SITE_CHAIN, SITE_PLAIN: linked to, or 0 */
+    uint64_t target;      /* SITE_CHAIN, SITE_PLAIN, SITE_LINK, SITE_POLL: guest-virtual address */
 };
 
 struct cache {

@@ -50,6 +50,12 @@ uint64_t block_leave(struct block *block, enum leave_reason reason)
     return cache_address(block->vm, block->vm->stubs.leave);
 }
 
+uint64_t block_leave_to_translate(struct block *block, uint16_t mode)
+{
+    block->wanted_mode = mode;
+    return block_leave(block, LEAVE_TRANSLATE);
+}
+
 uint64_t block_leave_step(struct block *block, enum step step)
 {
     block_renew_mode(block);
@@ -99,8 +105,7 @@ uint64_t block_find(struct block *block, uint64_t rip, uint16_t mode)
 static uint64_t continue_in(struct block *block, uint16_t mode)
 {
     uint64_t host = block_find(block, block->vcpu.state.rip, mode);
-    block->wanted_mode = mode;
-    return host ? host : block_leave(block, LEAVE_TRANSLATE);
+    return host ? host : block_leave_to_translate(block, mode);
 }
 
 uint64_t block_continue(struct block *block)

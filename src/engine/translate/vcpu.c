@@ -354,6 +354,7 @@ static enum step run_units(struct block *block)
     uint64_t host = block->wanted_mode == (block->mode | MODE_PLAIN) ? block_continue_plain(block)
                                                                      : block_continue(block);
     if (host != leave) {
+        block->wanted_mode = block->mode;
         vectors_restore(block);
         block->in_units = true;
         /* A kick since the run loop looked, which has sent no signal because we were in C code? */
