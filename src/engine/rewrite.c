@@ -4,6 +4,7 @@
  */
 #include "engine/rewrite.h"
 
+#include "base/assert.h"
 #include "base/bytes.h"
 
 enum { REX = 0x40, REX_W = 8, REX_R = 4, REX_X = 2, REX_B = 1 };
@@ -175,14 +176,19 @@ static bool has_operand_size(const struct insn *insn)
     return true;
 }
 
-/* The legacy prefixes that still matter; the operand size is made for 64-bit code. */
+/*
+ * The legacy prefixes that still matter, each once: repeated ones mean nothing, but the copy may
+ * have bytes that they left no room for. Of F2H and F3H the last one counts. The operand size is
+ * made for 64-bit code.
+ */
 static void put_prefixes(struct output *out, const struct insn *insn)
 {
     const struct insn_info *info = &insn->info;
     bool is_16bit_code = info->machine_mode == ZYDIS_MACHINE_MODE_LEGACY_16 ||
                          info->machine_mode == ZYDIS_MACHINE_MODE_LONG_COMPAT_16 ||
                          info->machine_mode == ZYDIS_MACHINE_MODE_REAL_16;
-    bool has_66 = false;
+    bool has_66 = false, has_lock = false;
+    uint8_t repeat = 0;
     for (unsigned i = 0; i < info->raw.prefix_count; i++) {
         uint8_t value = insn->bytes[i];
         if (value == 0x66) {
@@ -192,9 +198,17 @@ static void put_prefixes(struct output *out, const struct insn *insn)
                 put(out, value);
             }
             has_66 = true;
-        } else if (value == 0xf0 || value == 0xf2 || value == 0xf3) {
-            put(out, value);
+        } else if (value == 0xf0) {
+            has_lock = true;
+        } else if (value == 0xf2 || value == 0xf3) {
+            repeat = value;
         }
+    }
+    if (has_lock) {
+        put(out, 0xf0);
+    }
+    if (repeat) {
+        put(out, repeat);
     }
     if (is_16bit_code && !has_66 && info->operand_width == 16 && has_operand_size(insn)) {
         put(out, 0x66);
@@ -343,14 +357,20 @@ size_t rewrite(const struct insn *insn, const struct rewrite_map *map, uint8_t *
     if (fields.impossible) {
         return 0;
     }
+    size_t length = 0; /* XOP, 3DNow!: no CPU model offers them */
     switch (insn->info.encoding) {
     case ZYDIS_INSTRUCTION_ENCODING_LEGACY:
-        return rewrite_legacy(insn, &fields, map, out);
+        length = rewrite_legacy(insn, &fields, map, out);
+        break;
     case ZYDIS_INSTRUCTION_ENCODING_VEX:
-        return rewrite_vex(insn, &fields, map, out);
+        length = rewrite_vex(insn, &fields, map, out);
+        break;
     case ZYDIS_INSTRUCTION_ENCODING_EVEX:
-        return rewrite_evex(insn, &fields, map, out);
+        length = rewrite_evex(insn, &fields, map, out);
+        break;
     default:
-        return 0; /* XOP, 3DNow!: no CPU model offers them */
+        break;
     }
+    ASSERT(length <= INSN_MAX_LENGTH);
+    return length;
 }

@@ -44,8 +44,8 @@ static inline const struct insn_operand *rewrite_memory_operand(const struct ins
 }
 
 /*
- * Write the copy to `out` (room for 16 bytes). Returns its length, or 0 if the instruction cannot
- * be expressed with this map (a high-byte register together with a register that needs REX).
- * Prefixes that only chose the guest's address form (segment, 67H) are left out.
+ * Write the copy to `out` (room for INSN_MAX_LENGTH bytes). Returns its length, or 0 if the
+ * instruction cannot be expressed with this map (a high-byte register together with a register that
+ * needs REX). Prefixes that only chose the guest's address form (segment, 67H) are left out.
  */
 size_t rewrite(const struct insn *insn, const struct rewrite_map *map, uint8_t *out);
