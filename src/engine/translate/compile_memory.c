@@ -493,6 +493,7 @@ bool compile_copy(struct compiler *c)
         }
         if (map.memory_offset || map.has_index) {
             length = copy_instruction(c, insn, &map, copy);
+            ASSERT(length > 0); /* the check is compiled: there is no way back */
         }
     } else if (map_uses(&map, named, SCRATCH)) {
         c->scratch_group = -1;
