@@ -99,7 +99,6 @@ void block_wait(struct block *block, uint64_t deadline_ns)
  * The thread of the vCPU that is waited for may be on this host CPU's queue: the wake-up of a vCPU
  * often displaces who sent the interrupt, in the middle of a lock that the other wants next.
  */
-
 uint64_t helper_pause(struct block *block, uint32_t number)
 {
     struct place place = place_of(block, number);
@@ -108,5 +107,7 @@ uint64_t helper_pause(struct block *block, uint32_t number)
     world_park(block);
     sched_yield();
     world_unpark(block);
-    return place_execute(block, &place);
+    /* Meanwhile others may have changed the code here, or forgotten its unit. */
+    return place_is_current(block, &place) ? place_execute(block, &place)
+                                           : place_start_over(block, &place);
 }

@@ -1,11 +1,13 @@
 /*
- * Waiting: vCPUs that wait for each other on one host CPU do not burn it, a halted vCPU looks for
- * a kick only where that has paid, and no kick is lost between looking and sleeping.
+ * Waiting: vCPUs that wait for each other on one host CPU do not burn it, and what others do to
+ * their code meanwhile counts; a halted vCPU looks for a kick only where that has paid, and no kick
+ * is lost between looking and sleeping.
  */
 #include <sched.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
+#include <sys/syscall.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -49,10 +51,12 @@ struct machine {
     struct memory *memory;
     struct cpuid_table *cpuid;
     struct engine_vm *vm;
+    unsigned yields;
 };
 
 static void machine_open(struct machine *machine, unsigned cpus)
 {
+    *machine = (struct machine){0};
     const struct memory_range ram = {0, TEST_GUEST_RAM};
     const struct cpuid_config model = {.model = CPU_MODEL_V2, .cpus = cpus, .tsc_hz = 1000000000};
     assert_int_equal(memory_new(&ram, 1, "wait_test", &machine->memory), 0);
@@ -174,6 +178,71 @@ static void only_short_waits_are_looked_through(void **unused)
     }
 }
 
+/* What another vCPU does while this one has yielded its host CPU. */
+static void (*meanwhile)(struct machine *machine);
+static struct machine *yielding;
+
+/* Instead of the C library's. */
+int sched_yield(void)
+{
+    if (meanwhile) {
+        meanwhile(yielding);
+    }
+    return (int)syscall(SYS_sched_yield);
+}
+
+static void count_yields(struct machine *machine)
+{
+    assert_in_range(++machine->yields, 1, 2);
+}
+
+/* At the second yield, when the instruction is known as decoded: HLT instead of PAUSE. */
+static void change_code(struct machine *machine)
+{
+    count_yields(machine);
+    if (machine->yields == 2) {
+        assert_int_equal(memory_write(machine->memory, CODE + 2, "\xf4", 1), 0);
+    }
+}
+
+static void forget_units(struct machine *machine)
+{
+    struct translate_vm *vm = (struct translate_vm *)machine->vm;
+    change_code(machine);
+    if (machine->yields == 2) {
+        pthread_mutex_lock(&vm->lock);
+        units_forget(vm);
+        pthread_mutex_unlock(&vm->lock);
+        spaces_forget_code(vm->blocks[0]);
+    }
+}
+
+static void code_that_changes_while_a_spin_yields_counts(void **unused)
+{
+    void (*const changes[])(struct machine *) = {change_code, forget_units};
+    for (unsigned i = 0; i < ARRAY_SIZE(changes); i++) {
+        struct machine machine;
+        struct engine_vcpu *vcpu;
+        struct cpu_state state;
+        machine_open(&machine, 2);
+        /* 1: inc ecx; pause; jmp 1b */
+        assert_int_equal(memory_write(machine.memory, CODE, "\xff\xc1\xf3\x90\xeb\xfa", 6), 0);
+        assert_int_equal(translate_engine.vcpu_new(machine.vm, 0, &vcpu), 0);
+        test_guest_state(&state, CODE);
+        translate_engine.set_state(vcpu, &state);
+        yielding = &machine;
+        meanwhile = changes[i];
+        assert_int_equal(translate_engine.run(vcpu), EXIT_HALT);
+        meanwhile = NULL;
+        translate_engine.get_state(vcpu, &state);
+        assert_int_equal(machine.yields, 2);
+        assert_int_equal(state.rip, CODE + 3);
+        assert_int_equal(state.gpr[RCX], 2 * PAUSES_UNTIL_YIELD);
+        translate_engine.vcpu_free(vcpu);
+        machine_close(&machine);
+    }
+}
+
 struct pair {
     struct block *self, *other;
 };
@@ -217,6 +286,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(spinning_yields_the_host_cpu),
+        cmocka_unit_test(code_that_changes_while_a_spin_yields_counts),
         cmocka_unit_test(only_short_waits_are_looked_through),
         cmocka_unit_test(no_kick_is_lost),
     };
