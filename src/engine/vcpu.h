@@ -45,6 +45,7 @@ struct vcpu {
     uint64_t debug_hits;    /* DR6 bits of the traps that come behind the instruction */
     _Atomic uint32_t kicks; /* enum kick and engine bits */
     _Atomic uint8_t sipi_vector;
+    uint32_t pauses;            /* PAUSEs of kernel code until hooks->yield() */
     struct walk_mode walk_mode; /* derived from state; vcpu_mode_changed() renews it */
     /*
      * Called by the executor when a system register changed in a way that an engine caches:
@@ -73,6 +74,8 @@ struct vcpu_hooks {
     void (*flush)(struct vcpu *vcpu, enum flush_kind kind, gva_t gva, uint16_t pcid);
     /* Run `function` while every other vCPU stands at a safe point (locked access across lines). */
     void (*exclusive)(struct vcpu *vcpu, void (*function)(void *argument), void *argument);
+    /* vcpu->pauses has come to zero: give the host CPU to other threads, and set it again. */
+    void (*yield)(struct vcpu *vcpu);
 };
 
 static inline void vcpu_count(struct vcpu *vcpu, enum engine_counter counter)

@@ -23,7 +23,11 @@
 #include "engine/interp/interp_internal.h"
 #include "x86/cpuid.h"
 
-enum { KICK_FLUSH = 1u << 8, VCPUS_MAX = 255 };
+enum {
+    KICK_FLUSH = 1u << 8,
+    VCPUS_MAX = 255,
+    PAUSES_UNTIL_YIELD = 32, /* loops of them take some 10 us, longer than most locks are held */
+};
 
 struct engine_vcpu {
     struct vcpu vcpu;
@@ -276,7 +280,17 @@ static void hook_exclusive(struct vcpu *vcpu, void (*function)(void *argument), 
     pthread_mutex_unlock(&vm->exclusive);
 }
 
-static const struct vcpu_hooks hooks = {.flush = hook_flush, .exclusive = hook_exclusive};
+static void hook_yield(struct vcpu *vcpu)
+{
+    vcpu_count(vcpu, COUNT_EXIT_PAUSE);
+    vcpu->pauses = PAUSES_UNTIL_YIELD;
+    become_quiet(vcpu->engine);
+    sched_yield();
+    become_busy(vcpu->engine);
+}
+
+static const struct vcpu_hooks hooks = {
+    .flush = hook_flush, .exclusive = hook_exclusive, .yield = hook_yield};
 
 /* the operations */
 
@@ -380,6 +394,7 @@ static int vcpu_new(struct engine_vm *vm, unsigned index, struct engine_vcpu **r
     v->vcpu.hooks = &hooks;
     v->vcpu.engine = v;
     v->vcpu.counters = &v->counters;
+    v->vcpu.pauses = PAUSES_UNTIL_YIELD;
     cpu_state_reset(&v->vcpu.state, index == 0);
     v->vcpu.state.gpr[RDX] = cpuid_signature(vm->config.cpuid);
     vcpu_mode_changed(&v->vcpu);

@@ -116,7 +116,7 @@
     X(CLD, flag)                                                                                   \
     X(STD, flag)                                                                                   \
     X(NOP, nop)                                                                                    \
-    X(PAUSE, nop)                                                                                  \
+    X(PAUSE, pause)                                                                                \
     X(ENDBR32, nop)                                                                                \
     X(ENDBR64, nop)                                                                                \
     X(RDSSPD, nop)                                                                                 \

@@ -218,7 +218,19 @@ enum step execute_flag(struct vcpu *vcpu, const struct insn *insn)
     return STEP_NEXT;
 }
 
-/* What has no architectural effect here: NOP, PAUSE, fences, prefetches, cache line write-backs. */
+/*
+ * Kernel code that makes many PAUSEs waits for another vCPU, whose thread may be waiting for this
+ * very host CPU (PAUSE-loop exiting: SDM volume 3, 25.1.3).
+ */
+enum step execute_pause(struct vcpu *vcpu, const struct insn *insn)
+{
+    if (vcpu->hooks && !user_access(vcpu) && --vcpu->pauses == 0) {
+        vcpu->hooks->yield(vcpu);
+    }
+    return STEP_NEXT;
+}
+
+/* What has no architectural effect here: NOP, fences, prefetches, cache line write-backs. */
 enum step execute_nop(struct vcpu *vcpu, const struct insn *insn)
 {
     return STEP_NEXT;

@@ -72,7 +72,7 @@ static bool compile_pause(struct compiler *c)
     }
     groups_forget(c);
     flags_to_block(c);
-    emit_gs(&c->e, false, 0xff, 1, offsetof(struct block, pauses)); /* dec dword */
+    emit_gs(&c->e, false, 0xff, 1, offsetof(struct block, vcpu.pauses)); /* dec dword */
     uint8_t *branch = emit_branch_forward(&c->e, CONDITION_Z);
     uint32_t site = site_new(c, SITE_EXECUTE);
     outline(c, OUTLINE_PAUSE, branch, site, 0);

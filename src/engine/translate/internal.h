@@ -152,7 +152,6 @@ struct block {
     uint8_t interrupt_flag; /* RFLAGS.IF while units run */
     uint64_t units_until;   /* deterministic time: of vcpu.instructions; then units are left */
     _Atomic uint32_t poll_now;
-    uint32_t pauses; /* PAUSEs of kernel code until the host CPU is yielded: wait.c */
 
     /*
      * Kernel code is mapped alike in all address spaces, so what was looked up for it is kept
@@ -515,6 +514,8 @@ void block_kick(struct block *block, unsigned kicks, uint8_t sipi_vector);
 void block_wait(struct block *block, uint64_t deadline_ns);
 /* Can the vCPU, as it stands, answer one of its kicks? */
 bool block_has_work(const struct block *block);
+/* Give the host CPU to other threads, at a safe point. */
+void block_yield(struct block *block);
 
 /* ---- host.c ---- */
 /* The machine's calls for this vCPU. */

@@ -378,4 +378,9 @@ static void exclusive(struct vcpu *vcpu, void (*function)(void *argument), void 
     world_resume(block->vm);
 }
 
-const struct vcpu_hooks translate_hooks = {.flush = flush, .exclusive = exclusive};
+static void yield(struct vcpu *vcpu)
+{
+    block_yield(vcpu->engine);
+}
+
+const struct vcpu_hooks translate_hooks = {.flush = flush, .exclusive = exclusive, .yield = yield};

@@ -159,7 +159,7 @@ static int translate_vcpu_new(struct engine_vm *engine, unsigned index,
     block->mode = MODE_INTERPRET;
     block->parked = true;
     block->deadline = block->units_until = UINT64_MAX;
-    block->pauses = PAUSES_UNTIL_YIELD;
+    vcpu->pauses = PAUSES_UNTIL_YIELD;
     block->thread = pthread_self();
     cpu_state_reset(&vcpu->state, index == 0);
     result = interp_attach(vcpu);

@@ -99,14 +99,19 @@ void block_wait(struct block *block, uint64_t deadline_ns)
  * The thread of the vCPU that is waited for may be on this host CPU's queue: the wake-up of a vCPU
  * often displaces who sent the interrupt, in the middle of a lock that the other wants next.
  */
-uint64_t helper_pause(struct block *block, uint32_t number)
+void block_yield(struct block *block)
 {
-    struct place place = place_of(block, number);
     vcpu_count(&block->vcpu, COUNT_EXIT_PAUSE);
-    block->pauses = PAUSES_UNTIL_YIELD;
+    block->vcpu.pauses = PAUSES_UNTIL_YIELD;
     world_park(block);
     sched_yield();
     world_unpark(block);
+}
+
+uint64_t helper_pause(struct block *block, uint32_t number)
+{
+    struct place place = place_of(block, number);
+    block_yield(block);
     /* Meanwhile others may have changed the code here, or forgotten its unit. */
     return place_is_current(block, &place) ? place_execute(block, &place)
                                            : place_start_over(block, &place);

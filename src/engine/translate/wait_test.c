@@ -48,15 +48,17 @@ static const uint8_t take_turns[] = {
 };
 
 struct machine {
+    const struct engine_ops *ops;
     struct memory *memory;
     struct cpuid_table *cpuid;
     struct engine_vm *vm;
     unsigned yields;
+    uint64_t rounds; /* that there were before the second yield */
 };
 
-static void machine_open(struct machine *machine, unsigned cpus)
+static void machine_open(struct machine *machine, const struct engine_ops *ops, unsigned cpus)
 {
-    *machine = (struct machine){0};
+    *machine = (struct machine){.ops = ops};
     const struct memory_range ram = {0, TEST_GUEST_RAM};
     const struct cpuid_config model = {.model = CPU_MODEL_V2, .cpus = cpus, .tsc_hz = 1000000000};
     assert_int_equal(memory_new(&ram, 1, "wait_test", &machine->memory), 0);
@@ -67,14 +69,14 @@ static void machine_open(struct machine *machine, unsigned cpus)
                                          .host = test_host(NULL),
                                          .cpus = cpus,
                                          .cache_size = MIB(4)};
-    assert_int_equal(translate_engine.vm_new(&config, &machine->vm), 0);
+    assert_int_equal(ops->vm_new(&config, &machine->vm), 0);
     alarm(60);
 }
 
 static void machine_close(struct machine *machine)
 {
     alarm(0);
-    translate_engine.vm_free(machine->vm);
+    machine->ops->vm_free(machine->vm);
     cpuid_table_free(machine->cpuid);
     memory_free(machine->memory);
 }
@@ -94,25 +96,26 @@ struct start {
 static void *turns_thread(void *argument)
 {
     const struct start *start = argument;
+    const struct engine_ops *ops = start->machine->ops;
     struct engine_vcpu *vcpu;
     struct cpu_state state;
-    if (translate_engine.vcpu_new(start->machine->vm, start->index, &vcpu) < 0) {
+    if (ops->vcpu_new(start->machine->vm, start->index, &vcpu) < 0) {
         return NULL;
     }
     test_guest_state(&state, CODE);
     state.gpr[RDI] = start->index;
-    translate_engine.set_state(vcpu, &state);
-    bool is_halted = translate_engine.run(vcpu) == EXIT_HALT;
-    translate_engine.vcpu_free(vcpu);
+    ops->set_state(vcpu, &state);
+    bool is_halted = ops->run(vcpu) == EXIT_HALT;
+    ops->vcpu_free(vcpu);
     return is_halted ? argument : NULL;
 }
 
-static void spinning_yields_the_host_cpu(void **unused)
+static void spinning_yields_the_host_cpu(const struct engine_ops *ops)
 {
     struct machine machine;
     cpu_set_t before, one;
     pthread_t threads[2];
-    machine_open(&machine, 2);
+    machine_open(&machine, ops, 2);
     assert_int_equal(memory_write(machine.memory, CODE, take_turns, sizeof take_turns), 0);
     assert_int_equal(sched_getaffinity(0, sizeof before, &before), 0);
     CPU_ZERO(&one);
@@ -136,6 +139,16 @@ static void spinning_yields_the_host_cpu(void **unused)
     assert_int_equal(sched_setaffinity(0, sizeof before, &before), 0);
     assert_in_range(used, 0, ENOUGH_NS);
     machine_close(&machine);
+}
+
+static void spinning_in_units_yields_the_host_cpu(void **unused)
+{
+    spinning_yields_the_host_cpu(&translate_engine);
+}
+
+static void spinning_in_interp_yields_the_host_cpu(void **unused)
+{
+    spinning_yields_the_host_cpu(&interp_engine);
 }
 
 /* A vCPU at a HLT with interrupts on. */
@@ -162,7 +175,7 @@ static void only_short_waits_are_looked_through(void **unused)
 {
     for (unsigned cpus = 1; cpus <= 2; cpus++) {
         struct machine machine;
-        machine_open(&machine, cpus);
+        machine_open(&machine, &translate_engine, cpus);
         struct block *block = halted_vcpu(&machine, 0);
         assert_int_equal(block->poll_ns, 0);
         for (unsigned i = 0; i < TRIES && block->poll_ns == 0; i++) {
@@ -191,16 +204,12 @@ int sched_yield(void)
     return (int)syscall(SYS_sched_yield);
 }
 
-static void count_yields(struct machine *machine)
-{
-    assert_in_range(++machine->yields, 1, 2);
-}
-
 /* At the second yield, when the instruction is known as decoded: HLT instead of PAUSE. */
 static void change_code(struct machine *machine)
 {
-    count_yields(machine);
-    if (machine->yields == 2) {
+    if (++machine->yields == 2) {
+        struct translate_vm *vm = (struct translate_vm *)machine->vm;
+        machine->rounds = vm->blocks[0]->vcpu.state.gpr[RCX];
         assert_int_equal(memory_write(machine->memory, CODE + 2, "\xf4", 1), 0);
     }
 }
@@ -224,7 +233,7 @@ static void code_that_changes_while_a_spin_yields_counts(void **unused)
         struct machine machine;
         struct engine_vcpu *vcpu;
         struct cpu_state state;
-        machine_open(&machine, 2);
+        machine_open(&machine, &translate_engine, 2);
         /* 1: inc ecx; pause; jmp 1b */
         assert_int_equal(memory_write(machine.memory, CODE, "\xff\xc1\xf3\x90\xeb\xfa", 6), 0);
         assert_int_equal(translate_engine.vcpu_new(machine.vm, 0, &vcpu), 0);
@@ -237,7 +246,7 @@ static void code_that_changes_while_a_spin_yields_counts(void **unused)
         translate_engine.get_state(vcpu, &state);
         assert_int_equal(machine.yields, 2);
         assert_int_equal(state.rip, CODE + 3);
-        assert_int_equal(state.gpr[RCX], 2 * PAUSES_UNTIL_YIELD);
+        assert_int_equal(state.gpr[RCX], machine.rounds);
         translate_engine.vcpu_free(vcpu);
         machine_close(&machine);
     }
@@ -272,7 +281,7 @@ static void no_kick_is_lost(void **unused)
 {
     struct machine machine;
     pthread_t thread;
-    machine_open(&machine, 2);
+    machine_open(&machine, &translate_engine, 2);
     struct pair pair = {halted_vcpu(&machine, 0), halted_vcpu(&machine, 1)};
     assert_int_equal(pthread_create(&thread, NULL, answer_thread, &pair), 0);
     answer_kicks(pair.self, pair.other, true);
@@ -285,7 +294,8 @@ static void no_kick_is_lost(void **unused)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(spinning_yields_the_host_cpu),
+        cmocka_unit_test(spinning_in_units_yields_the_host_cpu),
+        cmocka_unit_test(spinning_in_interp_yields_the_host_cpu),
         cmocka_unit_test(code_that_changes_while_a_spin_yields_counts),
         cmocka_unit_test(only_short_waits_are_looked_through),
         cmocka_unit_test(no_kick_is_lost),
