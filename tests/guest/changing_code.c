@@ -41,10 +41,10 @@ static struct context run_at(uintptr_t ip, uintptr_t rdi, uintptr_t rax)
 
 #define OPERATIONS(X)                                                                              \
     X(mov32, "mov $0x11223344, %eax")                                                              \
-    X(mov32_high, "mov $0x11223344, %r9d; mov %r9, %rax")                                          \
+    X(mov32_high, "mov $0x11223344, %r13d; mov %r13, %rax")                                        \
     X(mov64, "movabs $0x1122334455667788, %rax")                                                   \
     X(mov_signed, "movq $0x11223344, %rax; nop")                                                   \
-    X(mov_displaced, "mov $0x11223344, %r14d; mov %r14, %rax")                                     \
+    X(mov_displaced, "mov $0x11223344, %r10d; mov %r10, %rax")                                     \
     X(add32, "add $0x11223344, %eax")                                                              \
     X(add64, "add $0x11223344, %rax")                                                              \
     X(add8, "add $0x11, %rax")                                                                     \
@@ -106,7 +106,7 @@ static void test_immediates(void)
             struct context c = run_at(AREA + 3, 0, 0x1234567800 + round);
             struct context d = run_at((uintptr_t)fresh, 0, 0x1234567800 + round);
             wrong += c.gpr[RAX] != d.gpr[RAX] || c.flags != d.flags || c.gpr[RSP] != d.gpr[RSP] ||
-                     c.gpr[R9] != d.gpr[R9] || c.gpr[R14] != d.gpr[R14];
+                     c.gpr[R13] != d.gpr[R13] || c.gpr[R10] != d.gpr[R10];
         }
         check(o->name, wrong, 0);
     }

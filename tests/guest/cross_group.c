@@ -239,15 +239,15 @@ static void test_changes(void)
 /* ---- calls ---- */
 
 /*
- * RCX times: a call with a frame of eight words. RAX counts, R13 to R15 take part; RDX is the
+ * RCX times: a call with a frame of eight words. RAX counts, R10 and R11 take part; RDX is the
  * sum of what was seen in frames.
  */
 SNIPPET(frames, "1: call 2f; dec %rcx; jnz 1b; jmp 3f\n"
-                "2: push %rbx; push %rbp; push %r13; push %r14; sub $24, %rsp;"
-                "mov %rax, 8(%rsp); mov %rcx, 16(%rsp); mov %r13, (%rsp);"
-                "add $1, %rax; mov %rax, %rbx; mov %rcx, %r13; mov %rbx, %r14;"
+                "2: push %rbx; push %rbp; push %r10; push %r11; sub $24, %rsp;"
+                "mov %rax, 8(%rsp); mov %rcx, 16(%rsp); mov %r10, (%rsp);"
+                "add $1, %rax; mov %rax, %rbx; mov %rcx, %r10; mov %rbx, %r11;"
                 "cmp %rcx, %rax; mov 8(%rsp), %rbp; mov 16(%rsp), %rbx; adc %rbp, %rdx;"
-                "add %rbx, %rdx; add $24, %rsp; pop %r14; pop %r13; pop %rbp; pop %rbx; ret\n3:");
+                "add %rbx, %rdx; add $24, %rsp; pop %r11; pop %r10; pop %rbp; pop %rbx; ret\n3:");
 
 static void test_frames(void)
 {
@@ -269,7 +269,7 @@ static void test_frames(void)
         check("  sum", c.gpr[RDX], sum);
         check("  others",
               c.gpr[RBX] == before.gpr[RBX] && c.gpr[RBP] == before.gpr[RBP] &&
-                  c.gpr[R13] == before.gpr[R13] && c.gpr[R14] == before.gpr[R14],
+                  c.gpr[R10] == before.gpr[R10] && c.gpr[R11] == before.gpr[R11],
               1);
     }
 }

@@ -29,8 +29,8 @@ SNIPPET(xlat, "xlat");
 SNIPPET(cmov_fault, "cmp %eax, %eax; cmovnz (%rdi), %rax");
 SNIPPET(cmov_zero, "cmp %eax, %eax; cmovnz %ecx, %eax");
 SNIPPET(bts_wraps, "addr32 bts %rcx, (%eax)");
-SNIPPET(bsf_zero, "bsf %rcx, %rax; mov %rbx, %rsi; bsr %rcx, %rsi; mov %rbx, %r13;"
-                  "mov %rbx, %r15; mov %rcx, %r14; bsf %rcx, %r13; bsr %rcx, %r15");
+SNIPPET(bsf_zero, "bsf %rcx, %rax; mov %rbx, %rsi; bsr %rcx, %rsi; mov %rbx, %r9;"
+                  "mov %rbx, %r11; mov %rcx, %r10; bsf %rcx, %r9; bsr %rcx, %r11");
 SNIPPET(lahf, "lahf");
 SNIPPET(sahf, "sahf; pushf; pop %rbx");
 SNIPPET(popf_user, "push %rax; popf; pushf; pop %rbx");
@@ -42,8 +42,8 @@ SNIPPET(xchg_locked,
         "xchg %rax, (%rdi); lock addq $5, (%rdi); lock notq 8(%rdi); lock btsl $3, 16(%rdi)");
 SNIPPET(high_bytes, "mov $0x12, %ah; mov %ah, %bl; xchg %al, %ah; add %bh, %ah");
 SNIPPET(high_bytes_memory,
-        "movq $0x1000, (%rdi); mov %ah, (%rdi); mov (%rdi), %r14; mov %ch, 1(%rdi);"
-        "mov %r14, 8(%rdi); mov 1(%rdi), %dh; add %bh, (%rdi); adc (%rdi), %bh;"
+        "movq $0x1000, (%rdi); mov %ah, (%rdi); mov (%rdi), %r10; mov %ch, 1(%rdi);"
+        "mov %r10, 8(%rdi); mov 1(%rdi), %dh; add %bh, (%rdi); adc (%rdi), %bh;"
         "xchg %bh, 9(%rdi); mov (%rdi), %rsi; mov 8(%rdi), %r8; pushf; pop %r9");
 SNIPPET(high_byte_compare, "movb $0x34, (%rdi); lock cmpxchgb %ah, (%rdi); mov (%rdi), %bh");
 SNIPPET(high_byte_fault, "nop; xchg %ch, (%rbx)");
@@ -231,8 +231,8 @@ static void test_bits(void)
     c = run(bsf_zero, true, 0x1234, 0x5678, 0, 0, 0);
     check("BSF of zero: ZF", c.flags & FLAG_ZF, FLAG_ZF);
     check("  the destination stays", c.gpr[RAX], 0x1234);
-    check("  so does R13", c.gpr[R13], 0x5678);
-    check("BSR of zero: R15 stays", c.gpr[R15], 0x5678);
+    check("  so does R9", c.gpr[R9], 0x5678);
+    check("BSR of zero: R11 stays", c.gpr[R11], 0x5678);
     check("  so does RSI", c.gpr[RSI], 0x5678);
     c = run(bswap, true, 0x0102030405060708, 0xffffffff01020304, 0, 0, 0);
     check("BSWAP 64", c.gpr[RAX], 0x0807060504030201);
@@ -247,7 +247,7 @@ static void test_bits(void)
     check("  what was there, and XCHG", c.gpr[R8], 0x56ff);
     check("  ADD, ADC, XCHG", c.gpr[RBX], 0x1022);
     check("  load", c.gpr[RDX], 0x5600);
-    check("  R14", c.gpr[R14], 0x10ff);
+    check("  R10", c.gpr[R10], 0x10ff);
     check("  flags", c.gpr[R9] & FLAGS_ARITHMETIC, FLAG_CF | FLAG_PF | FLAG_AF | FLAG_OF);
     c = run(high_byte_compare, true, 0x1234, 0, 0, 0, 0);
     check("CMPXCHG of AH", c.gpr[RBX] == 0x1200 && c.gpr[RAX] == 0x1234, 1);

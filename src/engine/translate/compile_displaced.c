@@ -1,6 +1,6 @@
 /*
- * The guest's R13, R14 and R15 live in the block; instructions that name them get a scratch
- * register in their place, loaded before and stored behind. What is in the scratch registers is
+ * Displaced guest registers live in the block; instructions that name them get a scratch register
+ * in their place, loaded before and stored behind. What is in the scratch registers is
  * remembered as long as nothing else is emitted: a value that is used again at once is not loaded
  * again, so chains of computation do not go through memory.
  */
@@ -34,19 +34,19 @@ bool displaced_assign(struct compiler *c, uint16_t displaced, bool has_memory,
                       struct rewrite_map *map)
 {
     uint16_t taken = has_memory ? 1u << SCRATCH : 0; /* the operand's host address */
-    uint16_t left = displaced & (1u << R13 | 1u << R14 | 1u << R15);
-    for (unsigned gpr = R13; gpr <= R15; gpr++) {
+    unsigned not_held = 0;
+    for (unsigned left = displaced & DISPLACED; left; left &= left - 1) {
+        unsigned gpr = (unsigned)__builtin_ctz(left);
         int held = displaced_held(c, gpr);
-        if ((left & 1u << gpr) && held >= 0 && !(taken & 1u << held)) {
+        if (held >= 0 && !(taken & 1u << held)) {
             map->host[gpr] = (uint8_t)held;
             taken |= 1u << held;
-            left &= ~(1u << gpr);
+        } else {
+            not_held |= 1u << gpr;
         }
     }
-    for (unsigned gpr = R13; gpr <= R15; gpr++) {
-        if (!(left & 1u << gpr)) {
-            continue;
-        }
+    for (; not_held; not_held &= not_held - 1) {
+        unsigned gpr = (unsigned)__builtin_ctz(not_held);
         unsigned host = taken & 1u << SCRATCH2 ? SCRATCH : SCRATCH2;
         if (taken & 1u << host) {
             return false;
@@ -63,9 +63,9 @@ void displaced_load(struct compiler *c, uint16_t registers, const struct rewrite
     for (unsigned i = 0; i < 2 && is_held_valid(c); i++) {
         held[i] = c->held.gpr[i];
     }
-    for (unsigned gpr = R13; gpr <= R15; gpr++) {
-        unsigned place = map->host[gpr] == SCRATCH2;
-        if ((registers & 1u << gpr) && held[place] != (int)gpr) {
+    for (unsigned left = registers & DISPLACED; left; left &= left - 1) {
+        unsigned gpr = (unsigned)__builtin_ctz(left), place = map->host[gpr] == SCRATCH2;
+        if (held[place] != (int)gpr) {
             emit_load(&c->e, map->host[gpr], gpr_slot(gpr));
             held[place] = (int8_t)gpr;
         }
@@ -76,14 +76,13 @@ void displaced_load(struct compiler *c, uint16_t registers, const struct rewrite
 void displaced_store(struct compiler *c, uint16_t written, bool has_memory,
                      const struct rewrite_map *map)
 {
-    if (has_memory) { /* R13 is the operand's address */
+    if (has_memory) { /* SCRATCH is the operand's address */
         c->held.gpr[0] = -1;
     }
-    for (unsigned gpr = R13; gpr <= R15; gpr++) {
-        if (written & 1u << gpr) {
-            emit_store(&c->e, map->host[gpr], gpr_slot(gpr));
-            c->held.gpr[map->host[gpr] == SCRATCH2] = (int8_t)gpr;
-        }
+    for (unsigned left = written & DISPLACED; left; left &= left - 1) {
+        unsigned gpr = (unsigned)__builtin_ctz(left);
+        emit_store(&c->e, map->host[gpr], gpr_slot(gpr));
+        c->held.gpr[map->host[gpr] == SCRATCH2] = (int8_t)gpr;
     }
     c->held.at = emit_offset(&c->e);
 }

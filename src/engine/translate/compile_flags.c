@@ -98,7 +98,7 @@ static size_t kept_slot(int name)
     return offsetof(struct block, recipe_kept) + 8 * (size_t)(name - RECIPE_KEPT);
 }
 
-/* The host register with the recipe's first value: R14, if it was kept. */
+/* The host register with the recipe's first value: SCRATCH2, if it was kept. */
 static unsigned first_value(struct compiler *c)
 {
     int name = c->recipe.first;
@@ -112,9 +112,7 @@ static unsigned first_value(struct compiler *c)
 /* op r/m, imm32: ADD /0, SUB /5, CMP /7 by 81H; TEST /0 by F7H */
 static void emit_immediate(struct compiler *c, uint8_t opcode, unsigned extension, unsigned gpr)
 {
-    emit_rex(&c->e, c->recipe.width == 64, 0, 0, gpr);
-    emit8(&c->e, opcode);
-    emit8(&c->e, (uint8_t)(0xc0 | extension << 3 | (gpr & 7)));
+    emit_registers(&c->e, c->recipe.width == 64, opcode, extension, gpr);
     emit32(&c->e, (uint32_t)c->recipe.immediate);
 }
 
@@ -126,12 +124,10 @@ static void emit_second(struct compiler *c, bool w, uint8_t opcode, unsigned gpr
         emit_gs(&c->e, w, opcode, gpr, kept_slot(name));
         return;
     }
-    emit_rex(&c->e, w, gpr, 0, recipe_host(name));
-    emit8(&c->e, opcode);
-    emit8(&c->e, (uint8_t)(0xc0 | (gpr & 7) << 3 | (recipe_host(name) & 7)));
+    emit_registers(&c->e, w, opcode, gpr, recipe_host(name));
 }
 
-/* ADD and SUB left the result: R14 = the old value, and the operation again. */
+/* ADD and SUB left the result: SCRATCH2 = the old value, and the operation again. */
 static void emit_undone(struct compiler *c, bool is_add)
 {
     const struct recipe *recipe = &c->recipe;
@@ -148,7 +144,7 @@ static void emit_undone(struct compiler *c, bool is_add)
     emit_second(c, recipe->width == 64, is_add ? OP_ADD : OP_SUB, SCRATCH2);
 }
 
-/* Make the flags in the CPU. Uses R14. */
+/* Make the flags in the CPU. Uses SCRATCH2. */
 static void emit_recipe(struct compiler *c)
 {
     const struct recipe *recipe = &c->recipe;

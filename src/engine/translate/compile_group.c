@@ -3,7 +3,7 @@
  *
  * A group is made at its first access from what follows in the unit: operands with the same base
  * and index, unchanged, no further apart than GROUP_SPAN. One check covers them all, and its host
- * address stays in R13 or, where another check comes between, in a slot of the block. What the
+ * address stays in SCRATCH or, where another check comes between, in a slot of the block. What the
  * check may refuse though the access itself would be right (a page border inside the group, a
  * page that only a later member writes) goes on in a variant of the unit without groups: at a page
  * border by a jump of its own, since a stack frame that lies there meets it at each call; else by
@@ -64,7 +64,7 @@ static uint16_t key_registers(int base, int index)
     return (uint16_t)(1u << base | (index >= 0 ? 1u << index : 0));
 }
 
-/* Does emitting this instruction leave R13 alone? (Members of the group do.) */
+/* Does emitting this instruction leave SCRATCH alone? (Members of the group do.) */
 static bool keeps_scratch(const struct insn *insn)
 {
     if (insn->info.meta.category == ZYDIS_CATEGORY_COND_BR) {
@@ -73,7 +73,7 @@ static bool keeps_scratch(const struct insn *insn)
     if (insn->info.mnemonic == ZYDIS_MNEMONIC_LEA || rewrite_memory_operand(insn)) {
         return false;
     }
-    uint16_t displaced = (insn->registers.read | insn->registers.written) & (7u << R13);
+    uint16_t displaced = (insn->registers.read | insn->registers.written) & DISPLACED;
     return (displaced & (displaced - 1)) == 0;
 }
 

@@ -64,10 +64,8 @@ bool compile_address(struct compiler *c, const struct insn_operand *operand, uin
 
 void emit_check_index(struct emitter *e)
 {
-    emit_rotated(e, true, PAGE_SHIFT - 4); /* less log2(sizeof(struct tlb_entry)) */
-    emit8(e, 0x41);                        /* and r14d, index mask */
-    emit8(e, 0x81);
-    emit8(e, 0xe0 | (SCRATCH2 & 7));
+    emit_rotated(e, true, PAGE_SHIFT - 4);       /* less log2(sizeof(struct tlb_entry)) */
+    emit_registers(e, false, 0x81, 4, SCRATCH2); /* and scratch2, index mask */
     emit32(e, (TLB_ENTRIES - 1) * sizeof(struct tlb_entry));
 }
 _Static_assert(sizeof(struct tlb_entry) == 1 << 4, "the check scales by this");
@@ -81,9 +79,7 @@ uint32_t check_site(struct compiler *c, unsigned size, bool write)
 
 uint8_t *emit_distance_check(struct emitter *e, unsigned size)
 {
-    emit8(e, 0x49); /* cmp r13, PAGE_SIZE - size */
-    emit8(e, 0x81);
-    emit8(e, 0xf8 | (SCRATCH & 7));
+    emit_registers(e, true, 0x81, 7, SCRATCH); /* cmp scratch, PAGE_SIZE - size */
     emit32(e, PAGE_SIZE - size);
     return emit_branch_forward(e, CONDITION_A);
 }
@@ -122,7 +118,7 @@ void compile_check_pair(struct compiler *c, unsigned size, bool write)
     emit_check(c, size, write, OP_LOAD, SCRATCH2);
 }
 
-/* R13 = host address of the page of a constant address: its entry is known. */
+/* SCRATCH = host address of the page of a constant address: its entry is known. */
 static struct host_place compile_constant_check(struct compiler *c, unsigned size, bool write,
                                                 uint64_t address)
 {
@@ -229,12 +225,9 @@ static void compile_line_check(struct compiler *c, unsigned size)
         return;
     }
     emit_lea(e, SCRATCH2, SCRATCH, (int32_t)size - 1);
-    emit8(e, 0x4d); /* xor r14, r13 */
-    emit8(e, 0x31);
-    emit8(e, 0xc0 | (SCRATCH & 7) << 3 | (SCRATCH2 & 7));
-    emit8(e, 0x41); /* test r14d, 64: the sum differs in bit 6 exactly if a line is crossed */
-    emit8(e, 0xf7);
-    emit8(e, 0xc0 | (SCRATCH2 & 7));
+    emit_registers(e, true, 0x31, SCRATCH, SCRATCH2); /* xor scratch2, scratch */
+    /* test scratch2, 64: the sum differs in bit 6 exactly if a line is crossed */
+    emit_registers(e, false, 0xf7, 0, SCRATCH2);
     emit32(e, 64);
     uint8_t *branch = emit_branch_forward(e, CONDITION_NZ);
     uint32_t site = site_new(c, SITE_EXECUTE);
@@ -253,9 +246,7 @@ static bool loads_mxcsr(const struct insn *insn)
 static void compile_mxcsr_check(struct compiler *c)
 {
     struct emitter *e = &c->e;
-    emit8(e, 0x41); /* test dword [r13], reserved bits */
-    emit8(e, 0xf7);
-    emit_modrm_base(e, 0, SCRATCH, 0);
+    emit_memory(e, false, 0xf7, 0, SCRATCH, 0); /* test dword [scratch], reserved bits */
     emit32(e, ~(uint32_t)MXCSR_WRITABLE);
     uint8_t *branch = emit_branch_forward(e, CONDITION_NZ);
     uint32_t site = site_new(c, SITE_EXECUTE);
@@ -293,7 +284,7 @@ static bool is_bit_string(const struct insn *insn)
            insn->info.mnemonic != ZYDIS_MNEMONIC_BSF && insn->info.mnemonic != ZYDIS_MNEMONIC_BSR;
 }
 
-/* Load the bit number of a bit string instruction into R14. */
+/* Load the bit number of a bit string instruction into SCRATCH2. */
 static void load_bit_number(struct compiler *c)
 {
     const struct insn_operand *operand = &compiler_insn(c)->operands[1];
@@ -335,14 +326,10 @@ static bool compile_bit_string(struct compiler *c)
         emit_constant(e, SCRATCH, constant);
     }
     load_bit_number(c);
-    if (!is_wide) { /* movsxd r14, r14d */
-        emit8(e, 0x4d);
-        emit8(e, 0x63);
-        emit8(e, 0xc0 | (SCRATCH2 & 7) << 3 | (SCRATCH2 & 7));
+    if (!is_wide) {
+        emit_registers(e, true, OP_MOVSXD, SCRATCH2, SCRATCH2);
     }
-    emit8(e, 0x49); /* sar r14, 6 or 5 */
-    emit8(e, 0xc1);
-    emit8(e, 0xf8 | (SCRATCH2 & 7));
+    emit_registers(e, true, 0xc1, 7, SCRATCH2); /* sar scratch2, 6 or 5 */
     emit8(e, is_wide ? 6 : 5);
     emit_lea_full(e, true, SCRATCH, SCRATCH, SCRATCH2, is_wide ? 8 : 4, 0);
     compile_check(c, is_wide ? 8 : 4, insn->info.mnemonic != ZYDIS_MNEMONIC_BT);
@@ -350,9 +337,7 @@ static bool compile_bit_string(struct compiler *c)
         compile_line_check(c, is_wide ? 8 : 4);
     }
     load_bit_number(c);
-    emit8(e, 0x41); /* and r14d, 63 or 31 */
-    emit8(e, 0x83);
-    emit8(e, 0xe0 | (SCRATCH2 & 7));
+    emit_registers(e, false, 0x83, 4, SCRATCH2); /* and scratch2, 63 or 31 */
     emit8(e, is_wide ? 63 : 31);
     emit_store(e, SCRATCH2, offsetof(struct block, spill[1]));
     flags_to_host(c);
@@ -374,8 +359,8 @@ static size_t copy_instruction(struct compiler *c, const struct insn *insn,
 /* Does this scratch register stand for a displaced one? */
 static bool map_uses(const struct rewrite_map *map, uint16_t named, unsigned scratch)
 {
-    for (unsigned gpr = R13; gpr <= R15; gpr++) {
-        if ((named & 1u << gpr) && map->host[gpr] == scratch) {
+    for (unsigned left = named & DISPLACED; left; left &= left - 1) {
+        if (map->host[__builtin_ctz(left)] == scratch) {
             return true;
         }
     }
@@ -384,8 +369,8 @@ static bool map_uses(const struct rewrite_map *map, uint16_t named, unsigned scr
 
 /*
  * AH, CH, DH or BH beside a memory operand, or NULL: it cannot stand beside the REX prefix that the
- * host address needs. In the copy R14 takes its place. The guest's own register does not change
- * before the access, which may still fault (site_at()).
+ * host address needs. In the copy SCRATCH2 takes its place. The guest's own register does not
+ * change before the access, which may still fault (site_at()).
  */
 static const struct insn_operand *find_high_byte(const struct insn *insn)
 {
@@ -406,7 +391,7 @@ static void load_high_byte(struct compiler *c, const struct insn_operand *high)
         return;
     }
     if (c->e.has_bmi2) {
-        emit_rorx(&c->e, SCRATCH2, gpr, 8);
+        emit_rorx(&c->e, false, SCRATCH2, gpr, 8);
     } else {
         emit_exchange_bytes(&c->e, gpr);
         emit_move(&c->e, SCRATCH2, gpr);
@@ -419,9 +404,7 @@ static void store_high_byte(struct compiler *c, const struct insn_operand *high)
     unsigned gpr = (unsigned)rewrite_gpr(high->reg.value);
     if (high->actions & ZYDIS_OPERAND_ACTION_MASK_WRITE) {
         emit_exchange_bytes(&c->e, gpr);
-        emit_rex(&c->e, false, SCRATCH2, 0, gpr); /* mov low byte, r14b */
-        emit8(&c->e, 0x88);
-        emit8(&c->e, (uint8_t)(0xc0 | (SCRATCH2 & 7) << 3 | gpr));
+        emit_registers(&c->e, false, 0x88, SCRATCH2, gpr); /* mov low byte, scratch2 */
         emit_exchange_bytes(&c->e, gpr);
     }
 }
@@ -536,9 +519,7 @@ bool compile_lea(struct compiler *c)
     if (compile_address(c, &source, &constant)) {
         emit_constant(e, target, insn->info.operand_width == 32 ? (uint32_t)constant : constant);
     } else if (insn->info.operand_width == 32) {
-        emit_rex(e, false, SCRATCH, 0, target); /* mov target, r13d */
-        emit8(e, 0x89);
-        emit8(e, (uint8_t)(0xc0 | (SCRATCH & 7) << 3 | (target & 7)));
+        emit_registers(e, false, OP_STORE, SCRATCH, target); /* its lower half */
     } else if (target != SCRATCH) {
         emit_move(e, target, SCRATCH);
     }

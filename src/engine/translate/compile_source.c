@@ -209,8 +209,7 @@ static void branch_if_stale(struct compiler *c)
     emit_relative(&c->e, c->stale_exit);
 }
 
-/* Compare `size` bytes (a power of two) of the source from `byte` on; they are at R13 less `base`.
- */
+/* Compare `size` bytes (a power of two) of the source from `byte` on; SCRATCH is at `base`. */
 static void compare(struct compiler *c, unsigned byte, unsigned size, unsigned base)
 {
     struct emitter *e = &c->e;
@@ -292,18 +291,14 @@ static void read_variable(struct compiler *c, unsigned number)
     if (lead) {
         emit_gs(e, false, OP_LOAD, SCRATCH2, variable_slot(number) + lead);
     }
-    if (shift) { /* shl r14d, shift */
-        emit8(e, 0x41);
-        emit8(e, 0xc1);
-        emit8(e, 0xe0 | (SCRATCH2 & 7));
+    if (shift) {
+        emit_registers(e, false, 0xc1, 4, SCRATCH2); /* shl scratch2, shift */
         emit8(e, (uint8_t)shift);
     }
     for (unsigned i = 0; i < opcode_length; i++) {
         opcode[i] = c->source.bytes[byte + i];
     }
-    emit8(e, 0x41); /* cmp r14d, opcode */
-    emit8(e, 0x81);
-    emit8(e, 0xf8 | (SCRATCH2 & 7));
+    emit_registers(e, false, 0x81, 7, SCRATCH2); /* cmp scratch2, opcode */
     emit32(e, load_le32(opcode) << shift);
     branch_if_stale(c);
 }
@@ -382,7 +377,7 @@ bool compile_variable(struct compiler *c)
     if (effects.reads) {
         flags_to_host(c);
     }
-    if (size == 8) { /* movsx r14, byte gs:[at] */
+    if (size == 8) { /* movsx scratch2, byte gs:[at] */
         emit8(&c->e, 0x65);
         emit8(&c->e, 0x4c);
         emit8(&c->e, 0x0f);
@@ -414,8 +409,6 @@ bool compile_variable_target(struct compiler *c)
     emit_constant(&c->e, SCRATCH, compiler_next_pc(c));
     emit_gs(&c->e, true, OP_MOVSXD, SCRATCH2,
             variable_slot((unsigned)number) + variable_lead(c, c->current) + 1);
-    emit8(&c->e, 0x4d); /* add r13, r14 */
-    emit8(&c->e, 0x01);
-    emit8(&c->e, 0xc0 | (SCRATCH2 & 7) << 3 | (SCRATCH & 7));
+    emit_registers(&c->e, true, OP_ADD, SCRATCH, SCRATCH2);
     return true;
 }

@@ -30,7 +30,7 @@ static unsigned run_length(const struct compiler *c, ZydisMnemonic mnemonic)
     return count;
 }
 
-/* mov [base + displacement], guest register (uses R14 for displaced ones) */
+/* mov [base + displacement], guest register (uses SCRATCH2 for displaced ones) */
 static void store_register(struct compiler *c, int gpr, int32_t displacement)
 {
     unsigned from = (unsigned)gpr;
@@ -120,7 +120,7 @@ static bool is_plain_return(const struct insn *insn)
            insn->info.operand_width == 64 && insn->info.raw.imm[0].size == 0;
 }
 
-/* R13 = guest return address, R15 behind it: return by the private stack if the top matches. */
+/* SCRATCH = return address, GUEST_RSP behind it: return by the private stack if its top matches. */
 static void emit_return(struct compiler *c, uint32_t size)
 {
     struct emitter *e = &c->e;
@@ -128,11 +128,7 @@ static void emit_return(struct compiler *c, uint32_t size)
     c->vm->sites[site].resume = 0;
     c->vm->sites[site].undo = size;
     c->vm->sites[site].uncounted = c->counts ? -1 : 0; /* pops before it are done */
-    emit8(e, 0x4c);                                    /* cmp [rsp + 8], r13 */
-    emit8(e, 0x39);
-    emit8(e, 0x6c);
-    emit8(e, 0x24);
-    emit8(e, 8);
+    emit_memory(e, true, 0x39, SCRATCH, RSP, 8);       /* cmp [rsp + 8], scratch */
     outline(c, OUTLINE_RETURN, emit_branch_forward(e, CONDITION_NZ), site, 0);
     emit8(e, 0xc3); /* ret */
     c->ended = true;
@@ -225,7 +221,7 @@ static void emit_call_frame(struct compiler *c)
     emit_lea(e, SCRATCH, GUEST_RSP, -8);
     compile_check(c, 8, true);
     if ((uint64_t)(int64_t)(int32_t)address == address) {
-        emit_memory(e, true, 0xc7, 0, SCRATCH, 0); /* mov qword [r13], imm32 */
+        emit_memory(e, true, 0xc7, 0, SCRATCH, 0); /* mov qword [scratch], imm32 */
         emit32(e, (uint32_t)address);
         emit_lea(e, GUEST_RSP, GUEST_RSP, -8);
         emit8(e, 0x68); /* push imm32 */
@@ -235,22 +231,20 @@ static void emit_call_frame(struct compiler *c)
     emit_constant(e, SCRATCH2, address);
     emit_memory(e, true, OP_STORE, SCRATCH2, SCRATCH, 0);
     emit_lea(e, GUEST_RSP, GUEST_RSP, -8);
-    emit8(e, 0x41); /* push r14 */
+    emit8(e, 0x41); /* push scratch2 */
     emit8(e, 0x50 | (SCRATCH2 & 7));
 }
 
 void compile_canonical_check(struct compiler *c)
 {
-    static const uint8_t extend[] = {
-        0x4d, 0x89, 0xee,       /* mov r14, r13 */
-        0x49, 0xc1, 0xe6, 0x10, /* shl r14, 16 */
-        0x49, 0xc1, 0xfe, 0x10, /* sar r14, 16 */
-        0x4d, 0x39, 0xee,       /* cmp r14, r13 */
-    };
-    for (unsigned i = 0; i < sizeof extend; i++) {
-        emit8(&c->e, extend[i]);
-    }
-    uint8_t *branch = emit_branch_forward(&c->e, CONDITION_NZ);
+    struct emitter *e = &c->e;
+    emit_move(e, SCRATCH2, SCRATCH);
+    emit_registers(e, true, 0xc1, 4, SCRATCH2); /* shl scratch2, 16 */
+    emit8(e, 16);
+    emit_registers(e, true, 0xc1, 7, SCRATCH2); /* sar scratch2, 16 */
+    emit8(e, 16);
+    emit_registers(e, true, OP_CMP, SCRATCH2, SCRATCH);
+    uint8_t *branch = emit_branch_forward(e, CONDITION_NZ);
     uint32_t site = site_new(c, SITE_EXECUTE);
     c->vm->sites[site].resume = 0;
     outline(c, OUTLINE_EXECUTE, branch, site, 0);
@@ -300,51 +294,42 @@ bool compile_call(struct compiler *c)
 
 enum { POPF_PLAIN = FLAGS_ARITHMETIC | FLAG_IF | FLAG_FIXED };
 
-bool compile_pushf(struct compiler *c)
+/* movzx scratch2, byte gs:[displacement] */
+static void emit_load_byte(struct emitter *e, size_t displacement)
 {
-    struct emitter *e = &c->e;
-    flags_to_block(c);
-    /* r13 = high bits | arithmetic flags | OF << 11 | IF << 9 */
-    emit_load(e, SCRATCH, offsetof(struct block, vcpu.state.rflags));
-    emit8(e, 0x65); /* movzx r14d, byte gs:[saved_flags + 1] */
+    emit8(e, 0x65);
     emit8(e, 0x44);
     emit8(e, 0x0f);
     emit8(e, 0xb6);
     emit8(e, (SCRATCH2 & 7) << 3 | 4);
     emit8(e, 0x25);
-    emit32(e, offsetof(struct block, saved_flags) + 1);
-    static const uint8_t merge[] = {
-        0x41, 0x81, 0xe5, 0x28, 0xf5, 0xfc, 0xff, /* and r13d, ~(OSZAPC | IF | FIXED | RF | VM) */
-        0x41, 0x83, 0xe6, 0xd5,                   /* and r14d, SF ZF AF PF CF */
-        0x45, 0x09, 0xf5,                         /* or r13d, r14d */
-    };
-    for (unsigned i = 0; i < sizeof merge; i++) {
-        emit8(e, merge[i]);
-    }
+    emit32(e, (uint32_t)displacement);
+}
+
+bool compile_pushf(struct compiler *c)
+{
+    struct emitter *e = &c->e;
+    flags_to_block(c);
+    /* scratch = high bits | arithmetic flags | OF << 11 | IF << 9 */
+    emit_load(e, SCRATCH, offsetof(struct block, vcpu.state.rflags));
+    emit_load_byte(e, offsetof(struct block, saved_flags) + 1);
+    emit_registers(e, false, 0x81, 4, SCRATCH); /* and */
+    emit32(e, ~(uint32_t)(FLAGS_ARITHMETIC | FLAG_IF | FLAG_FIXED | FLAG_RF | FLAG_VM));
+    emit_registers(e, false, 0x83, 4, SCRATCH2); /* and (what it keeps of bits above is zero) */
+    emit8(e, FLAGS_ARITHMETIC & 0xff);
+    emit_registers(e, false, OP_OR, SCRATCH, SCRATCH2);
     static const struct {
         size_t offset;
         uint8_t shift;
     } bytes[] = {{offsetof(struct block, saved_flags), 11},
                  {offsetof(struct block, interrupt_flag), 9}};
     for (unsigned i = 0; i < ARRAY_SIZE(bytes); i++) {
-        emit8(e, 0x65); /* movzx r14d, byte gs:[...] */
-        emit8(e, 0x44);
-        emit8(e, 0x0f);
-        emit8(e, 0xb6);
-        emit8(e, (SCRATCH2 & 7) << 3 | 4);
-        emit8(e, 0x25);
-        emit32(e, (uint32_t)bytes[i].offset);
-        emit8(e, 0x41); /* shl r14d, shift */
-        emit8(e, 0xc1);
-        emit8(e, 0xe0 | (SCRATCH2 & 7));
+        emit_load_byte(e, bytes[i].offset);
+        emit_registers(e, false, 0xc1, 4, SCRATCH2); /* shl */
         emit8(e, bytes[i].shift);
-        emit8(e, 0x45); /* or r13d, r14d */
-        emit8(e, 0x09);
-        emit8(e, 0xc0 | (SCRATCH2 & 7) << 3 | (SCRATCH & 7));
+        emit_registers(e, false, OP_OR, SCRATCH, SCRATCH2);
     }
-    emit8(e, 0x41); /* or r13d, FLAG_FIXED */
-    emit8(e, 0x83);
-    emit8(e, 0xc8 | (SCRATCH & 7));
+    emit_registers(e, false, 0x83, 1, SCRATCH); /* or */
     emit8(e, FLAG_FIXED);
     emit_store(e, SCRATCH, offsetof(struct block, spill[0]));
     push_spilled(c);
@@ -364,9 +349,7 @@ bool compile_popf(struct compiler *c)
     /* Anything but the plain flags in the image or in force: interp. */
     emit_move(e, SCRATCH2, SCRATCH);
     emit_gs(e, true, OP_OR, SCRATCH2, offsetof(struct block, vcpu.state.rflags));
-    emit8(e, 0x49); /* test r14, ~plain (sign-extended) */
-    emit8(e, 0xf7);
-    emit8(e, 0xc0 | (SCRATCH2 & 7));
+    emit_registers(e, true, 0xf7, 0, SCRATCH2); /* test scratch2, ~plain (sign-extended) */
     emit32(e, ~(uint32_t)POPF_PLAIN);
     uint8_t *branch = emit_branch_forward(e, CONDITION_NZ);
     uint32_t site = site_new(c, SITE_EXECUTE);
@@ -382,22 +365,16 @@ bool compile_popf(struct compiler *c)
     for (unsigned i = 0; i < ARRAY_SIZE(bytes); i++) {
         emit_move(e, SCRATCH2, SCRATCH);
         if (bytes[i].shift) {
-            emit8(e, 0x41); /* shr r14d, shift; and r14d, 1 */
-            emit8(e, 0xc1);
-            emit8(e, 0xe8 | (SCRATCH2 & 7));
+            emit_registers(e, false, 0xc1, 5, SCRATCH2); /* shr */
             emit8(e, bytes[i].shift);
-            emit8(e, 0x41);
-            emit8(e, 0x83);
-            emit8(e, 0xe0 | (SCRATCH2 & 7));
+            emit_registers(e, false, 0x83, 4, SCRATCH2); /* and */
             emit8(e, bytes[i].mask);
         }
-        emit_gs(e, false, 0x88, SCRATCH2, bytes[i].offset); /* mov byte gs:[...], r14b */
+        emit_gs(e, false, 0x88, SCRATCH2, bytes[i].offset); /* mov byte gs:[...], scratch2 */
     }
     emit_lea(e, GUEST_RSP, GUEST_RSP, 8);
-    /* r14d = IF: with IF set, waiting kicks are taken now. */
-    emit8(e, 0x45); /* test r14d, r14d */
-    emit8(e, 0x85);
-    emit8(e, 0xc0 | (SCRATCH2 & 7) << 3 | (SCRATCH2 & 7));
+    /* scratch2 = IF: with IF set, waiting kicks are taken now. */
+    emit_registers(e, false, 0x85, SCRATCH2, SCRATCH2); /* test */
     uint8_t *skip = emit_branch_forward(e, CONDITION_Z);
     compile_poll(c, compiler_next_pc(c), offsetof(struct block, vcpu.kicks));
     emit_set_target(e, skip);

@@ -51,8 +51,8 @@ static void branch_to_helper(struct compiler *c, uint8_t condition, uint32_t sit
 }
 
 /*
- * R14 = host address of the operand at `pointer`; leaves if the whole run is not inside its page.
- * RCX is at most a page's worth of elements, so nothing overflows.
+ * SCRATCH2 = host address of the operand at `pointer`; leaves if the whole run is not inside its
+ * page. RCX is at most a page's worth of elements, so nothing overflows.
  */
 static void compile_run_check(struct compiler *c, unsigned pointer, bool write, unsigned size,
                               uint32_t site)
@@ -65,9 +65,7 @@ static void compile_run_check(struct compiler *c, unsigned pointer, bool write, 
     emit_gs_scratch2(e, true, OP_LOAD, SCRATCH2, entry + offsetof(struct tlb_entry, host));
     emit_lea_full(e, true, SCRATCH2, SCRATCH2, SCRATCH, 1, 0);
     emit_lea_full(e, true, SCRATCH, SCRATCH, RCX, size, 0);
-    emit8(e, 0x49); /* cmp r13, PAGE_SIZE: the distance of the run's end */
-    emit8(e, 0x81);
-    emit8(e, 0xf8 | (SCRATCH & 7));
+    emit_registers(e, true, 0x81, 7, SCRATCH); /* cmp with the distance of the run's end */
     emit32(e, PAGE_SIZE);
     branch_to_helper(c, CONDITION_A, site);
 }

@@ -128,29 +128,25 @@ static bool compile_swapgs(struct compiler *c)
     return true;
 }
 
-/* mov between a guest register and R13, 32 or 64 bits wide */
+/* mov between a guest register and SCRATCH, 32 or 64 bits wide */
 static void move_register(struct compiler *c, int gpr, bool to_guest)
 {
     struct emitter *e = &c->e;
     bool is_wide = compiler_insn(c)->info.operand_width == 64;
     unsigned host = gpr == RSP ? GUEST_RSP : (unsigned)gpr;
     if (is_displaced(gpr)) {
-        if (!is_wide) { /* mov r13d, r13d: the upper half is zero */
+        if (!is_wide) { /* the upper half is zero */
             if (!to_guest) {
                 emit_gs(e, false, OP_LOAD, SCRATCH, gpr_slot(host));
                 return;
             }
-            emit8(e, 0x45);
-            emit8(e, 0x89);
-            emit8(e, 0xed);
+            emit_registers(e, false, OP_STORE, SCRATCH, SCRATCH);
         }
         emit_gs(e, true, to_guest ? OP_STORE : OP_LOAD, SCRATCH, gpr_slot(host));
         return;
     }
     unsigned to = to_guest ? host : SCRATCH, from = to_guest ? SCRATCH : host;
-    emit_rex(e, is_wide, from, 0, to);
-    emit8(e, 0x89);
-    emit8(e, (uint8_t)(0xc0 | (from & 7) << 3 | (to & 7)));
+    emit_registers(e, is_wide, OP_STORE, from, to);
 }
 
 static bool compile_base(struct compiler *c, unsigned segment, bool write)

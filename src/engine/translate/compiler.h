@@ -7,9 +7,9 @@
 
 /* Code that is emitted behind the unit's straight path. */
 enum outline_kind {
-    OUTLINE_MEMORY,  /* a failed soft TLB check: R13 less the tag in the entry at R14 */
+    OUTLINE_MEMORY,  /* a failed soft TLB check: SCRATCH less the tag in the entry at SCRATCH2 */
     OUTLINE_ADDRESS, /* the same for a constant address */
-    OUTLINE_SLOT,    /* not the page of the site's slot: R13 less the slot's tag */
+    OUTLINE_SLOT,    /* not the page of the site's slot: SCRATCH less the slot's tag */
     OUTLINE_EXECUTE, /* run the instruction in interp */
     OUTLINE_PAUSE,   /* many PAUSEs: yield */
     OUTLINE_STRING,  /* a string operation that does not stay inside its pages */
@@ -70,7 +70,7 @@ struct compiler {
     bool ended;           /* the straight path does not go on */
     struct group groups[GROUPS];
     unsigned next_group;
-    int scratch_group; /* R13 holds this group's host address; -1: none */
+    int scratch_group; /* SCRATCH holds this group's host address; -1: none */
     /* Scratch registers that hold displaced ones, as long as nothing was emitted since. */
     struct {
         int8_t gpr[2]; /* in SCRATCH and in SCRATCH2; -1: none */
@@ -102,7 +102,7 @@ static inline uint64_t compiler_next_pc(const struct compiler *c)
 }
 static inline bool is_displaced(int gpr)
 {
-    return gpr >= R13;
+    return gpr >= 0 && (DISPLACED & 1u << gpr);
 }
 
 /* ---- compile_kind.c ---- */
@@ -127,12 +127,12 @@ void outline(struct compiler *c, enum outline_kind kind, uint8_t *branch, uint32
              uint64_t constant);
 /*
  * Bring the count of instructions up to date, `ahead` of the current one and those that follow it
- * in a run: for instructions that may leave the unit. Uses R14.
+ * in a run: for instructions that may leave the unit. Uses SCRATCH2.
  */
 void count_instructions(struct compiler *c, int ahead);
 /*
  * Deterministic time, wherever a unit is entered: leave with state.rip = `pc` if the deadline is
- * near. Flags are saved, all instructions before are counted. Uses R14.
+ * near. Flags are saved, all instructions before are counted. Uses SCRATCH2.
  */
 void compile_deadline_check(struct compiler *c, uint64_t pc);
 /* Run the current instruction in interp, inline. */
@@ -147,9 +147,9 @@ struct flag_effects {
     bool writes; /* afterwards they are in the CPU */
 };
 struct flag_effects flag_effects(const struct insn *insn);
-/* From here on the flags are saved in the block. Uses R14. */
+/* From here on the flags are saved in the block. Uses SCRATCH2. */
 void flags_to_block(struct compiler *c);
-/* From here on the guest's flags are in the CPU. Uses R14. */
+/* From here on the guest's flags are in the CPU. Uses SCRATCH2. */
 void flags_to_host(struct compiler *c);
 /* A check comes: the flags in the CPU may be destroyed, a site can tell what they were. */
 void flags_for_check(struct compiler *c);
@@ -162,7 +162,7 @@ void flags_after(struct compiler *c, const struct insn *insn);
 /* After every instruction: a recipe ends where its registers change. */
 void recipe_after(struct compiler *c, const struct insn *insn);
 
-/* ---- compile_displaced.c: R13 to R15, which the block holds ---- */
+/* ---- compile_displaced.c: guest registers that the block holds ---- */
 /* The scratch register that holds a displaced register just now, or -1. */
 int displaced_held(const struct compiler *c, unsigned gpr);
 /* Both scratch registers are as they are now: what holds which (-1: none). */
@@ -176,21 +176,21 @@ void displaced_store(struct compiler *c, uint16_t written, bool has_memory,
                      const struct rewrite_map *map);
 
 /* ---- compile_memory.c ---- */
-/* R13 = address of the memory operand. A constant address is not loaded: *ret_constant is set. */
+/* SCRATCH = address of the memory operand. A constant one is not loaded: *ret_constant is set. */
 bool compile_address(struct compiler *c, const struct insn_operand *operand,
                      uint64_t *ret_constant);
-/* R13 = host address of the guest-virtual address in R13. Flags are saved. */
+/* SCRATCH = host address of the guest-virtual address in SCRATCH. Flags are saved. */
 void compile_check(struct compiler *c, unsigned size, bool write);
-/* The same, but R14 = host address of its page, R13 = offset in the page. */
+/* The same, but SCRATCH2 = host address of its page, SCRATCH = offset in the page. */
 void compile_check_pair(struct compiler *c, unsigned size, bool write);
-/* Where the host finds an operand: at [R13 + offset], or [R14 + R13 + offset]. */
+/* Where the host finds an operand: at [SCRATCH + offset], or [SCRATCH2 + SCRATCH + offset]. */
 struct host_place {
     int32_t offset;
     bool is_pair;
 };
 /*
  * The memory operand of the current instruction: address, check. A pair of registers only where
- * the caller has no use for R14 before the access.
+ * the caller has no use for SCRATCH2 before the access.
  */
 struct host_place compile_operand_check(struct compiler *c, const struct insn_operand *operand,
                                         bool write, bool may_pair);
@@ -199,11 +199,11 @@ bool compile_copy(struct compiler *c);
 bool compile_lea(struct compiler *c);
 /* The site of a check that is about to be emitted. */
 uint32_t check_site(struct compiler *c, unsigned size, bool write);
-/* What branches if R13, the distance from a page's start, is too large for an access. */
+/* What branches if SCRATCH, the distance from a page's start, is too large for an access. */
 uint8_t *emit_distance_check(struct emitter *e, unsigned size);
 
 /* ---- compile_slot.c ---- */
-/* The check of R13 by a slot; `opcode` and `reg` say what is done with the page's host address. */
+/* The check of SCRATCH by a slot; `opcode` and `reg`: what is done with the page's host address. */
 void compile_slot_check(struct compiler *c, unsigned size, bool write, uint8_t opcode,
                         unsigned reg);
 /* Behind the straight path: the slot has another page. `flags` say where they are. */
@@ -216,8 +216,8 @@ struct host_place compile_group_access(struct compiler *c, const struct insn_ope
 /* No host address of before may be used again. */
 void groups_forget(struct compiler *c);
 /*
- * Behind a failed check of a group, with R13 the distance from the start of a page whose entry is
- * at hand: if only the page's border is in the way, go on in the plain unit. Returns where that
+ * Behind a failed check of a group, with SCRATCH the distance from the start of a page whose entry
+ * is at hand: if only the page's border is in the way, go on in the plain unit. Returns where that
  * begins; the code behind is for all else.
  */
 uint32_t emit_border_exit(struct compiler *c, uint32_t site, enum flags_home flags);
@@ -233,7 +233,7 @@ bool compile_return(struct compiler *c);
 bool compile_pushf(struct compiler *c);
 bool compile_popf(struct compiler *c);
 
-/* Go on in interp if R13 is not a canonical address. Flags are saved. */
+/* Go on in interp if SCRATCH is not a canonical address. Flags are saved. */
 void compile_canonical_check(struct compiler *c);
 
 /* ---- compile_system.c ---- */
@@ -252,7 +252,7 @@ bool source_ends(const struct compiler *c, const struct insn *insn, unsigned len
 bool source_init(struct compiler *c);
 /* The exit for a unit that is stale, in front of its entries. */
 void source_emit_exit(struct compiler *c);
-/* Flags are saved. Uses R13 and R14. */
+/* Flags are saved. Uses SCRATCH and SCRATCH2. */
 void source_emit_check(struct compiler *c);
 /* Behind the unit's code: what it was made from. */
 void source_emit_record(struct compiler *c);
@@ -260,7 +260,7 @@ void source_emit_record(struct compiler *c);
 bool is_variable(const struct compiler *c, unsigned index);
 /* Make the current instruction if its immediate is a variable; false if it is not. */
 bool compile_variable(struct compiler *c);
-/* R13 = target of the current direct branch if that is a variable; false if it is not. */
+/* SCRATCH = target of the current direct branch if that is a variable; false if it is not. */
 bool compile_variable_target(struct compiler *c);
 
 /* ---- compile_control.c ---- */
@@ -272,12 +272,12 @@ bool compile_condition(struct compiler *c);
 void compile_direct(struct compiler *c, uint8_t opcode, uint64_t target);
 /*
  * Before a branch that may close a cycle of guest code: if kicks are waiting, leave instead of
- * making it. Uses R14.
+ * making it. Uses SCRATCH2.
  */
 void compile_branch_poll(struct compiler *c);
 /* The same before a direct branch, if it goes backwards. */
 void emit_loop_poll(struct compiler *c, uint64_t target);
 /* Remember the indirect branch, for the case that its target is not canonical. */
 void emit_indirect_note(struct compiler *c, uint32_t site);
-/* Load the target of an indirect branch into R13; false if it is left to interp. */
+/* Load the target of an indirect branch into SCRATCH; false if it is left to interp. */
 bool compile_indirect_target(struct compiler *c);

@@ -10,9 +10,6 @@
 #include "base/bytes.h"
 #include "engine/translate/internal.h"
 
-/* The scratch registers and homes of the calling convention (internal.h). */
-enum { SCRATCH = R13, SCRATCH2 = R14, GUEST_RSP = R15 };
-
 struct emitter {
     uint8_t *at;   /* next byte, in the writable alias */
     uint8_t *base; /* cache offset 0, in the writable alias */
@@ -61,7 +58,7 @@ static inline void emit_gs(struct emitter *e, bool w, uint8_t opcode, unsigned r
     emit32(e, (uint32_t)displacement);
 }
 
-/* op reg, gs:[R14 + displacement] */
+/* op reg, gs:[SCRATCH2 + displacement] */
 static inline void emit_gs_scratch2(struct emitter *e, bool w, uint8_t opcode, unsigned reg,
                                     size_t displacement)
 {
@@ -92,12 +89,19 @@ static inline void emit_store(struct emitter *e, unsigned reg, size_t displaceme
     emit_gs(e, true, OP_STORE, reg, displacement);
 }
 
+/* op with two registers in ModRM; `reg` is a part of the opcode in some (/4 and the like). */
+static inline void emit_registers(struct emitter *e, bool w, uint8_t opcode, unsigned reg,
+                                  unsigned rm)
+{
+    emit_rex(e, w, reg, 0, rm);
+    emit8(e, opcode);
+    emit8(e, (uint8_t)(0xc0 | (reg & 7) << 3 | (rm & 7)));
+}
+
 /* mov to, from (64 bits) */
 static inline void emit_move(struct emitter *e, unsigned to, unsigned from)
 {
-    emit_rex(e, true, from, 0, to);
-    emit8(e, 0x89);
-    emit8(e, (uint8_t)(0xc0 | (from & 7) << 3 | (to & 7)));
+    emit_registers(e, true, OP_STORE, from, to);
 }
 
 /* Load a constant in the shortest form; leaves the flags alone. */
@@ -194,12 +198,12 @@ static inline void emit_jump(struct emitter *e, uint32_t target)
     emit_relative(e, target);
 }
 
-/* rorx to, from, count (32 bits): needs BMI2, leaves the flags alone */
-static inline void emit_rorx(struct emitter *e, unsigned to, unsigned from, uint8_t count)
+/* rorx to, from, count: needs BMI2, leaves the flags alone */
+static inline void emit_rorx(struct emitter *e, bool w, unsigned to, unsigned from, uint8_t count)
 {
     emit8(e, 0xc4);
     emit8(e, (uint8_t)(0x43 | (to < R8) << 7 | (from < R8) << 5));
-    emit8(e, 0x7b);
+    emit8(e, w ? 0xfb : 0x7b);
     emit8(e, 0xf0);
     emit8(e, (uint8_t)(0xc0 | (to & 7) << 3 | (from & 7)));
     emit8(e, count);
@@ -212,15 +216,15 @@ static inline void emit_exchange_bytes(struct emitter *e, unsigned gpr)
     emit8(e, (uint8_t)(0xc0 | gpr << 3 | (gpr + 4)));
 }
 
-/* R14 = R13 (or its lower half) to the right; only bits that come from above `count` matter. */
+/* SCRATCH2 = SCRATCH (or its lower half) to the right; only bits from above `count` matter. */
 static inline void emit_rotated(struct emitter *e, bool w, uint8_t count)
 {
-    const uint8_t rorx[] = {0xc4, 0x43, w ? 0xfb : 0x7b, 0xf0, 0xf5, count};
-    const uint8_t shift[] = {w ? 0x4d : 0x45, 0x89, 0xee,         /* mov r14, r13 */
-                             w ? 0x49 : 0x41, 0xc1, 0xee, count}; /* shr r14, count */
-    const uint8_t *bytes = e->has_bmi2 ? rorx : shift;
-    for (size_t i = 0; i < (e->has_bmi2 ? sizeof rorx : sizeof shift); i++) {
-        emit8(e, bytes[i]);
+    if (e->has_bmi2) {
+        emit_rorx(e, w, SCRATCH2, SCRATCH, count);
+    } else {
+        emit_registers(e, w, OP_STORE, SCRATCH, SCRATCH2);
+        emit_registers(e, w, 0xc1, 5, SCRATCH2); /* shr */
+        emit8(e, count);
     }
 }
 
@@ -267,7 +271,7 @@ static inline size_t gpr_slot(unsigned gpr)
     return offsetof(struct block, vcpu.state.gpr) + 8 * gpr;
 }
 
-/* mov r14, rax; lahf; seto al; mov gs:[saved_flags], ax; mov rax, r14 */
+/* mov scratch2, rax; lahf; seto al; mov gs:[saved_flags], ax; mov rax, scratch2 */
 static inline void emit_save_flags(struct emitter *e)
 {
     emit_move(e, SCRATCH2, RAX);
@@ -282,14 +286,14 @@ static inline void emit_save_flags(struct emitter *e)
 
 /* ---- stubs.c ---- */
 /*
- * Look the guest-virtual address in R13 up in the jump cache: R14 = its entry. The branch that is
- * returned is for a miss. Every indirect branch has a copy of its own, so that the host's
+ * Look the guest-virtual address in SCRATCH up in the jump cache: SCRATCH2 = its entry. The branch
+ * that is returned is for a miss. Every indirect branch has a copy of its own, so that the host's
  * predictor tells them apart. Flags are saved.
  */
 uint8_t *emit_jump_lookup(struct emitter *e, enum privilege privilege);
 /* jmp (4) or call (2) to what was found. */
 void emit_jump_found(struct emitter *e, enum privilege privilege, unsigned transfer);
-/* The parts of a soft TLB check: R14 = offset of the entry for R13. */
+/* The parts of a soft TLB check: SCRATCH2 = offset of the entry for SCRATCH. */
 void emit_check_index(struct emitter *e);
 static inline size_t slot_offset(enum privilege privilege, enum tlb_access access, uint32_t slot)
 {

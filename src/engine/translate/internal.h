@@ -6,8 +6,8 @@
  *     GS base  the vCPU block (struct block), aliased once for each cached address space
  *     RSP      a private stack of {host return address, guest return address} frames, one for
  *              each privilege, so that host CALL and RET predict the guest's
- *     R15      the guest's RSP
- *     R13 R14  scratch; the guest's R13, R14 and R15 live in the block
+ *     R9       the guest's RSP
+ *     R10 R11  scratch; the guest's R9, R10 and R11 live in the block
  *     others   the guest's own registers; vector state stays in the CPU
  *     flags    the guest's arithmetic flags, or saved in the block (enum flags_home)
  *
@@ -79,6 +79,14 @@ struct recipe {
 };
 /* A register that has another value by now: the value is in block.recipe_kept[0 or 1]. */
 enum { RECIPE_KEPT = 16 };
+
+/*
+ * Host registers that units have for themselves. Compiled code seldom names those three: it keeps
+ * what lives long in registers that calls preserve. (R12 and R13 as base would need a byte more.)
+ */
+enum { SCRATCH = R10, SCRATCH2 = R11, GUEST_RSP = R9 };
+/* The guest registers of their names, which live in the block. */
+enum { DISPLACED = 1u << SCRATCH | 1u << SCRATCH2 | 1u << GUEST_RSP };
 
 /* ---- address spaces: what hangs on the guest's current page tables ---- */
 
@@ -297,19 +305,19 @@ struct cache {
 struct stubs {
     uint32_t enter;   /* void (*)(struct block *, uint64_t host): from C into a unit */
     uint32_t leave;   /* back to C */
-    uint32_t memory;  /* R13 = address, R14D = site */
-    uint32_t execute; /* R14D = site */
-    uint32_t link;    /* R14D = site: a chain or link that is not resolved */
-    uint32_t poll;    /* R14D = site */
-    uint32_t time;    /* R14D = site: the deadline is near */
-    uint32_t stale;   /* R14D = site: the unit was made from other bytes */
-    uint32_t fault_host, fault_saved; /* R14D = site, set by the signal handler */
-    uint32_t indirect[PRIVILEGES];    /* R13 = guest-virtual target: look it up */
+    uint32_t memory;  /* SCRATCH = address, SCRATCH2 = site */
+    uint32_t execute; /* SCRATCH2 = site */
+    uint32_t link;    /* SCRATCH2 = site: a chain or link that is not resolved */
+    uint32_t poll;    /* SCRATCH2 = site */
+    uint32_t time;    /* SCRATCH2 = site: the deadline is near */
+    uint32_t stale;   /* SCRATCH2 = site: the unit was made from other bytes */
+    uint32_t fault_host, fault_saved; /* SCRATCH2 = site, set by the signal handler */
+    uint32_t indirect[PRIVILEGES];    /* SCRATCH = guest-virtual target: look it up */
     uint32_t indirect_slow;           /* the same, after the look-up failed */
-    uint32_t string;                  /* R14D = site: REP MOVS/STOS */
-    uint32_t pause;                   /* R14D = site: many PAUSEs */
-    uint32_t slot;                    /* R13 = address, R14D = site: not the slot's page */
-    uint32_t fxsave, fxrstor;         /* R13 = address, R14D = site */
+    uint32_t string;                  /* SCRATCH2 = site: REP MOVS/STOS */
+    uint32_t pause;                   /* SCRATCH2 = site: many PAUSEs */
+    uint32_t slot;                    /* SCRATCH = address, SCRATCH2 = site: not the slot's page */
+    uint32_t fxsave, fxrstor;         /* SCRATCH = address, SCRATCH2 = site */
 };
 
 struct page_units {

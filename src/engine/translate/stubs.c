@@ -2,31 +2,33 @@
  * Host code that all units share: entering and leaving, and the calls from units into C.
  *
  * A call into C saves every guest register in the block, switches to the C stack, calls a helper
- * with (block, R14D), loads every register again and jumps to the address that the helper
+ * with (block, SCRATCH2), loads every register again and jumps to the address that the helper
  * returned. Vector state stays in the CPU: the helpers use general registers only.
  */
 #include "engine/translate/emit.h"
 
 /* Guest registers that sit in their own host register while units run. */
-static const uint8_t in_place[] = {RAX, RCX, RDX, RBX, RBP, RSI, RDI, R8, R9, R10, R11, R12};
+enum { IN_PLACE = 0xffff & ~(1u << RSP | DISPLACED) };
 
 static void emit_save_registers(struct emitter *e)
 {
-    for (unsigned i = 0; i < ARRAY_SIZE(in_place); i++) {
-        emit_store(e, in_place[i], gpr_slot(in_place[i]));
+    for (unsigned left = IN_PLACE; left; left &= left - 1) {
+        unsigned gpr = (unsigned)__builtin_ctz(left);
+        emit_store(e, gpr, gpr_slot(gpr));
     }
     emit_store(e, GUEST_RSP, gpr_slot(RSP));
 }
 
 static void emit_load_registers(struct emitter *e)
 {
-    for (unsigned i = 0; i < ARRAY_SIZE(in_place); i++) {
-        emit_load(e, in_place[i], gpr_slot(in_place[i]));
+    for (unsigned left = IN_PLACE; left; left &= left - 1) {
+        unsigned gpr = (unsigned)__builtin_ctz(left);
+        emit_load(e, gpr, gpr_slot(gpr));
     }
     emit_load(e, GUEST_RSP, gpr_slot(RSP));
 }
 
-/* The body after `mov r14d, site`: R13 is kept in block->address around the call. */
+/* The body after `mov scratch2, site`: SCRATCH is kept in block->address around the call. */
 static uint32_t emit_call_helper(struct emitter *e, uint64_t (*helper)(struct block *, uint32_t))
 {
     while (emit_offset(e) & 15) {
@@ -37,9 +39,7 @@ static uint32_t emit_call_helper(struct emitter *e, uint64_t (*helper)(struct bl
     emit_save_registers(e);
     emit_store(e, RSP, offsetof(struct block, stack));
     emit_load(e, RDI, offsetof(struct block, self));
-    emit_rex(e, false, SCRATCH2, 0, RSI); /* mov esi, r14d */
-    emit8(e, 0x89);
-    emit8(e, 0xc0 | (SCRATCH2 & 7) << 3 | RSI);
+    emit_registers(e, false, OP_STORE, SCRATCH2, RSI);
     emit_load(e, RSP, offsetof(struct block, host_rsp));
     emit_constant(e, RAX, (uint64_t)helper);
     emit8(e, 0xff); /* call rax */
@@ -48,9 +48,7 @@ static uint32_t emit_call_helper(struct emitter *e, uint64_t (*helper)(struct bl
     emit_load(e, SCRATCH, offsetof(struct block, address));
     emit_load(e, RSP, offsetof(struct block, stack));
     emit_load_registers(e);
-    emit8(e, 0x41); /* jmp r14 */
-    emit8(e, 0xff);
-    emit8(e, 0xe0 | (SCRATCH2 & 7));
+    emit_registers(e, false, 0xff, 4, SCRATCH2); /* jmp scratch2 */
     return start;
 }
 
@@ -67,9 +65,7 @@ static uint32_t emit_enter(struct emitter *e)
     emit_move(e, SCRATCH2, RSI);
     emit_load(e, RSP, offsetof(struct block, stack));
     emit_load_registers(e);
-    emit8(e, 0x41);
-    emit8(e, 0xff);
-    emit8(e, 0xe0 | (SCRATCH2 & 7));
+    emit_registers(e, false, 0xff, 4, SCRATCH2);
     return start;
 }
 
@@ -86,7 +82,7 @@ static uint32_t emit_leave(struct emitter *e)
     return start;
 }
 
-/* op reg, gs:[R14 * 8 + displacement] */
+/* op reg, gs:[SCRATCH2 * 8 + displacement] */
 static void emit_gs_scaled(struct emitter *e, bool w, uint8_t opcode, unsigned reg,
                            size_t displacement)
 {
@@ -100,12 +96,10 @@ static void emit_gs_scaled(struct emitter *e, bool w, uint8_t opcode, unsigned r
 
 uint8_t *emit_jump_lookup(struct emitter *e, enum privilege privilege)
 {
-    /* R14 = twice the entry's number (jump_index()): scaled by 8 it is the entry's offset. */
+    /* SCRATCH2 = twice the entry's number (jump_index()): scaled by 8 it is the entry's offset. */
     emit_rotated(e, false, 9);
     emit_lea_full(e, false, SCRATCH2, SCRATCH2, SCRATCH, 2, 0);
-    emit8(e, 0x41); /* and r14d, 2 * (JUMP_ENTRIES - 1) */
-    emit8(e, 0x81);
-    emit8(e, 0xe0 | (SCRATCH2 & 7));
+    emit_registers(e, false, 0x81, 4, SCRATCH2); /* and */
     emit32(e, 2 * (JUMP_ENTRIES - 1));
     emit_gs_scaled(e, true, OP_CMP, SCRATCH,
                    jumps_offset(privilege) + offsetof(struct jump_entry, gva));
@@ -119,7 +113,8 @@ void emit_jump_found(struct emitter *e, enum privilege privilege, unsigned trans
                    jumps_offset(privilege) + offsetof(struct jump_entry, host));
 }
 
-/* R13 = target: look it up in the jump cache, else, or if a kick waits, ask C. Flags are saved. */
+/* SCRATCH = target: look it up in the jump cache, else, or if a kick waits, ask C. Flags are saved.
+ */
 static uint32_t emit_indirect(struct emitter *e, enum privilege privilege, uint32_t slow)
 {
     while (emit_offset(e) & 15) {
