@@ -6,8 +6,9 @@
  *          line 0 (the timer) reaches pin 2, and line 2 does not exist (the cascade). The MADT has
  *          to say so. Lines 16..23 reach the I/O APIC only. Levels are active-high inside.
  * Threads: lines and messages from any thread. Everything with a `vcpu` argument only on that
- *          vCPU's thread. Calls of the wire come from any thread and with locks of the irqchip
- *          held: they must not block and not call back into the irqchip.
+ *          vCPU's thread. Calls of the wire come from any thread, kicks without a lock of the local
+ *          APIC and the others with one; the device's lock may be held (for lines): they must not
+ *          block, and not call what takes it.
  */
 #pragma once
 

@@ -29,6 +29,9 @@ struct fixture {
 static void wire_kick(void *owner, unsigned vcpu, enum irqchip_event event, uint8_t vector)
 {
     struct fixture *f = owner;
+    assert_int_equal(pthread_mutex_trylock(&f->chip->lapics[vcpu].lock), 0);
+    pthread_mutex_unlock(&f->chip->lapics[vcpu].lock);
+    assert_true(event != IRQCHIP_INTERRUPT || irqchip_has_interrupt(f->chip, vcpu));
     f->kicks[vcpu][event]++;
     f->sipi[vcpu] = event == IRQCHIP_SIPI ? vector : f->sipi[vcpu];
 }
@@ -462,7 +465,7 @@ static void test_visit(void **state)
 #define LAPIC(member) VISIT_DERIVED(struct lapic, member)
     assert_int_equal(VISIT_CHECK(struct lapic, &f->chip->lapics[1], device_visit, device,
                                  LAPIC(lock), LAPIC(id), LAPIC(wire), LAPIC(board), LAPIC(clock),
-                                 LAPIC(alarm)),
+                                 LAPIC(alarm), LAPIC(kicks), LAPIC(sipi_vector)),
                      0);
     assert_int_equal(irqchip_acknowledge(f->chip, 1), 0x61);
     put(f, 1, EOI, 0);

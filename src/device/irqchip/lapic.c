@@ -74,15 +74,34 @@ static bool passes_extint(const struct lapic *lapic)
     return !(lvt & LVT_MASKED) && lvt_mode(lvt) == DELIVERY_EXTINT;
 }
 
-static void kick(const struct lapic *lapic, enum irqchip_event event, uint8_t vector)
+static void kick(struct lapic *lapic, enum irqchip_event event)
 {
-    lapic->wire->kick(lapic->wire->owner, lapic->id, event, vector);
+    lapic->kicks |= 1u << event;
+}
+
+void lapic_lock(struct lapic *lapic)
+{
+    pthread_mutex_lock(&lapic->lock);
+}
+
+void lapic_unlock(struct lapic *lapic)
+{
+    uint32_t kicks = lapic->kicks;
+    uint8_t sipi_vector = lapic->sipi_vector;
+    lapic->kicks = 0;
+    pthread_mutex_unlock(&lapic->lock);
+    for (unsigned event = 0; kicks >> event; event++) {
+        if (kicks >> event & 1) {
+            lapic->wire->kick(lapic->wire->owner, lapic->id, (enum irqchip_event)event,
+                              event == IRQCHIP_SIPI ? sipi_vector : 0);
+        }
+    }
 }
 
 void lapic_update(struct lapic *lapic)
 {
     if (deliverable(lapic) >= 0 || (lapic->lint0 && passes_extint(lapic))) {
-        kick(lapic, IRQCHIP_INTERRUPT, 0);
+        kick(lapic, IRQCHIP_INTERRUPT);
     }
 }
 
@@ -111,10 +130,10 @@ void lapic_fire(struct lapic *lapic, enum lapic_vector which)
         request(lapic, (uint8_t)lvt, false);
         break;
     case DELIVERY_NMI:
-        kick(lapic, IRQCHIP_NMI, 0);
+        kick(lapic, IRQCHIP_NMI);
         break;
     case DELIVERY_INIT:
-        kick(lapic, IRQCHIP_INIT, 0);
+        kick(lapic, IRQCHIP_INIT);
         break;
     default: /* SMI: there is no system management mode; ExtINT is a level, see lapic_update() */
         break;
@@ -154,86 +173,87 @@ bool lapic_matches(struct lapic *lapic, const struct apic_message *message)
     if (!message->is_logical) {
         return message->destination == lapic->id;
     }
-    pthread_mutex_lock(&lapic->lock);
+    lapic_lock(lapic);
     bool result = matches_logical(lapic, message->destination);
-    pthread_mutex_unlock(&lapic->lock);
+    lapic_unlock(lapic);
     return result;
 }
 
 int lapic_priority(struct lapic *lapic)
 {
-    pthread_mutex_lock(&lapic->lock);
+    lapic_lock(lapic);
     int priority = -1;
     if (lapic_is_enabled(lapic) && (lapic->svr & SVR_ENABLE)) {
         int requested = bit_highest(lapic->irr);
         priority = (int)(lapic_ppr(lapic) >> 4);
         priority = requested >> 4 > priority ? requested >> 4 : priority;
     }
-    pthread_mutex_unlock(&lapic->lock);
+    lapic_unlock(lapic);
     return priority;
 }
 
 void lapic_accept(struct lapic *lapic, const struct apic_message *message)
 {
-    pthread_mutex_lock(&lapic->lock);
+    lapic_lock(lapic);
     switch (lapic_is_enabled(lapic) ? message->mode : DELIVERY_SMI) {
     case DELIVERY_FIXED:
     case DELIVERY_LOWEST:
         request(lapic, message->vector, message->is_level);
         break;
     case DELIVERY_NMI:
-        kick(lapic, IRQCHIP_NMI, 0);
+        kick(lapic, IRQCHIP_NMI);
         break;
     case DELIVERY_INIT:
-        kick(lapic, IRQCHIP_INIT, 0);
+        kick(lapic, IRQCHIP_INIT);
         break;
     case DELIVERY_SIPI:
-        kick(lapic, IRQCHIP_SIPI, message->vector);
+        lapic->sipi_vector = message->vector;
+        kick(lapic, IRQCHIP_SIPI);
         break;
     default: /* SMI: there is no system management mode; ExtINT comes by LINT0 only */
         break;
     }
-    pthread_mutex_unlock(&lapic->lock);
+    lapic_unlock(lapic);
 }
 
 void lapic_set_lint0(struct lapic *lapic, bool level)
 {
-    pthread_mutex_lock(&lapic->lock);
+    lapic_lock(lapic);
     bool rises = level && !lapic->lint0;
     lapic->lint0 = level;
     if (rises && passes_extint(lapic)) {
-        kick(lapic, IRQCHIP_INTERRUPT, 0);
+        kick(lapic, IRQCHIP_INTERRUPT);
     } else if (rises && lapic_is_enabled(lapic)) {
         lapic_fire(lapic, LVT_LINT0);
     }
-    pthread_mutex_unlock(&lapic->lock);
+    lapic_unlock(lapic);
 }
 
 bool lapic_passes_extint(struct lapic *lapic)
 {
-    pthread_mutex_lock(&lapic->lock);
+    lapic_lock(lapic);
     bool result = lapic->lint0 && passes_extint(lapic);
-    pthread_mutex_unlock(&lapic->lock);
+    lapic_unlock(lapic);
     return result;
 }
 
 int lapic_acknowledge(struct lapic *lapic)
 {
-    pthread_mutex_lock(&lapic->lock);
+    lapic_lock(lapic);
     int vector = deliverable(lapic);
     if (vector >= 0) {
         bit_clear(lapic->irr, (unsigned)vector);
         bit_set(lapic->isr, (unsigned)vector);
     }
-    pthread_mutex_unlock(&lapic->lock);
+    lapic_unlock(lapic);
     return vector;
 }
 
 bool lapic_has_interrupt(struct lapic *lapic)
 {
-    pthread_mutex_lock(&lapic->lock);
+    lapic_lock(lapic);
     bool result = deliverable(lapic) >= 0 || (lapic->lint0 && passes_extint(lapic));
-    pthread_mutex_unlock(&lapic->lock);
+    lapic_unlock(lapic);
     return result;
 }
 
@@ -273,19 +293,19 @@ void lapic_clear(struct lapic *lapic)
 
 void lapic_init_ipi(struct lapic *lapic)
 {
-    pthread_mutex_lock(&lapic->lock);
+    lapic_lock(lapic);
     lapic_clear(lapic);
-    pthread_mutex_unlock(&lapic->lock);
+    lapic_unlock(lapic);
 }
 
 void lapic_reset(struct lapic *lapic)
 {
-    pthread_mutex_lock(&lapic->lock);
+    lapic_lock(lapic);
     lapic->base_msr = IRQCHIP_LOCAL_APIC_BASE | (uint64_t)APIC_BASE_ENABLE;
     lapic->base_msr |= lapic->id == 0 ? APIC_BASE_BSP : 0;
     lapic->lint0 = false;
     lapic_clear(lapic);
-    pthread_mutex_unlock(&lapic->lock);
+    lapic_unlock(lapic);
 }
 
 void lapic_init(struct lapic *lapic, unsigned id, const struct irqchip_wire *wire,
@@ -314,7 +334,7 @@ static void visit_bits(struct visitor *v, const char *name, uint32_t *bits)
 
 void lapic_visit(struct lapic *lapic, struct visitor *v)
 {
-    pthread_mutex_lock(&lapic->lock);
+    lapic_lock(lapic);
     visit_begin(v, "lapic", 1);
     visit_u64(v, "base_msr", &lapic->base_msr);
     visit_u32_max(v, "tpr", &lapic->tpr, 0xff);
@@ -344,5 +364,5 @@ void lapic_visit(struct lapic *lapic, struct visitor *v)
         lapic_timer_arm(lapic);
         lapic_update(lapic);
     }
-    pthread_mutex_unlock(&lapic->lock);
+    lapic_unlock(lapic);
 }

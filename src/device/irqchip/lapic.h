@@ -65,6 +65,9 @@ struct lapic {
     const struct lapic_board *board;
     struct clock clock;
     void *alarm;
+    /* what the vCPU is to be told when the lock is free: bits by enum irqchip_event */
+    uint32_t kicks;
+    uint8_t sipi_vector;
     /* state */
     uint64_t base_msr;
     uint32_t tpr, ldr, dfr, svr, esr, esr_pending;

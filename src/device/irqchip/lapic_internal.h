@@ -16,6 +16,13 @@ enum {
     ESR_REGISTER = 1u << 7,
 };
 
+void lapic_lock(struct lapic *lapic);
+/*
+ * Unlock, then tell the vCPU what has come for it meanwhile. Its thread may run at once, maybe
+ * instead of this one, and wants the lock.
+ */
+void lapic_unlock(struct lapic *lapic);
+
 /* All with the lock held. */
 bool lapic_is_x2apic(const struct lapic *lapic);
 bool lapic_is_enabled(const struct lapic *lapic);

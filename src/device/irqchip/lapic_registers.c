@@ -185,9 +185,9 @@ static void icr_send(struct lapic *lapic, uint64_t icr, bool is_wide)
     }
     bool has_vector = message.mode == DELIVERY_FIXED || message.mode == DELIVERY_LOWEST;
     if (has_vector && message.vector < 16) {
-        pthread_mutex_lock(&lapic->lock);
+        lapic_lock(lapic);
         lapic_error(lapic, ESR_SEND_VECTOR);
-        pthread_mutex_unlock(&lapic->lock);
+        lapic_unlock(lapic);
         return;
     }
     lapic->board->send(lapic->board->owner, lapic->id, icr >> 18 & 3, &message);
@@ -195,18 +195,18 @@ static void icr_send(struct lapic *lapic, uint64_t icr, bool is_wide)
 
 static void icr_write(struct lapic *lapic, uint64_t icr, bool is_wide)
 {
-    pthread_mutex_lock(&lapic->lock);
+    lapic_lock(lapic);
     lapic->icr = icr;
-    pthread_mutex_unlock(&lapic->lock);
+    lapic_unlock(lapic);
     icr_send(lapic, icr, is_wide);
 }
 
 static void eoi_write(struct lapic *lapic)
 {
     uint8_t vector;
-    pthread_mutex_lock(&lapic->lock);
+    lapic_lock(lapic);
     bool tell = lapic_complete(lapic, &vector);
-    pthread_mutex_unlock(&lapic->lock);
+    lapic_unlock(lapic);
     if (tell) {
         lapic->board->eoi(lapic->board->owner, vector);
     }
@@ -214,18 +214,18 @@ static void eoi_write(struct lapic *lapic)
 
 bool lapic_claims(struct lapic *lapic, uint64_t address)
 {
-    pthread_mutex_lock(&lapic->lock);
+    lapic_lock(lapic);
     bool is_mapped = lapic_is_enabled(lapic) && !lapic_is_x2apic(lapic) &&
                      align_down(address, 0x1000) == align_down(lapic->base_msr, 0x1000);
-    pthread_mutex_unlock(&lapic->lock);
+    lapic_unlock(lapic);
     return is_mapped;
 }
 
 uint32_t lapic_mmio_read(struct lapic *lapic, unsigned offset)
 {
-    pthread_mutex_lock(&lapic->lock);
+    lapic_lock(lapic);
     uint32_t value = register_read(lapic, offset >> 4);
-    pthread_mutex_unlock(&lapic->lock);
+    lapic_unlock(lapic);
     return value;
 }
 
@@ -237,9 +237,9 @@ void lapic_mmio_write(struct lapic *lapic, unsigned offset, uint32_t value)
     } else if (number == REGISTER_ICR) {
         icr_write(lapic, (lapic->icr & ~0xffffffffull) | (value & ICR_WRITABLE), false);
     } else {
-        pthread_mutex_lock(&lapic->lock);
+        lapic_lock(lapic);
         register_write(lapic, number, value);
-        pthread_mutex_unlock(&lapic->lock);
+        lapic_unlock(lapic);
     }
 }
 
@@ -288,9 +288,9 @@ static bool x2apic_write(struct lapic *lapic, unsigned number, uint64_t value)
     } else if (number == REGISTER_SELF_IPI) {
         icr_send(lapic, value | SHORTHAND_SELF << 18, true);
     } else {
-        pthread_mutex_lock(&lapic->lock);
+        lapic_lock(lapic);
         register_write(lapic, number, (uint32_t)value);
-        pthread_mutex_unlock(&lapic->lock);
+        lapic_unlock(lapic);
     }
     return true;
 }
@@ -337,7 +337,7 @@ bool lapic_msr_read(struct lapic *lapic, uint32_t index, uint64_t *ret_value)
 {
     bool is_ok = true;
     unsigned number = index - MSR_X2APIC_FIRST;
-    pthread_mutex_lock(&lapic->lock);
+    lapic_lock(lapic);
     if (index == MSR_APIC_BASE) {
         *ret_value = lapic->base_msr;
     } else if (index == MSR_TSC_DEADLINE) {
@@ -347,7 +347,7 @@ bool lapic_msr_read(struct lapic *lapic, uint32_t index, uint64_t *ret_value)
     } else {
         is_ok = false;
     }
-    pthread_mutex_unlock(&lapic->lock);
+    lapic_unlock(lapic);
     return is_ok;
 }
 
@@ -358,37 +358,37 @@ bool lapic_msr_write(struct lapic *lapic, uint32_t index, uint64_t value)
         return lapic_is_x2apic(lapic) && x2apic_write(lapic, index - MSR_X2APIC_FIRST, value);
     }
     bool is_ok = index == MSR_TSC_DEADLINE;
-    pthread_mutex_lock(&lapic->lock);
+    lapic_lock(lapic);
     if (index == MSR_APIC_BASE) {
         is_ok = base_write(lapic, value);
     } else if (index == MSR_TSC_DEADLINE) {
         lapic_timer_set_deadline(lapic, value);
     }
-    pthread_mutex_unlock(&lapic->lock);
+    lapic_unlock(lapic);
     return is_ok;
 }
 
 uint32_t lapic_tpr(struct lapic *lapic)
 {
-    pthread_mutex_lock(&lapic->lock);
+    lapic_lock(lapic);
     uint32_t tpr = lapic->tpr;
-    pthread_mutex_unlock(&lapic->lock);
+    lapic_unlock(lapic);
     return tpr;
 }
 
 void lapic_set_tpr(struct lapic *lapic, uint32_t tpr)
 {
-    pthread_mutex_lock(&lapic->lock);
+    lapic_lock(lapic);
     lapic->tpr = tpr & 0xff;
     lapic_update(lapic);
-    pthread_mutex_unlock(&lapic->lock);
+    lapic_unlock(lapic);
 }
 
 void lapic_tsc_changed(struct lapic *lapic)
 {
-    pthread_mutex_lock(&lapic->lock);
+    lapic_lock(lapic);
     if (lapic_timer_is_deadline(lapic)) {
         lapic_timer_set_deadline(lapic, lapic->tsc_deadline);
     }
-    pthread_mutex_unlock(&lapic->lock);
+    lapic_unlock(lapic);
 }

@@ -71,10 +71,10 @@ void lapic_timer_arm(struct lapic *lapic)
 void lapic_timer_expired(void *argument)
 {
     struct lapic *lapic = argument;
-    pthread_mutex_lock(&lapic->lock);
+    lapic_lock(lapic);
     timer_catch_up(lapic, clock_now(lapic->clock));
     lapic_timer_arm(lapic);
-    pthread_mutex_unlock(&lapic->lock);
+    lapic_unlock(lapic);
 }
 
 static void timer_start(struct lapic *lapic, uint64_t now)
