@@ -138,6 +138,15 @@ static void on_signal(void *owner, unsigned events)
     }
 }
 
+/* The machine cannot be taken apart. What the guest has flushed is on its disks. */
+static void on_stuck(void *owner, const char *message)
+{
+    const struct run *run = owner;
+    console_stdio_leave();
+    report("doppel: %s: %s\n", run->config.name, message);
+    _exit(STATUS_DIED);
+}
+
 /*
  * The machine's name, which nobody else may have. Where the host has no place for the names, a
  * machine without a name of the user's runs all the same.
@@ -187,6 +196,7 @@ static int start(struct run *run, struct watch **ret_watch)
         r = vm_new(&run->config, &run->vm);
     }
     if (!r) {
+        vm_on_stuck(run->vm, on_stuck, run);
         r = open_control(run);
     }
     if (!r) {

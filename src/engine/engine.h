@@ -152,6 +152,11 @@ struct engine_ops {
     /* What the vCPU has counted, and what happened on threads that are no vCPU's. Any thread. */
     const struct engine_counters *(*counters)(const struct engine_vcpu *vcpu);
     const struct engine_counters *(*vm_counters)(const struct engine_vm *vm);
+    /*
+     * Where the vCPU was seen last, for a message about one that does not come back: what it did
+     * (COUNT_SAMPLE_*) and a guest-virtual address that it had come to. Any thread, while it runs.
+     */
+    enum engine_counter (*where)(const struct engine_vcpu *vcpu, uint64_t *ret_rip);
 };
 
 extern const struct engine_ops interp_engine;

@@ -253,6 +253,12 @@ unsigned vm_samplers_refused(struct vm *vm)
     return refused;
 }
 
+const char *vm_vcpu_where(struct vm *vm, unsigned vcpu, uint64_t *ret_rip)
+{
+    const struct engine_vcpu *engine = vm->vcpus[vcpu].engine;
+    return engine_names[vm->engine_ops->where(engine, ret_rip)].text;
+}
+
 static void tell_region(void *owner, const struct region *region, bool is_port)
 {
     const struct teller *t = owner;

@@ -45,5 +45,8 @@ void vm_stats(struct vm *vm, const struct vm_stats_sink *sink);
 /* How many vCPUs run without samples, because the host refused their timer. After vm_start(). */
 unsigned vm_samplers_refused(struct vm *vm);
 
+/* Where a vCPU was seen last, for people: what it does, and a guest-virtual address. Any thread. */
+const char *vm_vcpu_where(struct vm *vm, unsigned vcpu, uint64_t *ret_rip);
+
 /* What a number counts, for people; NULL if there is no such topic and key. */
 const char *stats_text(const char *topic, const char *key);

@@ -5,12 +5,17 @@
  */
 #include <signal.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
+#include <time.h>
 
 #include "base/assert.h"
 #include "base/error.h"
 #include "device/irqchip/irqchip.h"
+#include "machine/report.h"
 #include "machine/vm_internal.h"
+
+enum { STOP_SECONDS = 20 };
 
 /* Stand still until the machine may run. False: return from the thread. */
 static bool park(struct vm_vcpu *vcpu, struct engine_vcpu *engine)
@@ -20,12 +25,12 @@ static bool park(struct vm_vcpu *vcpu, struct engine_vcpu *engine)
     if (engine && !vcpu->state_changed) {
         vm->engine_ops->get_state(engine, &vcpu->state);
     }
-    vm->parked++;
+    vcpu->is_parked = true;
     pthread_cond_broadcast(&vm->changed);
     while ((vm->stop || vcpu->is_held) && !vm->quitting) {
         pthread_cond_wait(&vm->changed, &vm->lock);
     }
-    vm->parked--;
+    vcpu->is_parked = false;
     bool run = !vm->quitting;
     if (run) {
         vm_debug_arm(vcpu, engine);
@@ -121,14 +126,49 @@ static void *vcpu_main(void *argument)
     return NULL;
 }
 
-static void wait_for_parked(struct vm *vm)
+/* A vCPU that runs, or NULL. With the lock. */
+static struct vm_vcpu *running(struct vm *vm)
 {
-    unsigned threads = 0;
     for (unsigned i = 0; i < vm->config->cpus; i++) {
-        threads += vm->vcpus[i].has_thread;
+        if (vm->vcpus[i].has_thread && !vm->vcpus[i].is_parked) {
+            return &vm->vcpus[i];
+        }
     }
-    while (vm->parked < threads) {
-        pthread_cond_wait(&vm->changed, &vm->lock);
+    return NULL;
+}
+
+static _Noreturn void give_up(struct vm *vm, const struct vm_vcpu *vcpu)
+{
+    char message[256];
+    uint64_t rip;
+    const char *what = vm_vcpu_where(vm, vcpu->index, &rip);
+    snprintf(message, sizeof message,
+             "internal error: vCPU %u does not stop; it was last seen %s, near %#llx", vcpu->index,
+             what, (unsigned long long)rip);
+    if (vm->stuck) {
+        vm->stuck(vm->stuck_owner, message);
+    }
+    report("doppel: %s: %s\n", vm->config->name, message);
+    abort();
+}
+
+/*
+ * Everything that a vCPU does ends in a moment. Waited for in short pieces, so that the time in
+ * which the whole process stood still (SIGSTOP) does not count.
+ */
+static void wait_for_stopped(struct vm *vm)
+{
+    struct vm_vcpu *vcpu;
+    for (unsigned waits = 0; (vcpu = running(vm)); waits++) {
+        struct timespec until;
+        if (waits == STOP_SECONDS) {
+            give_up(vm, vcpu);
+        }
+        clock_gettime(CLOCK_MONOTONIC, &until);
+        until.tv_sec++;
+        while (running(vm) &&
+               !pthread_cond_clockwait(&vm->changed, &vm->lock, CLOCK_MONOTONIC, &until)) {
+        }
     }
 }
 
@@ -147,7 +187,9 @@ int vcpu_threads_start(struct vm *vm)
         vcpu->has_thread = true;
     }
     pthread_mutex_lock(&vm->lock);
-    wait_for_parked(vm);
+    while (running(vm)) { /* making an engine's vCPU may take long */
+        pthread_cond_wait(&vm->changed, &vm->lock);
+    }
     int r = vm->start_error;
     pthread_mutex_unlock(&vm->lock);
     return r ? fail(r, "%s", vm->start_message) : 0;
@@ -196,7 +238,7 @@ void vcpu_threads_stop(struct vm *vm)
 {
     vcpu_threads_ask_stop(vm);
     pthread_mutex_lock(&vm->lock);
-    wait_for_parked(vm);
+    wait_for_stopped(vm);
     pthread_mutex_unlock(&vm->lock);
 }
 

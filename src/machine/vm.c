@@ -372,6 +372,12 @@ void vm_triple_fault(struct vm *vm, unsigned vcpu, const struct cpu_state *state
     }
 }
 
+void vm_on_stuck(struct vm *vm, void (*stuck)(void *owner, const char *message), void *owner)
+{
+    vm->stuck = stuck;
+    vm->stuck_owner = owner;
+}
+
 void vm_start_paused(struct vm *vm)
 {
     vm->starts_paused = true;

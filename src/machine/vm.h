@@ -47,6 +47,13 @@ void vm_free(struct vm *vm);
 /* Start the threads and let the engine set up its vCPUs. No path is opened from here on. */
 int vm_start(struct vm *vm) __attribute__((warn_unused_result));
 
+/*
+ * Whom to tell, instead of waiting for ever, that a vCPU does not stop; `message` says which one
+ * and where it is. The process has to be ended there, without taking the machine apart: `stuck`
+ * does not return. Without one the process aborts. Before vm_start().
+ */
+void vm_on_stuck(struct vm *vm, void (*stuck)(void *owner, const char *message), void *owner);
+
 /* Let vm_run() begin PAUSED, before the first instruction, until vm_resume(). Before vm_run(). */
 void vm_start_paused(struct vm *vm);
 

@@ -26,6 +26,7 @@ struct vm_vcpu {
     unsigned index;
     pthread_t thread;
     bool has_thread;
+    bool is_parked;                           /* stands still; guarded by vm->lock */
     _Atomic(struct engine_vcpu *) engine;     /* owned by the vCPU's thread */
     _Atomic uint64_t tsc_offset;              /* as the engine has it, for other threads */
     uint64_t accesses[MACHINE_COUNTER_COUNT]; /* counted as the engine's counters are */
@@ -72,13 +73,14 @@ struct vm {
     pthread_mutex_t lock;
     pthread_cond_t changed;
     enum vm_life life;
-    unsigned parked; /* how many vCPU threads stand still */
     int start_error; /* the first failure of a vCPU thread at its start */
     char start_message[512];
     bool quitting;             /* vCPU threads shall return */
     _Atomic bool stop;         /* vCPU threads shall park */
     _Atomic bool reset_wanted; /* by the guest, and not done yet */
     struct vm_end end;
+    void (*stuck)(void *owner, const char *message);
+    void *stuck_owner;
     uint64_t last_report_ns; /* when a triple fault was last shown */
     /* Where time stood when the machine was last stopped. */
     uint64_t stopped_tsc, stopped_ns;

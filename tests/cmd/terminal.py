@@ -1,7 +1,9 @@
 """terminal.py DOPPEL KERNEL: runs a guest that never ends on a pseudo-terminal, looks at what is
-shown, leaves with Ctrl-a x, and by every signal that ends a process, and checks that the terminal
-is as it was before. Then as a job of a shell: in the background, stopped, and in the foreground."""
+shown, leaves with Ctrl-a x, by every signal that ends a process, and with a vCPU that does not stop,
+and checks that the terminal is as it was before. Then as a job of a shell: in the background,
+stopped, and in the foreground."""
 
+import ctypes
 import fcntl
 import os
 import pty
@@ -77,6 +79,20 @@ def session(engine, leave, farewell):
 
 def by_key(master, child):
     os.write(master, b"\x01x")
+
+
+def held(_, child):
+    """SIGTERM, with a vCPU that does not answer: a debugger has stopped its thread."""
+    seize, interrupt, any_task = 0x4206, 0x4207, 0x40000000
+    libc = ctypes.CDLL(None, use_errno=True)
+    tasks = [int(task) for task in os.listdir(f"/proc/{child}/task")
+             if open(f"/proc/{child}/task/{task}/comm").read() == "vcpu0\n"]
+    for request in (seize, interrupt):
+        assert libc.ptrace(request, tasks[0], None, None) == 0, os.strerror(ctypes.get_errno())
+    os.waitpid(tasks[0], any_task)
+    os.kill(child, signal.SIGTERM)
+    _, status = os.waitpid(tasks[0], any_task)
+    assert not os.WIFSTOPPED(status)
 
 
 class Shell:
@@ -177,3 +193,4 @@ for engine in ("translate", "interp"):
     for sends_continue in (False, True):
         in_child(background, engine, sends_continue)
     in_child(ended_in_background, engine)
+assert session("translate", held, b"vCPU 0 does not stop") == 4 << 8

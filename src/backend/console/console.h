@@ -94,6 +94,8 @@ int console_stdio_open(const struct console_stdio_config *config, struct console
     __attribute__((warn_unused_result));
 /* Is standard input a terminal that this process reads (so that the escape keys work)? */
 bool console_stdio_is_terminal(void);
+/* Restore the terminal now: the process ends without exit(). Any thread. */
+void console_stdio_leave(void);
 /* The process was stopped and goes on (SIGCONT): in the foreground the terminal is raw again. */
 void console_stdio_continued(void);
 

@@ -491,6 +491,11 @@ bool console_stdio_is_terminal(void)
     return terminal_is_entered();
 }
 
+void console_stdio_leave(void)
+{
+    terminal_leave();
+}
+
 void console_stdio_continued(void)
 {
     terminal_continued();

@@ -609,6 +609,12 @@ static void set_debug(struct engine_vcpu *v, struct debug *debug)
     }
 }
 
+static enum engine_counter where(const struct engine_vcpu *v, uint64_t *ret_rip)
+{
+    *ret_rip = __atomic_load_n(&v->vcpu.state.rip, __ATOMIC_RELAXED);
+    return v->quiet ? COUNT_SAMPLE_MACHINE : COUNT_SAMPLE_INTERP;
+}
+
 static const struct engine_counters *counters(const struct engine_vcpu *v)
 {
     return &v->counters;
@@ -637,4 +643,5 @@ const struct engine_ops interp_engine = {
     .set_debug = set_debug,
     .counters = counters,
     .vm_counters = vm_counters,
+    .where = where,
 };

@@ -200,6 +200,7 @@ struct block {
     _Atomic bool sleeps; /* in block_wait(): only a futex call wakes it */
     uint64_t poll_ns;    /* how long the next block_wait() looks before it sleeps */
     pthread_t thread;
+    _Atomic uint64_t seen_at;  /* the host's instruction pointer at the last signal */
     _Atomic uint32_t activity; /* enum engine_counter: what a sample outside of units counts as */
     int memory_fd;
     bool parked;     /* guarded by the world's lock: at a safe point */

@@ -55,14 +55,19 @@ static void on_kick(int number, siginfo_t *info, void *context)
     (void)number;
     struct block *block = current;
     bool is_sample = info->si_code == SI_TIMER;
-    if (block && is_sample) {
-        count_sample(block, (uint64_t)((ucontext_t *)context)->uc_mcontext.gregs[REG_RIP]);
+    uint64_t pc = (uint64_t)((ucontext_t *)context)->uc_mcontext.gregs[REG_RIP];
+    if (!block) {
+        return;
     }
-    if (!block || !block->in_units) {
+    block->seen_at = pc;
+    if (is_sample) {
+        count_sample(block, pc);
+    }
+    if (!block->in_units) {
         return;
     }
     if (is_sample) {
-        if (heat_sample(block, (uint64_t)((ucontext_t *)context)->uc_mcontext.gregs[REG_RIP])) {
+        if (heat_sample(block, pc)) {
             atomic_fetch_or(&block->vcpu.kicks, KICK_HOT);
             block->poll_now = 1;
         }

@@ -495,6 +495,18 @@ static const struct engine_counters *translate_vm_counters(const struct engine_v
     return &((const struct translate_vm *)vm)->counters;
 }
 
+static enum engine_counter translate_where(const struct engine_vcpu *vcpu, uint64_t *ret_rip)
+{
+    const struct block *block = (const struct block *)vcpu;
+    uint64_t seen = atomic_load(&block->seen_at);
+    const struct unit *unit = block->in_units ? unit_at(block->vm, seen) : NULL;
+    *ret_rip = unit ? unit->virtual_page + unit->offset
+                    : __atomic_load_n(&block->vcpu.state.rip, __ATOMIC_RELAXED);
+    return !unit                    ? (enum engine_counter)block->activity
+           : unit->mode & MODE_USER ? COUNT_SAMPLE_USER
+                                    : COUNT_SAMPLE_KERNEL;
+}
+
 const struct engine_ops translate_engine = {
     .name = "translate",
     .probe = translate_probe,
@@ -514,4 +526,5 @@ const struct engine_ops translate_engine = {
     .breaks_changed = translate_breaks_changed,
     .counters = translate_counters,
     .vm_counters = translate_vm_counters,
+    .where = translate_where,
 };
