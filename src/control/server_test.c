@@ -278,6 +278,55 @@ static void test_names(void **state)
     assert_int_equal(control_connect("", &connection), -ENOENT);
 }
 
+/* What a process leaves that is killed at any moment of its claim: in order, each before the next.
+ */
+enum leftover { FOLDER, FOLDER_AND_LOCK, ALL, SOCKET_ALONE, LEFTOVERS };
+
+static void leave(enum leftover leftover)
+{
+    char path[256];
+    int quit[2];
+    if (leftover >= ALL) {
+        pid_t pid = serve("web", quit);
+        kill(pid, SIGKILL);
+        waitpid(pid, NULL, 0);
+        close(quit[1]);
+    }
+    if (leftover < ALL) {
+        snprintf(path, sizeof path, "%s/doppel/web", folder);
+        assert_int_equal(mkdir(path, 0700), 0);
+    }
+    snprintf(path, sizeof path, "%s/doppel/web/lock", folder);
+    if (leftover == FOLDER_AND_LOCK) {
+        assert_int_equal(mknod(path, S_IFREG | 0600, 0), 0);
+    } else if (leftover == SOCKET_ALONE) { /* killed while it tidied up for another */
+        assert_int_equal(unlink(path), 0);
+    }
+}
+
+/* Whoever comes next takes the name over, whether somebody has looked before or not. */
+static void test_leftovers(void **state)
+{
+    for (unsigned i = 0; i < 2 * LEFTOVERS; i++) {
+        struct control_connection *connection;
+        char names[256], path[256];
+        int quit[2];
+        leave((enum leftover)(i / 2));
+        if (i % 2) {
+            assert_int_equal(registry_list(names, sizeof names), 0);
+            assert_string_equal(names, "");
+            snprintf(path, sizeof path, "%s/doppel/web", folder);
+            assert_int_equal(access(path, F_OK), -1);
+        }
+        pid_t pid = serve("web", quit);
+        assert_int_equal(control_connect("web", &connection), 0);
+        control_disconnect(connection);
+        end(pid, quit[1]);
+        assert_int_equal(registry_list(names, sizeof names), 0);
+        assert_string_equal(names, "");
+    }
+}
+
 static void test_invented_names(void **state)
 {
     enum { COUNT = 60 }; /* more than there are words */
@@ -304,6 +353,7 @@ int main(void)
         cmocka_unit_test(test_mistakes_are_told),
         cmocka_unit_test(test_permissions),
         cmocka_unit_test(test_names),
+        cmocka_unit_test(test_leftovers),
         cmocka_unit_test(test_invented_names),
     };
     return cmocka_run_group_tests(tests, setup, teardown);
