@@ -36,9 +36,9 @@ enum {
     SITES_MAX = 1 << 22,
     KERNEL_LINKS_MAX = 1 << 17, /* cross-page exits of kernel code: a slot for each vCPU */
     USER_LINKS_MAX = 1 << 18,   /* of user code: a slot for each vCPU and address space */
-    LINKS_NOTED = 1 << 12,      /* filled slots that can be emptied one by one */
+    FILLED_NOTED = 1 << 12,     /* entries that can be emptied one by one */
     SPACES_MAX = 8,             /* address spaces whose soft TLB is kept */
-    JUMP_ENTRIES = 1 << 10,
+    JUMP_ENTRIES = 1 << 13,
     PLAIN_ENTRIES = 1 << 9,
     EXEC_ENTRIES = 1 << 6,
     SAMPLES = 32,           /* that tell what is hot */
@@ -108,10 +108,10 @@ static inline uint64_t jump_nowhere(unsigned index)
     return index ^ 1;
 }
 
-/* Which slots of links hold something: those noted or, when there are more, any below `end`. */
-struct filled_links {
+/* Which entries of a table hold something: those noted or, if there are more, any below `end`. */
+struct filled {
     uint32_t count, end;
-    uint32_t noted[LINKS_NOTED];
+    uint32_t noted[FILLED_NOTED];
 };
 
 /* The part of the vCPU block that each address space has of its own. */
@@ -126,8 +126,7 @@ struct space {
     struct space_data *data; /* right behind it */
     uint64_t root;           /* CR3 less PCID and flags; valid if in_use */
     uint64_t last_used;
-    struct filled_links filled;
-    bool jumps_filled;
+    struct filled links_filled, jumps_filled;
     uint16_t pcid;
     uint16_t mode; /* of the units that its user code was looked up as */
     bool in_use;
@@ -175,7 +174,7 @@ struct block {
     /* ---- used by C only ---- */
     struct translate_vm *vm;
     uint64_t deadline; /* of vcpu.instructions: then run() is left */
-    struct filled_links kernel_filled;
+    struct filled kernel_links_filled, kernel_jumps_filled;
     bool kernel_is_local;
     enum leave_reason reason;
     enum step step;
@@ -476,6 +475,8 @@ void spaces_reset(struct block *block);
 void links_prepare(struct translate_vm *vm);
 /* A slot of the block's current privilege and space gets the address of what it leads to. */
 void link_fill(struct block *block, uint32_t link, uint64_t host);
+/* Enter a place in the jump cache. */
+void jump_fill(struct block *block, enum privilege privilege, uint64_t gva, uint64_t host);
 void spaces_fini(struct block *block);
 /* Forget the look-ups of one privilege in the current space. */
 void space_forget_lookups(struct block *block, enum privilege privilege);

@@ -89,14 +89,11 @@ uint64_t block_find(struct block *block, uint64_t rip, uint16_t mode)
                                   align_down(rip, PAGE_SIZE), mode);
     uint64_t host = unit ? cache_address(vm, unit->saved_entry) : 0;
     pthread_mutex_unlock(&vm->lock);
-    if (host) {
-        jump->gva = rip;
-        jump->host = host;
-        if (mode & MODE_PLAIN) {
-            block->plain_filled = true;
-        } else {
-            block->space->jumps_filled = true;
-        }
+    if (host && (mode & MODE_PLAIN)) {
+        *jump = (struct jump_entry){.gva = rip, .host = host};
+        block->plain_filled = true;
+    } else if (host) {
+        jump_fill(block, mode_privilege(mode), rip, host);
     }
     return host;
 }

@@ -17,10 +17,48 @@ enum { SPACE_DATA_SIZE = (sizeof(struct space_data) + PAGE_SIZE - 1) & ~(PAGE_SI
 enum { ALIAS_SIZE = SPACE_OFFSET + SPACE_DATA_SIZE };
 enum { HWCAP2_FSGSBASE_BIT = 1 << 1 };
 
-static void jumps_clear(struct jump_entry *jumps, unsigned count)
+static void filled_note(struct filled *filled, uint32_t entry)
 {
-    for (unsigned i = 0; i < count; i++) {
+    if (filled->count < FILLED_NOTED) {
+        filled->noted[filled->count] = entry;
+    }
+    filled->count += filled->count <= FILLED_NOTED;
+    filled->end = entry >= filled->end ? entry + 1 : filled->end;
+}
+
+/*
+ * Take entries that hold something out of the record, to be emptied: large programs have very many,
+ * and flushes are frequent, so that few are filled between two. False: there are none.
+ */
+static bool filled_take(struct filled *filled, uint32_t *ret_first, uint32_t *ret_end)
+{
+    if (filled->count == 0) {
+        filled->end = 0;
+        return false;
+    }
+    if (filled->count > FILLED_NOTED) {
+        *ret_first = 0;
+        *ret_end = filled->end;
+        filled->count = 0;
+        return true;
+    }
+    *ret_first = filled->noted[--filled->count];
+    *ret_end = *ret_first + 1;
+    return true;
+}
+
+static void jumps_empty(struct jump_entry *jumps, uint32_t first, uint32_t end)
+{
+    for (uint32_t i = first; i < end; i++) {
         jumps[i].gva = jump_nowhere(i);
+    }
+}
+
+static void jumps_clear(struct jump_entry *jumps, struct filled *filled)
+{
+    uint32_t first, end;
+    while (filled_take(filled, &first, &end)) {
+        jumps_empty(jumps, first, end);
     }
 }
 
@@ -31,7 +69,7 @@ static void plain_jumps_clear(struct block *block)
     }
     block->plain_filled = false;
     for (unsigned p = 0; p < PRIVILEGES; p++) {
-        jumps_clear(block->plain_jumps[p], PLAIN_ENTRIES);
+        jumps_empty(block->plain_jumps[p], 0, PLAIN_ENTRIES);
     }
 }
 
@@ -43,29 +81,27 @@ static void links_empty(struct block *block, uint64_t *links, uint32_t first, ui
     }
 }
 
-/* Large programs have very many slots, and flushes are frequent: few are filled between two. */
-static void links_clear(struct block *block, uint64_t *links, struct filled_links *filled)
+static void links_clear(struct block *block, uint64_t *links, struct filled *filled)
 {
-    if (filled->count > LINKS_NOTED) {
-        links_empty(block, links, 0, filled->end);
-    } else {
-        for (uint32_t i = 0; i < filled->count; i++) {
-            links_empty(block, links, filled->noted[i], filled->noted[i] + 1);
-        }
+    uint32_t first, end;
+    while (filled_take(filled, &first, &end)) {
+        links_empty(block, links, first, end);
     }
-    filled->count = filled->end = 0;
 }
 
 void link_fill(struct block *block, uint32_t link, uint64_t host)
 {
     bool is_user = block->mode & MODE_USER;
-    struct filled_links *filled = is_user ? &block->space->filled : &block->kernel_filled;
-    if (filled->count < LINKS_NOTED) {
-        filled->noted[filled->count] = link;
-    }
-    filled->count += filled->count <= LINKS_NOTED;
-    filled->end = link >= filled->end ? link + 1 : filled->end;
+    filled_note(is_user ? &block->space->links_filled : &block->kernel_links_filled, link);
     *(is_user ? &block->space->data->links[link] : &block->kernel_links[link]) = host;
+}
+
+void jump_fill(struct block *block, enum privilege privilege, uint64_t gva, uint64_t host)
+{
+    bool is_user = privilege == PRIVILEGE_USER;
+    unsigned index = jump_index(gva);
+    filled_note(is_user ? &block->space->jumps_filled : &block->kernel_jumps_filled, index);
+    block_jumps(block, privilege)[index] = (struct jump_entry){.gva = gva, .host = host};
 }
 
 static void block_prepare_links(struct block *block, enum privilege privilege, uint32_t first,
@@ -159,12 +195,9 @@ static void exec_pages_clear(struct block *block, enum privilege privilege)
 /* The mappings of a space's user code may have changed. */
 static void user_forget(struct block *block, struct space *space)
 {
-    if (space->jumps_filled) {
-        jumps_clear(space->data->jumps, JUMP_ENTRIES);
-        space->jumps_filled = false;
-    }
+    jumps_clear(space->data->jumps, &space->jumps_filled);
     plain_jumps_clear(block);
-    links_clear(block, space->data->links, &space->filled);
+    links_clear(block, space->data->links, &space->links_filled);
     if (space == block->space) {
         exec_clear(block, PRIVILEGE_USER);
         stack_reset(block, PRIVILEGE_USER);
@@ -173,9 +206,9 @@ static void user_forget(struct block *block, struct space *space)
 
 static void kernel_forget(struct block *block)
 {
-    jumps_clear(block->kernel_jumps, JUMP_ENTRIES);
+    jumps_clear(block->kernel_jumps, &block->kernel_jumps_filled);
     plain_jumps_clear(block);
-    links_clear(block, block->kernel_links, &block->kernel_filled);
+    links_clear(block, block->kernel_links, &block->kernel_links_filled);
     block->kernel_is_local = false;
     exec_pages_clear(block, PRIVILEGE_KERNEL);
     exec_clear(block, PRIVILEGE_KERNEL);
@@ -200,9 +233,10 @@ void spaces_reset(struct block *block)
         block_prepare_links(block, (enum privilege)p, 0, block->vm->links_ready[p]);
     }
     for (unsigned i = 0; i < SPACES_MAX; i++) {
-        jumps_clear(block->spaces[i].data->jumps, JUMP_ENTRIES);
+        jumps_empty(block->spaces[i].data->jumps, 0, JUMP_ENTRIES);
         tlb_flush_all(&block->spaces[i].data->tlb);
     }
+    jumps_empty(block->kernel_jumps, 0, JUMP_ENTRIES);
     kernel_forget(block);
 }
 

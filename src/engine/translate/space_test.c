@@ -75,8 +75,7 @@ static void fill(struct block *block, enum privilege privilege, uint32_t link)
 /* As the helpers fill in what they have looked up. */
 static void fill_user(struct block *block)
 {
-    block->space->data->jumps[JUMP] = (struct jump_entry){USER_PAGE + JUMP, HOST};
-    block->space->jumps_filled = true;
+    jump_fill(block, PRIVILEGE_USER, USER_PAGE + JUMP, HOST);
     block->plain_jumps[PRIVILEGE_USER][JUMP] = (struct jump_entry){USER_PAGE + JUMP, HOST};
     block->plain_filled = true;
     fill(block, PRIVILEGE_USER, LINK);
@@ -86,7 +85,7 @@ static void fill_user(struct block *block)
 
 static void fill_kernel(struct block *block)
 {
-    block->kernel_jumps[JUMP] = (struct jump_entry){KERNEL_PAGE + JUMP, HOST};
+    jump_fill(block, PRIVILEGE_KERNEL, KERNEL_PAGE + JUMP, HOST);
     fill(block, PRIVILEGE_KERNEL, LINK);
     block->exec_pages[PRIVILEGE_KERNEL][exec_page_bit(KERNEL_PAGE) >> 6] |=
         1ull << (exec_page_bit(KERNEL_PAGE) & 63);
@@ -95,7 +94,7 @@ static void fill_kernel(struct block *block)
 static void check_user(const struct fixture *fixture, bool there)
 {
     const struct space_data *data = fixture->block->space->data;
-    assert_int_equal(data->jumps[JUMP].gva == USER_PAGE + JUMP, there);
+    assert_int_equal(data->jumps[jump_index(USER_PAGE + JUMP)].gva == USER_PAGE + JUMP, there);
     const struct jump_entry *plain = &fixture->block->plain_jumps[PRIVILEGE_USER][JUMP];
     assert_true(there || plain->gva != USER_PAGE + JUMP);
     assert_int_equal(data->links[LINK], there ? HOST : fixture->unresolved);
@@ -104,7 +103,8 @@ static void check_user(const struct fixture *fixture, bool there)
 static void check_kernel(const struct fixture *fixture, bool there)
 {
     const struct block *block = fixture->block;
-    assert_int_equal(block->kernel_jumps[JUMP].gva == KERNEL_PAGE + JUMP, there);
+    assert_int_equal(block->kernel_jumps[jump_index(KERNEL_PAGE + JUMP)].gva == KERNEL_PAGE + JUMP,
+                     there);
     assert_int_equal(block->kernel_links[LINK], there ? HOST : fixture->unresolved);
 }
 
