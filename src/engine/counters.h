@@ -37,6 +37,7 @@ struct insn;
     X(TLB_READ_USER, "tlb", "read_miss_user", "reads by user code")                                \
     X(TLB_WRITE_KERNEL, "tlb", "write_miss_kernel", "writes by kernel code")                       \
     X(TLB_WRITE_USER, "tlb", "write_miss_user", "writes by user code")                             \
+    X(TLB_SECOND, "tlb", "second_level", "misses that the second level answered, beside these")    \
     X(TLB_MISS_FILLED, "tlb", "filled", "misses answered by an entry")                             \
     X(TLB_MISS_FAULT, "tlb", "fault", "misses that are page faults of the guest")                  \
     X(TLB_MISS_SLOW, "tlb", "slow", "misses on devices and watched pages")                         \

@@ -37,6 +37,27 @@ static void slots_forget(struct tlb *tlb)
     }
 }
 
+/* A new generation; keys of the first one are found again after all have been used. */
+static void second_forget(struct tlb *tlb, unsigned access)
+{
+    uint64_t generation = tlb->second_key[TLB_KERNEL][access] >> TLB_GENERATION_SHIFT;
+    if (++generation == TLB_GENERATIONS) {
+        bytes_fill(tlb->second[access], 0, sizeof tlb->second[access]);
+        generation = 1;
+    }
+    for (unsigned privilege = 0; privilege < TLB_PRIVILEGES; privilege++) {
+        tlb->second_key[privilege][access] = generation << TLB_GENERATION_SHIFT | privilege;
+    }
+}
+
+static void second_forget_page(struct tlb *tlb, unsigned access, gva_t gva)
+{
+    struct tlb_second *second = &tlb->second[access][tlb_second_index(gva)];
+    if (align_down(second->key, PAGE_SIZE) == align_down(gva, PAGE_SIZE)) {
+        second->key = 0;
+    }
+}
+
 void tlb_flush_all(struct tlb *tlb)
 {
     for (unsigned privilege = 0; privilege < TLB_PRIVILEGES; privilege++) {
@@ -44,26 +65,26 @@ void tlb_flush_all(struct tlb *tlb)
             for (unsigned i = 0; i < TLB_ENTRIES; i++) {
                 entry_clear(tlb, privilege, access, i);
             }
-            tlb->local_blocks[privilege][access] = 0;
+            bytes_fill(tlb->local_blocks[privilege][access], 0, TLB_ENTRIES / 64);
         }
         slots_empty(tlb, privilege);
     }
+    second_forget(tlb, TLB_READ);
+    second_forget(tlb, TLB_WRITE);
     walk_cache_flush(&tlb->walk_cache);
 }
 
 static void flush_local(struct tlb *tlb, unsigned privilege, unsigned access)
 {
-    unsigned blocks = tlb->local_blocks[privilege][access];
-    tlb->local_blocks[privilege][access] = 0;
-    while (blocks) {
-        unsigned first = (unsigned)__builtin_ctz(blocks) * 64;
-        blocks &= blocks - 1;
-        for (unsigned i = first; i < first + 64; i++) {
-            if (!(tlb->pages[privilege][access][i] & TLB_GLOBAL)) {
-                entry_clear(tlb, privilege, access, i);
-            }
+    bool *blocks = tlb->local_blocks[privilege][access];
+    for (unsigned i = 0; i < TLB_ENTRIES; i++) {
+        if (!blocks[i / 64]) {
+            i += 63;
+        } else if (!(tlb->pages[privilege][access][i] & TLB_GLOBAL)) {
+            entry_clear(tlb, privilege, access, i);
         }
     }
+    bytes_fill(blocks, 0, TLB_ENTRIES / 64);
 }
 
 void tlb_flush_non_global(struct tlb *tlb)
@@ -72,6 +93,8 @@ void tlb_flush_non_global(struct tlb *tlb)
         flush_local(tlb, privilege, TLB_READ);
         flush_local(tlb, privilege, TLB_WRITE);
     }
+    second_forget(tlb, TLB_READ);
+    second_forget(tlb, TLB_WRITE);
     slots_forget(tlb);
     walk_cache_flush(&tlb->walk_cache);
 }
@@ -82,6 +105,8 @@ void tlb_flush_page(struct tlb *tlb, gva_t gva)
         entry_clear(tlb, privilege, TLB_READ, tlb_index(gva));
         entry_clear(tlb, privilege, TLB_WRITE, tlb_index(gva));
     }
+    second_forget_page(tlb, TLB_READ, gva);
+    second_forget_page(tlb, TLB_WRITE, gva);
     slots_forget(tlb);
     walk_cache_flush(&tlb->walk_cache);
 }
@@ -101,7 +126,9 @@ void tlb_drop_physical(struct tlb *tlb, uint64_t first_page, uint64_t count, boo
 {
     slots_forget(tlb);
     drop_physical(tlb, TLB_WRITE, first_page, count);
+    second_forget(tlb, TLB_WRITE);
     if (!write_only) {
+        second_forget(tlb, TLB_READ);
         drop_physical(tlb, TLB_READ, first_page, count);
     }
 }
@@ -132,13 +159,14 @@ static void entry_set(struct tlb *tlb, enum tlb_privilege privilege, enum tlb_ac
                       gva_t gva, const uint8_t *frame, const struct walk_result *result)
 {
     unsigned index = tlb_index(gva);
-    tlb->entries[privilege][access][index].tag = align_down(gva, PAGE_SIZE);
-    tlb->entries[privilege][access][index].host = (uintptr_t)frame;
-    tlb->pages[privilege][access][index] =
-        (result->gpa >> PAGE_SHIFT) | (result->global ? TLB_GLOBAL : 0);
-    if (!result->global) {
-        tlb->local_blocks[privilege][access] |= (uint16_t)(1u << index / 64);
-    }
+    uint64_t page = (result->gpa >> PAGE_SHIFT) | (result->global ? TLB_GLOBAL : 0);
+    gva_t tag = align_down(gva, PAGE_SIZE);
+    tlb->entries[privilege][access][index] =
+        (struct tlb_entry){.tag = tag, .host = (uintptr_t)frame};
+    tlb->pages[privilege][access][index] = page;
+    tlb->local_blocks[privilege][access][index / 64] |= !result->global;
+    tlb->second[access][tlb_second_index(gva)] = (struct tlb_second){
+        .key = tag | tlb->second_key[privilege][access], .host = (uintptr_t)frame, .page = page};
 }
 
 static inline bool is_watched(const struct vcpu *vcpu, gva_t gva)

@@ -12,6 +12,9 @@
  * index: no address that is looked up there can be within a page of it. Two tables also keep the
  * source and the destination of a copy from evicting each other.
  *
+ * Behind the tables stands a second level of more entries, which units ask before they call C. What
+ * it holds is in no other way different; it is forgotten as a whole, by a new generation.
+ *
  * Beside the tables there are slots: copies of single entries, each for one place in hot code that
  * mostly comes back to the same page. Nothing has to be computed to find one. Places may have to
  * share one, but only those that an entry of the same table serves.
@@ -52,21 +55,37 @@ enum tlb_access { TLB_READ, TLB_WRITE, TLB_ACCESSES };
 
 #define TLB_GLOBAL (1ull << 63)
 
+/* An entry of the second level; a TLB_USER page and a TLB_KERNEL page may share its place. */
+struct tlb_second {
+    uint64_t key; /* the page's address, and the second_key of those who may use it */
+    uint64_t host;
+    uint64_t page; /* as in tlb.pages */
+};
+enum { TLB_SECOND_BITS = 12, TLB_SECOND_ENTRIES = 1 << TLB_SECOND_BITS };
+/* Generations begin at 1, and stand above the privilege in the lower bits of a key. */
+enum { TLB_GENERATION_SHIFT = 1, TLB_GENERATIONS = 1 << (PAGE_SHIFT - TLB_GENERATION_SHIFT) };
+
 struct tlb {
     struct tlb_entry entries[TLB_PRIVILEGES][TLB_ACCESSES][TLB_ENTRIES];
     /* The guest-physical page of each entry, and TLB_GLOBAL: looked at only to drop entries. */
     uint64_t pages[TLB_PRIVILEGES][TLB_ACCESSES][TLB_ENTRIES];
     /* Which blocks of 64 entries may hold some that are not global: the others need no flush. */
-    uint16_t local_blocks[TLB_PRIVILEGES][TLB_ACCESSES];
-    bool slots_used[TLB_PRIVILEGES]; /* some may not be empty */
+    bool local_blocks[TLB_PRIVILEGES][TLB_ACCESSES][TLB_ENTRIES / 64];
+    struct tlb_second second[TLB_ACCESSES][TLB_SECOND_ENTRIES];
+    uint64_t second_key[TLB_PRIVILEGES][TLB_ACCESSES]; /* generation and privilege */
+    bool slots_used[TLB_PRIVILEGES];                   /* some may not be empty */
     struct tlb_slot slots[TLB_PRIVILEGES][TLB_ACCESSES][TLB_SLOTS];
     struct walk_cache walk_cache;
 };
-_Static_assert(TLB_ENTRIES / 64 <= 16, "a bit for each block");
-
 static inline unsigned tlb_index(gva_t gva)
 {
     return (gva >> PAGE_SHIFT) & (TLB_ENTRIES - 1);
+}
+
+static inline unsigned tlb_second_index(gva_t gva)
+{
+    uint32_t page = (uint32_t)(gva >> PAGE_SHIFT);
+    return (page ^ page >> TLB_SECOND_BITS) & (TLB_SECOND_ENTRIES - 1);
 }
 
 /* A tag that no address of this index can match. */

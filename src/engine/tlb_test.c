@@ -197,6 +197,63 @@ static void physical_pages_are_dropped(void **state)
     }
 }
 
+/* As units look: stubs.c. */
+static bool second_hits(struct paging *p, gva_t gva, uint32_t access)
+{
+    enum tlb_privilege privilege = access & PF_USER ? TLB_USER : TLB_KERNEL;
+    enum tlb_access kind = access & PF_WRITE ? TLB_WRITE : TLB_READ;
+    const struct tlb_second *second = &p->tlb.second[kind][tlb_second_index(gva)];
+    return second->key == (align_down(gva, PAGE_SIZE) | p->tlb.second_key[privilege][kind]);
+}
+
+static void the_second_level_has_what_the_tables_lost(void **state)
+{
+    struct paging *p = *state;
+    const gva_t same_place = PAGE + TLB_ENTRIES * PAGE_SIZE;
+    paging_fill(p, FRAME, PAGE_SIZE);
+    paging_map(p, PAGE, FRAME, PAGING_USER);
+    paging_map(p, same_place, OTHER_FRAME, PAGING_USER);
+    expect_fill(p, PAGE + 9, PF_USER, TLB_FILLED);
+    expect_fill(p, same_place, PF_USER, TLB_FILLED);
+    assert_false(hits(p, PAGE, PF_USER));
+    assert_true(second_hits(p, PAGE, PF_USER) && second_hits(p, same_place, PF_USER));
+    assert_false(second_hits(p, PAGE, 0) || second_hits(p, PAGE, PF_USER | PF_WRITE));
+    const struct tlb_second *second = &p->tlb.second[TLB_READ][tlb_second_index(PAGE)];
+    assert_int_equal(*(uint64_t *)second->host, FRAME * 0x9e3779b97f4a7c15ull);
+    assert_int_equal(second->page, FRAME >> PAGE_SHIFT);
+}
+
+static void the_second_level_forgets_what_the_tables_forget(void **state)
+{
+    struct paging *p = *state;
+    paging_map(p, PAGE, FRAME, PAGING_USER | PTE_G);
+    paging_map(p, PAGE + PAGE_SIZE, OTHER_FRAME, PAGING_USER);
+    for (unsigned round = 0; round < TLB_GENERATIONS + 2; round++) { /* all are used, and again */
+        expect_fill(p, PAGE, PF_USER | PF_WRITE, TLB_FILLED);
+        expect_fill(p, PAGE + PAGE_SIZE, PF_USER | PF_WRITE, TLB_FILLED);
+        assert_true(second_hits(p, PAGE, PF_USER) && second_hits(p, PAGE, PF_USER | PF_WRITE));
+        switch (round % 4) {
+        case 0:
+            tlb_flush_all(&p->tlb);
+            break;
+        case 1:
+            tlb_flush_non_global(&p->tlb); /* global pages, too: it may */
+            break;
+        case 2:
+            tlb_flush_page(&p->tlb, PAGE + 77);
+            assert_true(second_hits(p, PAGE + PAGE_SIZE, PF_USER));
+            break;
+        default:
+            tlb_drop_physical(&p->tlb, FRAME >> PAGE_SHIFT, 1, true);
+            assert_true(second_hits(p, PAGE, PF_USER));
+            assert_false(second_hits(p, PAGE, PF_USER | PF_WRITE));
+            tlb_drop_physical(&p->tlb, FRAME >> PAGE_SHIFT, 1, false);
+            break;
+        }
+        assert_false(second_hits(p, PAGE, PF_USER) || second_hits(p, PAGE, PF_USER | PF_WRITE));
+    }
+}
+
 static gpa_t translated(struct paging *p, gva_t gva)
 {
     gpa_t gpa = 0;
@@ -345,6 +402,8 @@ int main(void)
         TEST(smap_keeps_user_pages_out_of_the_kernels_half),
         TEST(flushes),
         TEST(physical_pages_are_dropped),
+        TEST(the_second_level_has_what_the_tables_lost),
+        TEST(the_second_level_forgets_what_the_tables_forget),
         TEST(ways_are_remembered_until_a_flush),
         TEST(ways_of_other_regions),
         TEST(spans),

@@ -37,6 +37,15 @@ void outline(struct compiler *c, enum outline_kind kind, uint8_t *branch, uint32
         .kind = kind, .branch = branch, .site = site, .constant = constant, .flags = c->flags};
 }
 
+/* The soft TLB has no entry for the address in SCRATCH: check again when there is one. */
+static void emit_miss(struct compiler *c, uint32_t number)
+{
+    const struct site *site = &c->vm->sites[number];
+    emit_constant(&c->e, SCRATCH2, number);
+    emit_call(&c->e, c->vm->stubs.memory[mode_privilege(c->mode)][site_access(site)]);
+    emit_jump(&c->e, site->resume);
+}
+
 static void emit_outline(struct compiler *c, const struct outline *o)
 {
     struct emitter *e = &c->e;
@@ -51,13 +60,11 @@ static void emit_outline(struct compiler *c, const struct outline *o)
             emit_border_exit(c, o->site, o->flags);
         }
         emit_gs_scratch2(e, true, OP_ADD, SCRATCH, o->constant);
-        emit_constant(e, SCRATCH2, o->site);
-        emit_jump(e, c->vm->stubs.memory);
+        emit_miss(c, o->site);
         break;
     case OUTLINE_ADDRESS:
         emit_constant(e, SCRATCH, o->constant);
-        emit_constant(e, SCRATCH2, o->site);
-        emit_jump(e, c->vm->stubs.memory);
+        emit_miss(c, o->site);
         break;
     case OUTLINE_SLOT:
         emit_slot_miss(c, o->site, o->flags);
@@ -79,8 +86,7 @@ static void emit_outline(struct compiler *c, const struct outline *o)
         emit_jump(e, c->vm->stubs.indirect_slow);
         break;
     case OUTLINE_CALL:
-        emit8(e, 0xe8);
-        emit_relative(e, c->vm->stubs.indirect_slow);
+        emit_call(e, c->vm->stubs.indirect_slow);
         emit_jump(e, (uint32_t)o->constant);
         break;
     case OUTLINE_RETURN: /* the flags are saved: it may count itself */

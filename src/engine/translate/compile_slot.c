@@ -25,12 +25,13 @@ void emit_slot_miss(struct compiler *c, uint32_t number, enum flags_home flags)
     struct emitter *e = &c->e;
     const struct site *site = &c->vm->sites[number];
     enum privilege privilege = mode_privilege(c->mode);
-    enum tlb_access access = site->kind == SITE_WRITE ? TLB_WRITE : TLB_READ;
+    enum tlb_access access = site_access(site);
     size_t slot = slot_offset(privilege, access, site->slot);
     size_t entry = tlb_entry_offset(privilege, access);
     uint32_t border = site->is_group ? emit_border_exit(c, number, flags) : 0;
     emit_gs(e, true, OP_ADD, SCRATCH, slot + offsetof(struct tlb_slot, tag));
     emit_store(e, SCRATCH, offsetof(struct block, slot_address));
+    uint32_t again = emit_offset(e);
     emit_check_index(e);
     emit_gs_scratch2(e, true, OP_SUB, SCRATCH, entry + offsetof(struct tlb_entry, tag));
     uint8_t *misses = emit_distance_check(e, site->size);
@@ -51,6 +52,10 @@ void emit_slot_miss(struct compiler *c, uint32_t number, enum flags_home flags)
         emit_jump(e, border);
         emit_set_target(e, farther);
     }
+    emit_load(e, SCRATCH, offsetof(struct block, slot_address));
+    emit_constant(e, SCRATCH2, number);
+    emit_call(e, c->vm->stubs.memory[privilege][access]);
+    emit_jump(e, again);
     emit_set_target(e, is_judged);
     emit_load(e, SCRATCH, offsetof(struct block, slot_address));
     emit_constant(e, SCRATCH2, number);

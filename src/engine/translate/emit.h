@@ -58,6 +58,18 @@ static inline void emit_gs(struct emitter *e, bool w, uint8_t opcode, unsigned r
     emit32(e, (uint32_t)displacement);
 }
 
+/* op reg, gs:[index * 8 + displacement] */
+static inline void emit_gs_scaled(struct emitter *e, bool w, uint8_t opcode, unsigned reg,
+                                  unsigned index, size_t displacement)
+{
+    emit8(e, 0x65);
+    emit_rex(e, w, reg, index, 0);
+    emit8(e, opcode);
+    emit8(e, (uint8_t)((reg & 7) << 3 | 4));
+    emit8(e, (uint8_t)(3 << 6 | (index & 7) << 3 | 5));
+    emit32(e, (uint32_t)displacement);
+}
+
 /* op reg, gs:[SCRATCH2 + displacement] */
 static inline void emit_gs_scratch2(struct emitter *e, bool w, uint8_t opcode, unsigned reg,
                                     size_t displacement)
@@ -214,6 +226,12 @@ static inline void emit_exchange_bytes(struct emitter *e, unsigned gpr)
 {
     emit8(e, 0x86);
     emit8(e, (uint8_t)(0xc0 | gpr << 3 | (gpr + 4)));
+}
+
+static inline void emit_call(struct emitter *e, uint32_t target)
+{
+    emit8(e, 0xe8);
+    emit_relative(e, target);
 }
 
 /* SCRATCH2 = SCRATCH (or its lower half) to the right; only bits from above `count` matter. */

@@ -104,11 +104,8 @@ uint64_t helper_slot(struct block *block, uint32_t number)
 {
     const struct site *site = &block->vm->sites[number];
     enum tlb_privilege privilege = tlb_privilege(mode_privilege(block->mode));
-    enum tlb_access access = site->kind == SITE_WRITE ? TLB_WRITE : TLB_READ;
+    enum tlb_access access = site_access(site);
     struct tlb_slot *slot = &block->vcpu.tlb->slots[privilege][access][site->slot];
-    if (slot->changes_left >= 0) {
-        return helper_memory(block, number);
-    }
     if (is_restless(slot)) {
         shun(block, site);
     }

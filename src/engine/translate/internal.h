@@ -152,6 +152,7 @@ struct block {
     uint64_t recipe_kept[2];       /* RECIPE_KEPT */
     uint64_t variables[VARIABLES]; /* immediates that a unit has read at its start */
     uint64_t slot_address;         /* guest-virtual, while a slot changes its page */
+    uint64_t stub_kept[3];         /* registers that a stub has in use */
     uint32_t fault_site;           /* from the signal handler to the stub */
     uint32_t indirect_site; /* the last indirect branch: it faults if its target is not canonical */
     uint64_t address;       /* the guest-virtual address of a miss */
@@ -303,21 +304,26 @@ struct cache {
 
 /* Host code that all units share, at the start of the cache (cache offsets). */
 struct stubs {
-    uint32_t enter;   /* void (*)(struct block *, uint64_t host): from C into a unit */
-    uint32_t leave;   /* back to C */
-    uint32_t memory;  /* SCRATCH = address, SCRATCH2 = site */
-    uint32_t execute; /* SCRATCH2 = site */
-    uint32_t link;    /* SCRATCH2 = site: a chain or link that is not resolved */
-    uint32_t poll;    /* SCRATCH2 = site */
-    uint32_t time;    /* SCRATCH2 = site: the deadline is near */
-    uint32_t stale;   /* SCRATCH2 = site: the unit was made from other bytes */
+    uint32_t enter; /* void (*)(struct block *, uint64_t host): from C into a unit */
+    uint32_t leave; /* back to C */
+    /*
+     * A miss of the soft TLB: SCRATCH = address, SCRATCH2 = site. This one is called, and returns
+     * if the check is to be made again: the second level had the entry. What C decides does not
+     * return.
+     */
+    uint32_t memory[PRIVILEGES][TLB_ACCESSES];
+    uint32_t execute;                 /* SCRATCH2 = site */
+    uint32_t link;                    /* SCRATCH2 = site: a chain or link that is not resolved */
+    uint32_t poll;                    /* SCRATCH2 = site */
+    uint32_t time;                    /* SCRATCH2 = site: the deadline is near */
+    uint32_t stale;                   /* SCRATCH2 = site: the unit was made from other bytes */
     uint32_t fault_host, fault_saved; /* SCRATCH2 = site, set by the signal handler */
     uint32_t indirect[PRIVILEGES];    /* SCRATCH = guest-virtual target: look it up */
     uint32_t indirect_slow;           /* the same, after the look-up failed */
     uint32_t string;                  /* SCRATCH2 = site: REP MOVS/STOS */
     uint32_t pause;                   /* SCRATCH2 = site: many PAUSEs */
-    uint32_t slot;                    /* SCRATCH = address, SCRATCH2 = site: not the slot's page */
-    uint32_t fxsave, fxrstor;         /* SCRATCH = address, SCRATCH2 = site */
+    uint32_t slot;            /* SCRATCH = address, SCRATCH2 = site: a slot is to be judged */
+    uint32_t fxsave, fxrstor; /* SCRATCH = address, SCRATCH2 = site */
 };
 
 struct page_units {
@@ -451,6 +457,11 @@ void units_forget(struct translate_vm *vm);
 void site_link(struct translate_vm *vm, uint32_t site, struct unit *target);
 /* The unit that owns a host address, or NULL. Async-signal-safe. */
 struct unit *unit_at(struct translate_vm *vm, uint64_t host);
+/* Of a SITE_READ or SITE_WRITE. */
+static inline enum tlb_access site_access(const struct site *site)
+{
+    return site->kind == SITE_WRITE ? TLB_WRITE : TLB_READ;
+}
 static inline uint32_t unit_number(const struct translate_vm *vm, const struct unit *unit)
 {
     return (uint32_t)(unit - vm->units);

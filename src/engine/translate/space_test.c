@@ -213,9 +213,10 @@ static void any_number_of_links_is_forgotten(void **state)
 {
     struct fixture *fixture = *state;
     struct block *block = fixture->block;
-    const uint32_t numbers[] = {1, LINKS_NOTED - 1, LINKS_NOTED, LINKS_NOTED + 1, 3 * LINKS_NOTED};
-    block->vm->link_count[PRIVILEGE_KERNEL] = 3 * LINKS_NOTED;
-    block->vm->link_count[PRIVILEGE_USER] = 3 * LINKS_NOTED;
+    const uint32_t numbers[] = {1, FILLED_NOTED - 1, FILLED_NOTED, FILLED_NOTED + 1,
+                                3 * FILLED_NOTED};
+    block->vm->link_count[PRIVILEGE_KERNEL] = 3 * FILLED_NOTED;
+    block->vm->link_count[PRIVILEGE_USER] = 3 * FILLED_NOTED;
     links_prepare(block->vm);
     for (unsigned p = 0; p < PRIVILEGES; p++) {
         const uint64_t *links =
@@ -226,7 +227,7 @@ static void any_number_of_links_is_forgotten(void **state)
             }
             assert_int_equal(links[numbers[i] - 1], HOST);
             space_forget_lookups(block, (enum privilege)p);
-            assert_true(are_unresolved(fixture, links, 3 * LINKS_NOTED));
+            assert_true(are_unresolved(fixture, links, 3 * FILLED_NOTED));
         }
     }
 }

@@ -28,13 +28,18 @@ static void emit_load_registers(struct emitter *e)
     emit_load(e, GUEST_RSP, gpr_slot(RSP));
 }
 
-/* The body after `mov scratch2, site`: SCRATCH is kept in block->address around the call. */
-static uint32_t emit_call_helper(struct emitter *e, uint64_t (*helper)(struct block *, uint32_t))
+static uint32_t emit_stub_start(struct emitter *e)
 {
     while (emit_offset(e) & 15) {
         emit8(e, 0xcc);
     }
-    uint32_t start = emit_offset(e);
+    return emit_offset(e);
+}
+
+/* Call the helper: SCRATCH is kept in block->address meanwhile. SCRATCH2 = where it says to go on.
+ */
+static void emit_helper(struct emitter *e, uint64_t (*helper)(struct block *, uint32_t))
+{
     emit_store(e, SCRATCH, offsetof(struct block, address));
     emit_save_registers(e);
     emit_store(e, RSP, offsetof(struct block, stack));
@@ -48,6 +53,13 @@ static uint32_t emit_call_helper(struct emitter *e, uint64_t (*helper)(struct bl
     emit_load(e, SCRATCH, offsetof(struct block, address));
     emit_load(e, RSP, offsetof(struct block, stack));
     emit_load_registers(e);
+}
+
+/* The body after `mov scratch2, site`. */
+static uint32_t emit_call_helper(struct emitter *e, uint64_t (*helper)(struct block *, uint32_t))
+{
+    uint32_t start = emit_stub_start(e);
+    emit_helper(e, helper);
     emit_registers(e, false, 0xff, 4, SCRATCH2); /* jmp scratch2 */
     return start;
 }
@@ -82,18 +94,6 @@ static uint32_t emit_leave(struct emitter *e)
     return start;
 }
 
-/* op reg, gs:[SCRATCH2 * 8 + displacement] */
-static void emit_gs_scaled(struct emitter *e, bool w, uint8_t opcode, unsigned reg,
-                           size_t displacement)
-{
-    emit8(e, 0x65);
-    emit_rex(e, w, reg, SCRATCH2, 0);
-    emit8(e, opcode);
-    emit8(e, (uint8_t)((reg & 7) << 3 | 4));
-    emit8(e, 3 << 6 | (SCRATCH2 & 7) << 3 | 5);
-    emit32(e, (uint32_t)displacement);
-}
-
 uint8_t *emit_jump_lookup(struct emitter *e, enum privilege privilege)
 {
     /* SCRATCH2 = twice the entry's number (jump_index()): scaled by 8 it is the entry's offset. */
@@ -101,7 +101,7 @@ uint8_t *emit_jump_lookup(struct emitter *e, enum privilege privilege)
     emit_lea_full(e, false, SCRATCH2, SCRATCH2, SCRATCH, 2, 0);
     emit_registers(e, false, 0x81, 4, SCRATCH2); /* and */
     emit32(e, 2 * (JUMP_ENTRIES - 1));
-    emit_gs_scaled(e, true, OP_CMP, SCRATCH,
+    emit_gs_scaled(e, true, OP_CMP, SCRATCH, SCRATCH2,
                    jumps_offset(privilege) + offsetof(struct jump_entry, gva));
     return emit_branch_forward(e, CONDITION_NZ);
 }
@@ -109,7 +109,7 @@ _Static_assert(sizeof(struct jump_entry) == 16, "the look-up scales by this");
 
 void emit_jump_found(struct emitter *e, enum privilege privilege, unsigned transfer)
 {
-    emit_gs_scaled(e, false, 0xff, transfer,
+    emit_gs_scaled(e, false, 0xff, transfer, SCRATCH2,
                    jumps_offset(privilege) + offsetof(struct jump_entry, host));
 }
 
@@ -117,10 +117,7 @@ void emit_jump_found(struct emitter *e, enum privilege privilege, unsigned trans
  */
 static uint32_t emit_indirect(struct emitter *e, enum privilege privilege, uint32_t slow)
 {
-    while (emit_offset(e) & 15) {
-        emit8(e, 0xcc);
-    }
-    uint32_t start = emit_offset(e);
+    uint32_t start = emit_stub_start(e);
     emit_gs(e, false, 0x83, 7, offsetof(struct block, poll_now)); /* cmp dword, 0 */
     emit8(e, 0);
     uint8_t *kicked = emit_branch_forward(e, CONDITION_NZ);
@@ -132,6 +129,101 @@ static uint32_t emit_indirect(struct emitter *e, enum privilege privilege, uint3
     return start;
 }
 
+/* ---- misses of the soft TLB ---- */
+
+enum { KEPT = offsetof(struct block, stub_kept) };
+
+static void emit_shift_right(struct emitter *e, bool w, unsigned reg, uint8_t count)
+{
+    emit_registers(e, w, 0xc1, 5, reg);
+    emit8(e, count);
+}
+
+static void emit_and(struct emitter *e, bool w, unsigned reg, uint32_t mask)
+{
+    emit_registers(e, w, 0x81, 4, reg);
+    emit32(e, mask);
+}
+
+/*
+ * SCRATCH = address. RCX = index of its entry, RAX = tlb_second_index(), SCRATCH2 = its page. Two
+ * branches for those that the second level cannot help: it does not have the page, or the entry is
+ * the page's already (the access reaches over its end).
+ */
+static void emit_second_find(struct emitter *e, size_t entry, size_t second, size_t key,
+                             uint8_t *ret_branches[2])
+{
+    emit_move(e, RCX, SCRATCH);
+    emit_shift_right(e, true, RCX, PAGE_SHIFT);
+    emit_registers(e, false, OP_STORE, RCX, RAX);
+    emit_shift_right(e, false, RAX, TLB_SECOND_BITS);
+    emit_registers(e, false, 0x31, RCX, RAX); /* xor eax, ecx */
+    emit_and(e, false, RAX, TLB_SECOND_ENTRIES - 1);
+    emit_lea_full(e, false, RAX, RAX, RAX, 2, 0);
+    emit_and(e, false, RCX, TLB_ENTRIES - 1);
+    emit_lea_full(e, false, RCX, RCX, RCX, 1, 0);
+    emit_move(e, SCRATCH2, SCRATCH);
+    emit_and(e, true, SCRATCH2, ~(uint32_t)(PAGE_SIZE - 1));
+    emit_gs_scaled(e, true, OP_CMP, SCRATCH2, RCX, entry + offsetof(struct tlb_entry, tag));
+    ret_branches[0] = emit_branch_forward(e, CONDITION_Z);
+    emit_gs(e, true, OP_OR, SCRATCH2, key);
+    emit_gs_scaled(e, true, OP_CMP, SCRATCH2, RAX, second + offsetof(struct tlb_second, key));
+    ret_branches[1] = emit_branch_forward(e, CONDITION_NZ);
+    emit_and(e, true, SCRATCH2, ~(uint32_t)(PAGE_SIZE - 1));
+}
+_Static_assert(sizeof(struct tlb_entry) == 16 && sizeof(struct tlb_second) == 24, "scaled by this");
+
+static void emit_kept_load(struct emitter *e)
+{
+    emit_load(e, RAX, KEPT);
+    emit_load(e, RCX, KEPT + 8);
+    emit_load(e, SCRATCH2, KEPT + 16);
+}
+
+/* SCRATCH = address, SCRATCH2 = site. Returns with the entry of the second level in the table, or
+ * asks C.
+ */
+static uint32_t emit_miss(struct emitter *e, enum privilege p, enum tlb_access access)
+{
+    const enum tlb_privilege privilege = tlb_privilege(p);
+    const size_t tlb = SPACE_OFFSET + offsetof(struct space_data, tlb);
+    const size_t entry = tlb + offsetof(struct tlb, entries[privilege][access]);
+    const size_t second = tlb + offsetof(struct tlb, second[access]);
+    uint8_t *branches[2];
+    uint32_t start = emit_stub_start(e);
+    emit_store(e, RAX, KEPT);
+    emit_store(e, RCX, KEPT + 8);
+    emit_store(e, SCRATCH2, KEPT + 16);
+    emit_second_find(e, entry, second, tlb + offsetof(struct tlb, second_key[privilege][access]),
+                     branches);
+    emit_gs_scaled(e, true, OP_STORE, SCRATCH2, RCX, entry + offsetof(struct tlb_entry, tag));
+    emit_gs_scaled(e, true, OP_LOAD, SCRATCH2, RAX, second + offsetof(struct tlb_second, host));
+    emit_gs_scaled(e, true, OP_STORE, SCRATCH2, RCX, entry + offsetof(struct tlb_entry, host));
+    emit_gs_scaled(e, true, OP_LOAD, RAX, RAX, second + offsetof(struct tlb_second, page));
+    emit_shift_right(e, false, RCX, 1);
+    emit_gs_scaled(e, true, OP_STORE, RAX, RCX,
+                   tlb + offsetof(struct tlb, pages[privilege][access]));
+    emit_shift_right(e, false, RCX, 6);
+    emit8(e, 0x65); /* mov byte gs:[rcx + local_blocks], 1 */
+    emit8(e, 0xc6);
+    emit8(e, 0x80 | RCX);
+    emit32(e, (uint32_t)(tlb + offsetof(struct tlb, local_blocks[privilege][access])));
+    emit8(e, 1);
+    emit_gs(e, true, 0xff, 0, offsetof(struct block, counters.values[COUNT_TLB_SECOND])); /* inc */
+    emit_kept_load(e);
+    emit8(e, 0xc3); /* ret */
+    emit_set_target(e, branches[0]);
+    emit_set_target(e, branches[1]);
+    emit_kept_load(e);
+    emit_lea(e, RSP, RSP, 8);
+    emit_helper(e, helper_memory);
+    /* The RET belongs to the unit's CALL: the host's predictor of returns stays in step. */
+    emit8(e, 0x41); /* push scratch2 */
+    emit8(e, 0x50 | (SCRATCH2 & 7));
+    emit8(e, 0xc3); /* ret */
+    return start;
+}
+
 void stubs_make(struct translate_vm *vm)
 {
     struct emitter e = {
@@ -139,7 +231,10 @@ void stubs_make(struct translate_vm *vm)
     struct stubs *stubs = &vm->stubs;
     stubs->enter = emit_enter(&e);
     stubs->leave = emit_leave(&e);
-    stubs->memory = emit_call_helper(&e, helper_memory);
+    for (unsigned p = 0; p < PRIVILEGES; p++) {
+        stubs->memory[p][TLB_READ] = emit_miss(&e, p, TLB_READ);
+        stubs->memory[p][TLB_WRITE] = emit_miss(&e, p, TLB_WRITE);
+    }
     stubs->execute = emit_call_helper(&e, helper_execute);
     stubs->link = emit_call_helper(&e, helper_link);
     stubs->poll = emit_call_helper(&e, helper_poll);
