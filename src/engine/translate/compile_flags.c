@@ -9,6 +9,21 @@
  */
 #include "engine/translate/compiler.h"
 
+/* Is it a shift by an immediate that is not zero? Such a one leaves no flag as it was. */
+static bool is_fixed_shift(const struct insn *insn)
+{
+    const struct insn_operand *count = &insn->operands[1];
+    uint64_t mask = insn->info.operand_width == 64 ? 63 : 31;
+    switch (insn->info.mnemonic) {
+    case ZYDIS_MNEMONIC_SHL:
+    case ZYDIS_MNEMONIC_SHR:
+    case ZYDIS_MNEMONIC_SAR:
+        return count->type == ZYDIS_OPERAND_TYPE_IMMEDIATE && (count->imm.value.u & mask);
+    default:
+        return false;
+    }
+}
+
 struct flag_effects flag_effects(const struct insn *insn)
 {
     const ZydisAccessedFlags *flags = insn->info.cpu_flags;
@@ -30,7 +45,7 @@ struct flag_effects flag_effects(const struct insn *insn)
     case ZYDIS_MNEMONIC_ROR:
     case ZYDIS_MNEMONIC_RCL:
     case ZYDIS_MNEMONIC_RCR:
-        effects.reads = true; /* a count of zero leaves all flags unchanged */
+        effects.reads |= !is_fixed_shift(insn); /* a count of zero leaves all flags unchanged */
         break;
     default:
         break;
@@ -40,11 +55,11 @@ struct flag_effects flag_effects(const struct insn *insn)
 
 /* ---- recipes ---- */
 
-/* The host register of a guest register that a recipe may name, or -1. */
+/* The guest register that an operand is the low part of, so that a recipe may name it, or -1. */
 static int recipe_register(const struct insn_operand *operand)
 {
-    int gpr = operand->type == ZYDIS_OPERAND_TYPE_REGISTER ? rewrite_gpr(operand->reg.value) : -1;
-    return is_displaced(gpr) ? -1 : gpr;
+    bool is_low = operand->type == ZYDIS_OPERAND_TYPE_REGISTER && !is_high_byte(operand->reg.value);
+    return is_low ? rewrite_gpr(operand->reg.value) : -1;
 }
 
 /* How to make the flags of `insn` again after it has completed, if its operands stay. */
@@ -53,8 +68,7 @@ static struct recipe recipe_of(const struct insn *insn)
     const struct insn_operand *first = &insn->operands[0], *second = &insn->operands[1];
     int gpr = recipe_register(first);
     struct recipe recipe = {.width = (uint8_t)insn->info.operand_width, .second = -1};
-    if (gpr < 0 || insn->info.operand_width < 32 ||
-        insn->info.encoding != ZYDIS_INSTRUCTION_ENCODING_LEGACY) {
+    if (gpr < 0 || insn->info.encoding != ZYDIS_INSTRUCTION_ENCODING_LEGACY) {
         return recipe;
     }
     recipe.first = (int8_t)gpr;
@@ -93,38 +107,74 @@ static unsigned recipe_host(int gpr)
     return gpr == RSP ? GUEST_RSP : (unsigned)gpr;
 }
 
-static size_t kept_slot(int name)
+/* Is the value in the block, and not in a register? */
+static bool is_in_block(int name)
 {
-    return offsetof(struct block, recipe_kept) + 8 * (size_t)(name - RECIPE_KEPT);
+    return name >= RECIPE_KEPT || is_displaced(name);
 }
 
-/* The host register with the recipe's first value: SCRATCH2, if it was kept. */
+static size_t value_slot(int name)
+{
+    return name >= RECIPE_KEPT
+               ? offsetof(struct block, recipe_kept) + 8 * (size_t)(name - RECIPE_KEPT)
+               : gpr_slot((unsigned)name);
+}
+
+/* The host register with the recipe's first value: SCRATCH2, if the block has it. */
 static unsigned first_value(struct compiler *c)
 {
     int name = c->recipe.first;
-    if (name < RECIPE_KEPT) {
+    if (!is_in_block(name)) {
         return recipe_host(name);
     }
-    emit_load(&c->e, SCRATCH2, kept_slot(name));
+    emit_load(&c->e, SCRATCH2, value_slot(name));
     return SCRATCH2;
 }
 
-/* op r/m, imm32: ADD /0, SUB /5, CMP /7 by 81H; TEST /0 by F7H */
-static void emit_immediate(struct compiler *c, uint8_t opcode, unsigned extension, unsigned gpr)
+/* The prefixes and the opcode (given for more than 8 bits) of an operation of `width` bits. */
+static void emit_start(struct emitter *e, unsigned width, bool is_gs, uint8_t opcode, unsigned reg,
+                       unsigned rm)
 {
-    emit_registers(&c->e, c->recipe.width == 64, opcode, extension, gpr);
-    emit32(&c->e, (uint32_t)c->recipe.immediate);
+    if (width == 16) {
+        emit8(e, 0x66);
+    }
+    if (is_gs) {
+        emit8(e, 0x65);
+    }
+    if (width == 8 && reg < 8 && rm < 8) {
+        emit8(e, 0x40); /* the low bytes of RSP to RDI, not AH to BH */
+    }
+    emit_rex(e, width == 64, reg, 0, rm);
+    emit8(e, width == 8 ? opcode - 1 : opcode);
 }
 
-/* op gpr, the recipe's second register or kept value */
-static void emit_second(struct compiler *c, bool w, uint8_t opcode, unsigned gpr)
+/* op r/m, imm: ADD /0, SUB /5, CMP /7 by 81H; TEST /0 by F7H */
+static void emit_immediate(struct compiler *c, uint8_t opcode, unsigned extension, unsigned gpr)
+{
+    unsigned width = c->recipe.width;
+    uint32_t immediate = (uint32_t)c->recipe.immediate;
+    emit_start(&c->e, width, false, opcode, 0, gpr);
+    emit8(&c->e, (uint8_t)(0xc0 | extension << 3 | (gpr & 7)));
+    for (unsigned i = 0; i < (width < 32 ? width : 32); i += 8) {
+        emit8(&c->e, (uint8_t)(immediate >> i));
+    }
+}
+
+/* op gpr, the recipe's second value */
+static void emit_second(struct compiler *c, unsigned width, uint8_t opcode, unsigned gpr)
 {
     int name = c->recipe.second;
-    if (name >= RECIPE_KEPT) {
-        emit_gs(&c->e, w, opcode, gpr, kept_slot(name));
+    struct emitter *e = &c->e;
+    if (is_in_block(name)) {
+        emit_start(e, width, true, opcode, gpr, 0);
+        emit8(e, (uint8_t)((gpr & 7) << 3 | 4));
+        emit8(e, 0x25);
+        emit32(e, (uint32_t)value_slot(name));
         return;
     }
-    emit_registers(&c->e, w, opcode, gpr, recipe_host(name));
+    unsigned rm = recipe_host(name);
+    emit_start(e, width, false, opcode, gpr, rm);
+    emit8(e, (uint8_t)(0xc0 | (gpr & 7) << 3 | (rm & 7)));
 }
 
 /* ADD and SUB left the result: SCRATCH2 = the old value, and the operation again. */
@@ -140,28 +190,28 @@ static void emit_undone(struct compiler *c, bool is_add)
     if (first != SCRATCH2) {
         emit_move(&c->e, SCRATCH2, first);
     }
-    emit_second(c, true, is_add ? OP_SUB : OP_ADD, SCRATCH2);
-    emit_second(c, recipe->width == 64, is_add ? OP_ADD : OP_SUB, SCRATCH2);
+    emit_second(c, 64, is_add ? OP_SUB : OP_ADD, SCRATCH2);
+    emit_second(c, recipe->width, is_add ? OP_ADD : OP_SUB, SCRATCH2);
 }
 
 /* Make the flags in the CPU. Uses SCRATCH2. */
 static void emit_recipe(struct compiler *c)
 {
     const struct recipe *recipe = &c->recipe;
-    bool w = recipe->width == 64;
+    unsigned width = recipe->width;
     switch (recipe->kind) {
     case RECIPE_COMPARE:
         if (recipe->second < 0) {
             emit_immediate(c, 0x81, 7, first_value(c));
         } else {
-            emit_second(c, w, OP_CMP, first_value(c));
+            emit_second(c, width, OP_CMP, first_value(c));
         }
         break;
     case RECIPE_TEST:
         if (recipe->second < 0) {
             emit_immediate(c, 0xf7, 0, first_value(c));
         } else {
-            emit_second(c, w, 0x85, first_value(c));
+            emit_second(c, width, 0x85, first_value(c));
         }
         break;
     case RECIPE_ADD:
@@ -190,6 +240,16 @@ static bool breaks_recipe(const struct compiler *c, const struct insn *insn)
            (names(written, c->recipe.first) || names(written, c->recipe.second));
 }
 
+static void keep_value(struct compiler *c, int gpr, int name)
+{
+    unsigned host = recipe_host(gpr);
+    if (is_displaced(gpr)) {
+        emit_load(&c->e, SCRATCH2, gpr_slot(host));
+        host = SCRATCH2;
+    }
+    emit_store(&c->e, host, value_slot(name));
+}
+
 /* The instruction is about to change registers of the recipe: keep their values. */
 static void recipe_keep(struct compiler *c, const struct insn *insn)
 {
@@ -197,19 +257,42 @@ static void recipe_keep(struct compiler *c, const struct insn *insn)
     uint16_t written = registers_written(insn);
     bool are_same = recipe->first == recipe->second;
     if (names(written, recipe->first)) {
-        emit_store(&c->e, recipe_host(recipe->first), kept_slot(RECIPE_KEPT));
+        keep_value(c, recipe->first, RECIPE_KEPT);
         recipe->first = RECIPE_KEPT;
         recipe->second = are_same ? RECIPE_KEPT : recipe->second;
     }
     if (names(written, recipe->second)) {
-        emit_store(&c->e, recipe_host(recipe->second), kept_slot(RECIPE_KEPT + 1));
+        keep_value(c, recipe->second, RECIPE_KEPT + 1);
         recipe->second = RECIPE_KEPT + 1;
     }
 }
 
+/* Does a check come behind the current instruction, before the flags are others? */
+static bool is_check_ahead(const struct compiler *c)
+{
+    for (unsigned i = c->current + 1; i < c->count; i++) {
+        const struct insn *insn = &c->insns[i];
+        ZydisMnemonic mnemonic = insn->info.mnemonic;
+        if (mnemonic == ZYDIS_MNEMONIC_PUSH || mnemonic == ZYDIS_MNEMONIC_POP) {
+            return true;
+        }
+        if (!is_transparent(insn)) {
+            return false;
+        }
+        if (mnemonic != ZYDIS_MNEMONIC_LEA && !is_nothing(insn) && rewrite_memory_operand(insn)) {
+            return true;
+        }
+        if (flag_effects(insn).writes) {
+            return false;
+        }
+    }
+    return false;
+}
+
 void flags_before(struct compiler *c, const struct insn *insn)
 {
-    if (c->flags == FLAGS_RECIPE && breaks_recipe(c, insn) && !flag_effects(insn).writes) {
+    bool is_kept = c->flags == FLAGS_RECIPE || (c->flags == FLAGS_HOST && is_check_ahead(c));
+    if (is_kept && breaks_recipe(c, insn) && !flag_effects(insn).writes) {
         recipe_keep(c, insn);
     }
 }

@@ -73,7 +73,7 @@ enum flags_home { FLAGS_HOST, FLAGS_SAVED, FLAGS_BOTH, FLAGS_RECIPE };
 enum recipe_kind { RECIPE_NONE, RECIPE_COMPARE, RECIPE_TEST, RECIPE_ADD, RECIPE_SUBTRACT };
 struct recipe {
     uint8_t kind;         /* enum recipe_kind */
-    uint8_t width;        /* 32 or 64 */
+    uint8_t width;        /* in bits */
     int8_t first, second; /* guest registers, or RECIPE_KEPT; second -1: the immediate */
     int32_t immediate;
 };

@@ -5,8 +5,23 @@
 #include "engine/translate/helper.h"
 
 /* Run an instruction on two values and keep its flags as LAHF and SETO leave them. */
-#define MAKE_FLAGS(instruction, x, y, result)                                                      \
-    __asm__(instruction " %2, %1; lahf; seto %%al" : "=a"(result), "+r"(x) : "r"(y) : "cc")
+#define MAKE_FLAGS(instruction, modifier, x, y, result)                                            \
+    __asm__(instruction " %" modifier "2, %" modifier "1; lahf; seto %%al"                         \
+            : "=a"(result), "+r"(x)                                                                \
+            : "r"(y)                                                                               \
+            : "cc")
+#define MAKE_FLAGS_OF(name, width, x, y, result)                                                   \
+    do {                                                                                           \
+        if ((width) == 64) {                                                                       \
+            MAKE_FLAGS(name "q", "q", x, y, result);                                               \
+        } else if ((width) == 32) {                                                                \
+            MAKE_FLAGS(name "l", "k", x, y, result);                                               \
+        } else if ((width) == 16) {                                                                \
+            MAKE_FLAGS(name "w", "w", x, y, result);                                               \
+        } else {                                                                                   \
+            MAKE_FLAGS(name "b", "b", x, y, result);                                               \
+        }                                                                                          \
+    } while (0)
 
 static uint64_t value_of(const uint64_t *gpr, const uint64_t *kept, int8_t name)
 {
@@ -23,19 +38,16 @@ uint16_t recipe_flags(const uint64_t *gpr, const uint64_t *kept, const struct re
     } else if (recipe->kind == RECIPE_SUBTRACT) {
         x += y;
     }
-    uint32_t narrow_x = (uint32_t)x, narrow_y = (uint32_t)y;
-    if (recipe->kind == RECIPE_TEST && recipe->width == 64) {
-        MAKE_FLAGS("andq", x, y, result);
-    } else if (recipe->kind == RECIPE_TEST) {
-        MAKE_FLAGS("andl", narrow_x, narrow_y, result);
-    } else if (recipe->kind == RECIPE_ADD && recipe->width == 64) {
-        MAKE_FLAGS("addq", x, y, result);
-    } else if (recipe->kind == RECIPE_ADD) {
-        MAKE_FLAGS("addl", narrow_x, narrow_y, result);
-    } else if (recipe->width == 64) {
-        MAKE_FLAGS("subq", x, y, result);
-    } else {
-        MAKE_FLAGS("subl", narrow_x, narrow_y, result);
+    switch (recipe->kind) {
+    case RECIPE_TEST:
+        MAKE_FLAGS_OF("and", recipe->width, x, y, result);
+        break;
+    case RECIPE_ADD:
+        MAKE_FLAGS_OF("add", recipe->width, x, y, result);
+        break;
+    default:
+        MAKE_FLAGS_OF("sub", recipe->width, x, y, result);
+        break;
     }
     return (uint16_t)result;
 }

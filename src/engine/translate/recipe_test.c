@@ -113,7 +113,7 @@ static void flags_are_made_again(void **state)
 {
     for (size_t i = 0; i < ARRAY_SIZE(numbers); i++) {
         for (size_t k = 0; k < ARRAY_SIZE(numbers); k++) {
-            for (unsigned width = 32; width <= 64; width += 32) {
+            for (unsigned width = 8; width <= 64; width *= 2) {
                 check_registers(numbers[i], numbers[k], width);
                 check_immediate(numbers[i], (int32_t)numbers[k], width);
             }
