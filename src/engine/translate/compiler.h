@@ -29,7 +29,8 @@ struct outline {
     enum flags_home flags;
 };
 
-enum { OUTLINES_MAX = 4 * UNIT_MAX_INSTRUCTIONS };
+/* An indirect call of memory has four; and a loop is made half again. */
+enum { OUTLINES_MAX = 8 * UNIT_MAX_INSTRUCTIONS };
 
 /* Memory operands that one check covers: see compile_group.c. */
 enum { GROUPS = 4 };

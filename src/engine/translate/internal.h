@@ -31,7 +31,7 @@ enum {
     UNIT_MAX_INSTRUCTIONS = 40,
     /* Behind many conditional branches a unit is a guess, and code that runs once pays for it. */
     UNIT_MAX_CONDITIONS = 4,
-    UNIT_MAX_HOST_BYTES = 32768, /* room that compiling one unit may need at most */
+    UNIT_MAX_HOST_BYTES = 40960, /* room that compiling one unit may need at most: extent_test */
     UNITS_MAX = 1 << 19,
     SITES_MAX = 1 << 22,
     KERNEL_LINKS_MAX = 1 << 17, /* cross-page exits of kernel code: a slot for each vCPU */
