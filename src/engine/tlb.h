@@ -9,8 +9,9 @@
  *
  * so that one unsigned comparison answers "same page?", "allowed?" and "does it stay inside the
  * page?" at once. An entry that must not hit carries a tag whose index bits differ from its own
- * index: no address that is looked up there can be within a page of it. Two tables also keep the
- * source and the destination of a copy from evicting each other.
+ * index: no address that is looked up there can be within a page of it, nor can a run of up to a
+ * page that begins at one reach it. Two tables also keep the source and the destination of a copy
+ * from evicting each other.
  *
  * Behind the tables stands a second level of more entries, which units ask before they call C. What
  * it holds is in no other way different; it is forgotten as a whole, by a new generation.
@@ -88,10 +89,10 @@ static inline unsigned tlb_second_index(gva_t gva)
     return (page ^ page >> TLB_SECOND_BITS) & (TLB_SECOND_ENTRIES - 1);
 }
 
-/* A tag that no address of this index can match. */
+/* A tag that no address of this index is within a page of, on either side. */
 static inline uint64_t tlb_invalid_tag(unsigned index)
 {
-    return (uint64_t)(index ^ 1) << PAGE_SHIFT;
+    return (uint64_t)(index ^ 2) << PAGE_SHIFT;
 }
 
 void tlb_flush_all(struct tlb *tlb);

@@ -48,6 +48,8 @@ static void empty_entries_never_hit(void **state)
             assert_true(low - entry->tag > PAGE_SIZE - 1);
             assert_true((HIGH | low) - entry->tag > PAGE_SIZE - 1);
             assert_true((~0ull << 22 | low) - entry->tag > PAGE_SIZE - 1);
+            /* Nor does a run of a page: the distance of its end counts, too. */
+            assert_true(low + PAGE_SIZE - entry->tag > PAGE_SIZE);
         }
     }
 }

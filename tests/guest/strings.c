@@ -213,6 +213,9 @@ static void test_scattered(void)
     check("  rdi", c.gpr[RDI], AREA + 0x21000);
     check("  rcx", c.gpr[RCX], 0x2000);
     check("  the next page is not dirty", *next & PTE_D, 0);
+    c = run(rep_movsb, AREA + 0x2000, AREA + 0x21000, 64, 0);
+    check_stop("short, source is a hole", &c, PF, 0, (uintptr_t)rep_movsb);
+    check("  nor is it now", *next & PTE_D, 0);
 }
 
 static void test_sizes(void)
@@ -230,6 +233,29 @@ static void test_sizes(void)
     write_msr(0xc0000100, 0);
 }
 
+/*
+ * Up to the end of a page and beyond, at addresses so low that the page's number is its place in
+ * any table: what stands there for "no page" must not be taken for a neighbour.
+ */
+static void test_low_addresses(void)
+{
+    uint8_t *low = (uint8_t *)0x300000;
+    unsigned wrong = 0;
+    for (unsigned page = 0; page < 3; page++) {
+        for (unsigned over = 0; over < 3; over++) {
+            uint8_t *end = low + 4096 * (page + 1) + 8 * over;
+            invlpg((uintptr_t)low + 4096 * page);
+            struct context c = run(rep_stosb, 0, (uintptr_t)end - 64, 64, 0);
+            wrong += c.vector != UD || c.gpr[RDI] != (uintptr_t)end || end[-1] != 0x48;
+            invlpg((uintptr_t)low + 4096 * page);
+            end[-1] = (uint8_t)(page + over);
+            c = run(rep_movsb, (uintptr_t)end - 64, (uintptr_t)pages[0], 64, 0);
+            wrong += c.gpr[RSI] != (uintptr_t)end || pages[0][63] != page + over;
+        }
+    }
+    check("to the end of low pages", wrong, 0);
+}
+
 void test_main(void)
 {
     test_source_faults();
@@ -238,4 +264,5 @@ void test_main(void)
     test_overlap();
     test_scattered();
     test_sizes();
+    test_low_addresses();
 }

@@ -205,16 +205,20 @@ static bool string_piece(struct block *block, unsigned size, bool is_store)
     uint32_t user = block->mode & MODE_USER ? PF_USER : 0;
     uint64_t elements = PIECE_MAX / size, drops = block->drops;
     uint64_t bytes = (gpr[RCX] < elements ? gpr[RCX] : elements) * size;
+    bool is_short = bytes <= PAGE_SIZE;
     uint8_t *to_host, *from_host = NULL;
 
-    if (bytes <= PAGE_SIZE) {
-        remember_page(block, to, user | PF_WRITE);
-        if (!is_store) {
+    if (!is_store) {
+        if (is_short) {
             remember_page(block, from, user);
         }
-    }
-    if (!is_store) {
         bytes = tlb_span(&block->vcpu, from, bytes, user, &from_host);
+        if (bytes < size) {
+            return false; /* nothing is written: the other page does not become dirty */
+        }
+    }
+    if (is_short) {
+        remember_page(block, to, user | PF_WRITE);
     }
     bytes = tlb_span(&block->vcpu, to, bytes, user | PF_WRITE, &to_host);
     uint64_t count = bytes / size;
