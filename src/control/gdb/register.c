@@ -67,6 +67,19 @@ static const struct group groups[] = {
     {"", "zmm%uh", "v2ui128", KIND_VECTOR, 32, 32, 0, 32, XCR0_AVX512},
 };
 
+/* Each feature that names them has to say what they are. */
+#define VEC128 \
+    "<vector id=\"v4f\" type=\"ieee_single\" count=\"4\"/>" \
+    "<vector id=\"v2d\" type=\"ieee_double\" count=\"2\"/>" \
+    "<vector id=\"v16i8\" type=\"int8\" count=\"16\"/>" \
+    "<vector id=\"v8i16\" type=\"int16\" count=\"8\"/>" \
+    "<vector id=\"v4i32\" type=\"int32\" count=\"4\"/>" \
+    "<vector id=\"v2i64\" type=\"int64\" count=\"2\"/>" \
+    "<union id=\"vec128\"><field name=\"v4_float\" type=\"v4f\"/>" \
+    "<field name=\"v2_double\" type=\"v2d\"/><field name=\"v16_int8\" type=\"v16i8\"/>" \
+    "<field name=\"v8_int16\" type=\"v8i16\"/><field name=\"v4_int32\" type=\"v4i32\"/>" \
+    "<field name=\"v2_int64\" type=\"v2i64\"/><field name=\"uint128\" type=\"uint128\"/></union>\n"
+
 /* Types that GDB does not have by itself, as in GDB's own descriptions of these features. */
 static const struct {
     const char *feature, *text;
@@ -84,16 +97,7 @@ static const struct {
      "<field name=\"VIF\" start=\"19\" end=\"19\"/><field name=\"VIP\" start=\"20\" end=\"20\"/>"
      "<field name=\"ID\" start=\"21\" end=\"21\"/></flags>\n"},
     {"org.gnu.gdb.i386.sse",
-     "<vector id=\"v4f\" type=\"ieee_single\" count=\"4\"/>"
-     "<vector id=\"v2d\" type=\"ieee_double\" count=\"2\"/>"
-     "<vector id=\"v16i8\" type=\"int8\" count=\"16\"/>"
-     "<vector id=\"v8i16\" type=\"int16\" count=\"8\"/>"
-     "<vector id=\"v4i32\" type=\"int32\" count=\"4\"/>"
-     "<vector id=\"v2i64\" type=\"int64\" count=\"2\"/>"
-     "<union id=\"vec128\"><field name=\"v4_float\" type=\"v4f\"/>"
-     "<field name=\"v2_double\" type=\"v2d\"/><field name=\"v16_int8\" type=\"v16i8\"/>"
-     "<field name=\"v8_int16\" type=\"v8i16\"/><field name=\"v4_int32\" type=\"v4i32\"/>"
-     "<field name=\"v2_int64\" type=\"v2i64\"/><field name=\"uint128\" type=\"uint128\"/></union>\n"
+     VEC128
      "<flags id=\"i386_mxcsr\" size=\"4\">"
      "<field name=\"IE\" start=\"0\" end=\"0\"/><field name=\"DE\" start=\"1\" end=\"1\"/>"
      "<field name=\"ZE\" start=\"2\" end=\"2\"/><field name=\"OE\" start=\"3\" end=\"3\"/>"
@@ -127,16 +131,7 @@ static const struct {
      "<field name=\"LMA\" start=\"10\" end=\"10\"/><field name=\"NXE\" start=\"11\" end=\"11\"/>"
      "</flags>\n"},
     {"org.gnu.gdb.i386.avx512",
-     "<vector id=\"v4f\" type=\"ieee_single\" count=\"4\"/>"
-     "<vector id=\"v2d\" type=\"ieee_double\" count=\"2\"/>"
-     "<vector id=\"v16i8\" type=\"int8\" count=\"16\"/>"
-     "<vector id=\"v8i16\" type=\"int16\" count=\"8\"/>"
-     "<vector id=\"v4i32\" type=\"int32\" count=\"4\"/>"
-     "<vector id=\"v2i64\" type=\"int64\" count=\"2\"/>"
-     "<union id=\"vec128\"><field name=\"v4_float\" type=\"v4f\"/>"
-     "<field name=\"v2_double\" type=\"v2d\"/><field name=\"v16_int8\" type=\"v16i8\"/>"
-     "<field name=\"v8_int16\" type=\"v8i16\"/><field name=\"v4_int32\" type=\"v4i32\"/>"
-     "<field name=\"v2_int64\" type=\"v2i64\"/><field name=\"uint128\" type=\"uint128\"/></union>\n"
+     VEC128
      "<vector id=\"v2ui128\" type=\"uint128\" count=\"2\"/>\n"},
 };
 /* clang-format on */
