@@ -4,7 +4,7 @@
 BENCH :=
 BENCH_OUT := $(OUT)/tests/bench
 # A guest program: the same bytes whatever the variant, without sanitizers.
-$(BENCH_OUT)/guest_benchmark: tests/bench/guest_benchmark.c
+$(BENCH_OUT)/guest_benchmark: tests/bench/guest_benchmark.c tests/bench/rows.h
 	@mkdir -p $(@D)
 	gcc -std=gnu17 -O2 -static -pthread -D_GNU_SOURCE -Wall -Wextra -Werror -Wno-unused-parameter -o $@ $<
 
@@ -12,7 +12,7 @@ $(BENCH_OUT)/bench: tests/bench/bench.c
 	@mkdir -p $(@D)
 	$(CC) $(FLAGS) -MF $@.d -o $@ $< -lm
 
-$(BENCH_OUT)/programs: tests/bench/programs/programs.c
+$(BENCH_OUT)/programs: tests/bench/programs/programs.c tests/bench/rows.h
 	@mkdir -p $(@D)
 	gcc -std=gnu17 -O2 -static -D_GNU_SOURCE -Wall -Wextra -Werror -o $@ $<
 

@@ -31,19 +31,14 @@
 #include <ucontext.h>
 #include <unistd.h>
 
+#include "rows.h"
+
 static double target_seconds = 0.3;
 static char folder[64] = "/tmp";
 static uint64_t check_value;
 static volatile uint64_t sink;
 
 #define OPAQUE __attribute__((noipa))
-
-static uint64_t now_ns(void)
-{
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
-}
 
 static void need(bool good, const char *what)
 {
@@ -1118,27 +1113,6 @@ static void measure(const struct row *row)
         printf("check %s %llx\n", row->name, (unsigned long long)check_value);
     }
     fflush(stdout);
-}
-
-static bool in_list(const char *list, const char *word)
-{
-    size_t length = strlen(word);
-    for (const char *p = list; p && *p; p = strchr(p, ',') ? strchr(p, ',') + 1 : NULL) {
-        if (!strncmp(p, word, length) && (p[length] == ',' || !p[length])) {
-            return true;
-        }
-    }
-    return false;
-}
-
-/* Several times, since a line may reach the reader late: the one that came soonest counts. */
-static void tell_clock(void)
-{
-    for (unsigned i = 0; i < 20; i++) {
-        printf("clock %llu\n", (unsigned long long)now_ns());
-        fflush(stdout);
-        nanosleep(&(struct timespec){.tv_nsec = 5000000}, NULL);
-    }
 }
 
 int main(int argc, char **argv)

@@ -235,7 +235,8 @@ static void try_legacy(const struct way *way, struct form *worst, uint64_t *rand
 static void try_vectors(const struct way *way, struct form *worst, uint64_t *random)
 {
     for (unsigned n = 0; n < 3 * 256 * 16 * 2 * 2; n++) {
-        unsigned opcode = n & 255, bits = n >> 8 & 15, map = (n >> 14) % 3 + 1, operand = n >> 12 & 1;
+        unsigned opcode = n & 255, bits = n >> 8 & 15, map = (n >> 14) % 3 + 1,
+                 operand = n >> 12 & 1;
         uint8_t last = (uint8_t)(bits >> 3 << 7 | (bits & 3)), longer = bits >> 2 & 1;
         struct form vex = {
             .bytes = {0xc4, (uint8_t)map, (uint8_t)(last | longer << 2), (uint8_t)opcode}};

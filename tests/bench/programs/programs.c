@@ -21,6 +21,8 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "../rows.h"
+
 /* Commands for sh -c, whose standard output is OUT; what `prepare` does is not measured. */
 #define CRYPTO "[ -x crypto ] || gcc -O2 -o crypto crypto.c -lcrypto"
 #define OUT    "standard-output"
@@ -42,23 +44,6 @@ static const struct program {
     {"make_j2", 2, "rm -f project/program project/*.o", "exec make -s -C project -j2",
      "project/program"},
 };
-
-static uint64_t now_ns(void)
-{
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
-}
-
-/* Several times, since a line may reach the reader late: the one that came soonest counts. */
-static void tell_clock(void)
-{
-    for (unsigned i = 0; i < 20; i++) {
-        printf("clock %llu\n", (unsigned long long)now_ns());
-        fflush(stdout);
-        nanosleep(&(struct timespec){.tv_nsec = 5000000}, NULL);
-    }
-}
 
 static void need(bool good, const char *name, const char *what)
 {
@@ -118,17 +103,6 @@ static void measure(const struct program *program, unsigned repeats)
                (unsigned long long)digest(program->result, program->name));
         fflush(stdout);
     }
-}
-
-static bool in_list(const char *list, const char *word)
-{
-    size_t length = strlen(word);
-    for (const char *p = list; p && *p; p = strchr(p, ',') ? strchr(p, ',') + 1 : NULL) {
-        if (!strncmp(p, word, length) && (p[length] == ',' || !p[length])) {
-            return true;
-        }
-    }
-    return false;
 }
 
 int main(int argc, char **argv)
