@@ -209,6 +209,9 @@ static int start(struct run *run, struct watch **ret_watch)
     if (r) {
         return r;
     }
+    if (run->config.no_reboot && !run->gdb) { /* a debugger may start the machine anew */
+        vm_never_resets(run->vm);
+    }
     if (run->gdb) {
         r = gdb_server_open(run->gdb, &run->gdb_server);
         r = r ? r : gdb_server_attach(run->gdb_server, run->vm);

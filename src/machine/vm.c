@@ -210,6 +210,21 @@ int vm_new(const struct vm_config *config, struct vm **ret_vm)
     return 0;
 }
 
+static void free_boot_files(struct vm *vm)
+{
+    boot_file_free(&vm->kernel);
+    boot_file_free(&vm->initrd);
+    for (size_t i = 0; i < ARRAY_SIZE(vm->modules); i++) {
+        boot_file_free(&vm->modules[i]);
+    }
+}
+
+void vm_never_resets(struct vm *vm)
+{
+    free_boot_files(vm);
+    vm->never_resets = true;
+}
+
 void vm_free(struct vm *vm)
 {
     if (!vm) {
@@ -226,11 +241,7 @@ void vm_free(struct vm *vm)
     host_clock_free(vm->host_clock);
     test_clock_free(vm->step_clock);
     loop_free(vm->loop);
-    boot_file_free(&vm->kernel);
-    boot_file_free(&vm->initrd);
-    for (size_t i = 0; i < ARRAY_SIZE(vm->modules); i++) {
-        boot_file_free(&vm->modules[i]);
-    }
+    free_boot_files(vm);
     pthread_cond_destroy(&vm->changed);
     pthread_mutex_destroy(&vm->lock);
     free(vm->vcpus);
@@ -282,6 +293,7 @@ static void go(struct vm *vm)
 
 int vm_reset(struct vm *vm)
 {
+    ASSERT(!vm->never_resets);
     bool was_running = vm->life == VM_RUNNING;
     if (was_running) {
         stop(vm);

@@ -54,6 +54,12 @@ int vm_start(struct vm *vm) __attribute__((warn_unused_result));
  */
 void vm_on_stuck(struct vm *vm, void (*stuck)(void *owner, const char *message), void *owner);
 
+/*
+ * Nobody will reset this machine: the files of kernel, initrd and modules need not be kept. Not
+ * while vm_run() is in progress.
+ */
+void vm_never_resets(struct vm *vm);
+
 /* Let vm_run() begin PAUSED, before the first instruction, until vm_resume(). Before vm_run(). */
 void vm_start_paused(struct vm *vm);
 

@@ -88,6 +88,7 @@ struct vm {
     struct vm_debugger debugger;
     struct debug_points debug_points;
     bool starts_paused;
+    bool never_resets; /* kernel, initrd and modules are empty */
 };
 
 /* tsc.c: the rate of the host's TSC against CLOCK_MONOTONIC_RAW. Takes about 10 ms. */
