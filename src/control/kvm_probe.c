@@ -142,8 +142,7 @@ static enum step child_main(void)
     return vcpu < 0 ? STEP_VCPU : run_guest(kvm, vcpu, memory);
 }
 
-/* Wait for the child until the deadline. False: it had to be killed. */
-static bool wait_for(pid_t child, int *ret_status)
+static bool ends_in_time(pid_t child, int *ret_status)
 {
     const struct timespec pause = {.tv_nsec = 2000000};
     for (int waited = 0; waited < DEADLINE_MS; waited += 2) {
@@ -152,8 +151,20 @@ static bool wait_for(pid_t child, int *ret_status)
         }
         nanosleep(&pause, NULL);
     }
+    return false;
+}
+
+/*
+ * Wait for the child until the deadline. False: it had to be killed; and one that the kernel does
+ * not let go even then is not waited for.
+ */
+static bool wait_for(pid_t child, int *ret_status)
+{
+    if (ends_in_time(child, ret_status)) {
+        return true;
+    }
     kill(child, SIGKILL);
-    waitpid(child, ret_status, 0);
+    ends_in_time(child, ret_status);
     return false;
 }
 
