@@ -140,6 +140,22 @@ static void test_remap(void)
         check("code page remapped", c.gpr[RAX], i & 1 ? 0x11223399 : 0x11223344);
     }
     map(AREA, (uintptr_t)first, PTE_P | PTE_W);
+    /* the same for the target of a direct jump, which does not change itself */
+    static const uint8_t to_next_page[] = {0xe9, 0xfb, 0x0f, 0, 0};
+    put(first, to_next_page, to_next_page + sizeof to_next_page);
+    uint8_t *target = page_new(); /* whose stores are still watched */
+    put(target, spans, spans_end + 2);
+    for (int i = 0; i < 40; i++) {
+        uint8_t *page = i / 2 & 1 ? other : target;
+        map(AREA + 0x1000, (uintptr_t)page, PTE_P | PTE_W);
+        if (i % 8 == 0) {
+            target[2] = (uint8_t)i;
+        }
+        struct context c = run_at(AREA, 0, 0);
+        check("target of a jump remapped", c.gpr[RAX],
+              0x11220000 | page[2] << 8 | (page == other ? 0x99 : 0x44));
+    }
+    map(AREA + 0x1000, (uintptr_t)second, PTE_P | PTE_W);
     /* one frame at two addresses: position-dependent code must see its own address */
     static const uint8_t where[] = {0x48, 0x8d, 0x05, 0, 0, 0, 0, 0x0f, 0x0b}; /* LEA 0(%rip) */
     put(first, where, where + sizeof where);

@@ -179,13 +179,8 @@ uint64_t helper_link(struct block *block, uint32_t number)
     vcpu_count(&block->vcpu, is_link ? COUNT_EXIT_LINK : COUNT_EXIT_CHAIN);
     block_trace(block, TRACE_EXITS, is_link ? "link" : "chain", "to", rip);
     if (is_link) {
-        uint64_t host = block_find(block, rip, mode);
-        if (!host) {
-            return block_leave_to_translate(block, mode);
-        }
-        link_fill(block, site->link, host);
-        block_trace(block, TRACE_CHAINS, "link", "slot", site->link);
-        return host;
+        uint64_t host = block_find_link(block, number);
+        return host ? host : block_leave_to_translate(block, mode);
     }
     pthread_mutex_lock(&vm->lock);
     struct unit *from = &vm->units[site->unit];

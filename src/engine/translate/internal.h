@@ -270,10 +270,10 @@ enum site_kind {
 
 /* A place in a unit that may come back to C. */
 struct site {
-    uint32_t unit;
-    uint16_t offset; /* guest offset of the instruction in the page */
-    uint8_t kind;    /* enum site_kind */
-    uint8_t size;    /* of a memory access, in bytes (255: larger, never filled) */
+    alignas(64) uint32_t unit; /* exits touch nothing else that is as cold as their site */
+    uint16_t offset;           /* guest offset of the instruction in the page */
+    uint8_t kind;              /* enum site_kind */
+    uint8_t size;              /* of a memory access, in bytes (255: larger, never filled) */
     uint8_t flags_home;
     int8_t uncounted; /* instructions completed but not in vcpu.instructions (deterministic time) */
     bool is_masked;   /* masked-off elements do not fault: interp decides */
@@ -291,8 +291,9 @@ struct site {
     };
     struct recipe recipe; /* FLAGS_RECIPE */
     uint32_t next_incoming;
-    uint32_t target_unit; /* SITE_CHAIN, SITE_PLAIN: linked to, or 0 */
+    uint32_t target_unit; /* SITE_CHAIN, SITE_PLAIN: linked to, or 0; SITE_LINK: last found */
     uint64_t target;      /* SITE_CHAIN, SITE_PLAIN, SITE_LINK, SITE_POLL: guest-virtual address */
+    uint64_t target_page; /* SITE_LINK: guest-physical, of target_unit, whose entry is `resume` */
 };
 
 struct cache {
@@ -455,6 +456,8 @@ bool page_is_hot(struct translate_vm *vm, uint64_t page);
 /* Forget everything: the cache is full. The world is stopped. */
 void units_forget(struct translate_vm *vm);
 void site_link(struct translate_vm *vm, uint32_t site, struct unit *target);
+/* A SITE_LINK leads to this unit as long as it is not retired and the mapping is the same. */
+void site_remember(struct translate_vm *vm, uint32_t site, struct unit *target);
 /* The unit that owns a host address, or NULL. Async-signal-safe. */
 struct unit *unit_at(struct translate_vm *vm, uint64_t host);
 /* Of a SITE_READ or SITE_WRITE. */

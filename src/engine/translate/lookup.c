@@ -98,6 +98,39 @@ uint64_t block_find(struct block *block, uint64_t rip, uint16_t mode)
     return host;
 }
 
+/* Not by way of the jump cache: what direct branches lead to would fill it. */
+uint64_t block_find_link(struct block *block, uint32_t number)
+{
+    struct translate_vm *vm = block->vm;
+    const struct site *site = &vm->sites[number];
+    uint64_t rip = site->target, host = 0;
+    uint32_t link = site->link, generation = vm->generation;
+    gpa_t gpa;
+    if (block_translate_fetch(block, rip, &gpa) != STEP_NEXT) {
+        return 0;
+    }
+    uint64_t second = block_second_page(block, rip);
+    pthread_mutex_lock(&vm->lock);
+    /* The translations may have waited: is the site still what it was? */
+    bool is_current = vm->generation == generation;
+    if (is_current && site->target_unit && site->target_page == gpa >> PAGE_SHIFT) {
+        host = cache_address(vm, site->resume);
+    } else if (is_current) {
+        struct unit *unit = unit_find(vm, gpa >> PAGE_SHIFT, second, gpa & (PAGE_SIZE - 1),
+                                      align_down(rip, PAGE_SIZE), block->mode);
+        if (unit) {
+            site_remember(vm, number, unit);
+            host = cache_address(vm, unit->saved_entry);
+        }
+    }
+    pthread_mutex_unlock(&vm->lock);
+    if (host) {
+        link_fill(block, link, host);
+        block_trace(block, TRACE_CHAINS, "link", "slot", link);
+    }
+    return host;
+}
+
 /* Go on at state.rip in a mode; the run loop translates, or meets a fetch fault again. */
 static uint64_t continue_in(struct block *block, uint16_t mode)
 {

@@ -258,13 +258,28 @@ void site_link(struct translate_vm *vm, uint32_t number, struct unit *target)
     patch(vm, site->patch, entry_for(site, target));
 }
 
+void site_remember(struct translate_vm *vm, uint32_t number, struct unit *target)
+{
+    struct site *site = &vm->sites[number];
+    if (site->target_unit || target->source || target->second_page != NO_PAGE) {
+        return; /* what is more than its page decides about the others */
+    }
+    site->target_unit = unit_number(vm, target);
+    site->target_page = target->page;
+    site->resume = target->saved_entry;
+    site->next_incoming = target->incoming;
+    target->incoming = number;
+}
+
 /* Send everything that is chained to this unit back to its own out-of-line exit. */
 static void unit_unlink(struct translate_vm *vm, struct unit *unit)
 {
     for (uint32_t n = unit->incoming; n;) {
         struct site *site = &vm->sites[n];
         uint32_t next = site->next_incoming;
-        patch(vm, site->patch, site->resume);
+        if (site->kind != SITE_LINK) {
+            patch(vm, site->patch, site->resume);
+        }
         site->target_unit = 0;
         site->next_incoming = 0;
         n = next;

@@ -335,6 +335,31 @@ static void chains_end_with_their_target(void **state)
     assert_int_equal(jump_target(vm, from->start), again->host_entry);
 }
 
+static void links_know_their_target_until_it_ends(void **state)
+{
+    struct fixture *fixture = *state;
+    struct translate_vm *vm = fixture->vm;
+    struct unit *to = add(fixture, NEXT, NO_PAGE, 0x800);
+    struct unit *across = add(fixture, NEXT, PAGE, 0xffe);
+    uint32_t number = vm->site_count++;
+    struct site *site = &vm->sites[number];
+    *site = (struct site){.kind = SITE_LINK, .link = 5};
+    site_remember(vm, number, across); /* where its second half is may change alone */
+    assert_int_equal(site->target_unit, 0);
+    site_remember(vm, number, to);
+    assert_int_equal(site->target_unit, unit_number(vm, to));
+    assert_int_equal(site->target_page, NEXT);
+    assert_int_equal(site->resume, to->saved_entry);
+    uint32_t first = load_le32(vm->cache.write + site->link);
+    assert_true(retire(fixture, NEXT, 0x800, 1));
+    assert_int_equal(site->target_unit, 0);
+    assert_int_equal(site->link, 5); /* no code was patched */
+    assert_int_equal(load_le32(vm->cache.write + site->link), first);
+    struct unit *again = add(fixture, NEXT, NO_PAGE, 0x800);
+    site_remember(vm, number, again);
+    assert_int_equal(site->target_unit, unit_number(vm, again));
+}
+
 static void host_addresses_have_owners(void **state)
 {
     struct fixture *fixture = *state;
@@ -414,6 +439,7 @@ int main(void)
         TEST(versions_are_found_by_their_bytes),
         TEST(units_go_with_their_frames),
         TEST(chains_end_with_their_target),
+        TEST(links_know_their_target_until_it_ends),
         TEST(host_addresses_have_owners),
         TEST(all_can_be_forgotten),
         TEST(tables_are_full_before_they_overflow),
