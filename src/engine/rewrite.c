@@ -82,7 +82,10 @@ static struct fields read_fields(const struct insn *insn, const struct rewrite_m
     for (unsigned i = 0; i < info->operand_count; i++) {
         const struct insn_operand *operand = &insn->operands[i];
         if (operand->type == ZYDIS_OPERAND_TYPE_MEMORY) {
-            if (in_modrm(operand) || is_moffs(insn)) {
+            if (in_modrm(operand) && map->memory_register) {
+                fields.rm = map->memory_register;
+                fields.needs_rex |= operand->size == 8 && map->memory_register >= 4;
+            } else if (in_modrm(operand) || is_moffs(insn)) {
                 fields.has_memory = true;
                 /* VSIB: the addresses are in a vector register, one base cannot stand for them. */
                 fields.impossible |= operand->mem.type == ZYDIS_MEMOP_TYPE_VSIB;

@@ -25,6 +25,8 @@ struct rewrite_map {
     uint8_t memory_index;
     /* AH, CH, DH or BH becomes the low byte of this register, where they cannot stand (0: no). */
     uint8_t high_byte;
+    /* This register takes the memory operand's place, where there is such a form (0: none does). */
+    uint8_t memory_register;
 };
 
 static inline bool is_high_byte(ZydisRegister name)

@@ -19,16 +19,17 @@ enum { OUT_SIZE = 16 };
 
 static const struct rewrite_map maps[] = {
     /* the guest's registers, as translate maps them */
-    {{0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15}, R13, 0, false, 0, 0},
-    {{0, 1, 2, 3, 15, 5, 6, 7, 8, 9, 10, 11, 12, 14, 14, 14}, R13, 8, false, 0, 0},
-    {{0, 1, 2, 3, 15, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15}, R14, 0, true, R13, 0},
-    {{0, 1, 2, 3, 15, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15}, R13, 8, false, 0, R14},
+    {{0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15}, R13, 0, false, 0, 0, 0},
+    {{0, 1, 2, 3, 15, 5, 6, 7, 8, 9, 10, 11, 12, 14, 14, 14}, R13, 8, false, 0, 0, 0},
+    {{0, 1, 2, 3, 15, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15}, R14, 0, true, R13, 0, 0},
+    {{0, 1, 2, 3, 15, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15}, R13, 8, false, 0, R14, 0},
+    {{0, 1, 2, 3, 9, 5, 6, 7, 8, 11, 11, 11, 12, 13, 14, 15}, R10, 0, false, 0, 0, R11},
     /* low ones high and high ones low, with each base that has an encoding of its own */
-    {{8, 9, 10, 11, 12, 13, 14, 15, 0, 1, 2, 3, 4, 5, 6, 7}, RSP, 0, false, 0, 0},
-    {{0, 2, 1, 3, 6, 7, 4, 5, 15, 14, 13, 12, 11, 10, 9, 8}, RBP, 0, false, 0, 0},
-    {{3, 0, 1, 2, 12, 13, 14, 15, 8, 9, 10, 11, 4, 5, 6, 7}, R12, 0x7f, false, 0, 0},
-    {{3, 0, 1, 2, 12, 13, 14, 15, 8, 9, 10, 11, 4, 5, 6, 7}, RBP, 0x100, true, RSI, 0},
-    {{0, 1, 2, 3, 7, 6, 5, 4, 11, 10, 9, 8, 15, 14, 13, 12}, RDI, -0x1000, false, 0, 0},
+    {{8, 9, 10, 11, 12, 13, 14, 15, 0, 1, 2, 3, 4, 5, 6, 7}, RSP, 0, false, 0, 0, 0},
+    {{0, 2, 1, 3, 6, 7, 4, 5, 15, 14, 13, 12, 11, 10, 9, 8}, RBP, 0, false, 0, 0, 0},
+    {{3, 0, 1, 2, 12, 13, 14, 15, 8, 9, 10, 11, 4, 5, 6, 7}, R12, 0x7f, false, 0, 0, 0},
+    {{3, 0, 1, 2, 12, 13, 14, 15, 8, 9, 10, 11, 4, 5, 6, 7}, RBP, 0x100, true, RSI, 0, 0},
+    {{0, 1, 2, 3, 7, 6, 5, 4, 11, 10, 9, 8, 15, 14, 13, 12}, RDI, -0x1000, false, 0, 0, 0},
 };
 
 /* What came out, by encoding, so that no kind of code goes without a test. */
@@ -81,6 +82,11 @@ static bool same_memory(const struct insn_operand *after, const struct rewrite_m
 static bool same_operand(const struct insn *insn, const struct insn_operand *before,
                          const struct insn_operand *after, const struct rewrite_map *map)
 {
+    if (before->type == ZYDIS_OPERAND_TYPE_MEMORY && map->memory_register) {
+        return after->type == ZYDIS_OPERAND_TYPE_REGISTER && after->size == before->size &&
+               after->actions == before->actions && !is_high_byte(after->reg.value) &&
+               rewrite_gpr(after->reg.value) == map->memory_register;
+    }
     bool is_lea = before->type == ZYDIS_OPERAND_TYPE_MEMORY &&
                   before->mem.type == ZYDIS_MEMOP_TYPE_AGEN; /* as wide as an address */
     if (before->type != after->type || (before->size != after->size && !is_lea) ||
@@ -159,6 +165,23 @@ static bool has_prefix(const struct insn *insn, uint8_t value)
     return has;
 }
 
+/* Has it a form with a register in the memory operand's place, and both on general registers? */
+static bool has_register_form(const struct insn *insn)
+{
+    switch (insn->info.mnemonic) {
+    case ZYDIS_MNEMONIC_ADD:
+    case ZYDIS_MNEMONIC_SUB:
+    case ZYDIS_MNEMONIC_AND:
+    case ZYDIS_MNEMONIC_OR:
+    case ZYDIS_MNEMONIC_XOR:
+    case ZYDIS_MNEMONIC_CMP:
+    case ZYDIS_MNEMONIC_TEST:
+        return !(insn->info.attributes & ZYDIS_ATTRIB_HAS_LOCK);
+    default:
+        return false;
+    }
+}
+
 static void check(const struct insn *insn, struct counts *counts)
 {
     if (insn->info.meta.branch_type != ZYDIS_BRANCH_TYPE_NONE) {
@@ -171,6 +194,9 @@ static void check(const struct insn *insn, struct counts *counts)
     for (size_t m = 0; m < ARRAY_SIZE(maps); m++) {
         uint8_t out[OUT_SIZE + 1];
         struct insn after;
+        if (maps[m].memory_register && !has_register_form(insn)) {
+            continue;
+        }
         out[OUT_SIZE] = 0xa5;
         size_t length = rewrite(insn, &maps[m], out);
         bool good = out[OUT_SIZE] == 0xa5 && length <= OUT_SIZE;

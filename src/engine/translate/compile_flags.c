@@ -55,49 +55,72 @@ struct flag_effects flag_effects(const struct insn *insn)
 
 /* ---- recipes ---- */
 
-/* The guest register that an operand is the low part of, so that a recipe may name it, or -1. */
-static int recipe_register(const struct insn_operand *operand)
+/*
+ * How a recipe names the value of an operand: the guest register that it is the low part of, the
+ * place in the block where a memory operand was kept (if it was), or -1.
+ */
+static int recipe_name(const struct insn_operand *operand, int kept)
 {
+    if (operand->type == ZYDIS_OPERAND_TYPE_MEMORY) {
+        return kept;
+    }
     bool is_low = operand->type == ZYDIS_OPERAND_TYPE_REGISTER && !is_high_byte(operand->reg.value);
     return is_low ? rewrite_gpr(operand->reg.value) : -1;
 }
 
-/* How to make the flags of `insn` again after it has completed, if its operands stay. */
-static struct recipe recipe_of(const struct insn *insn)
+/* The kind of recipe that there is for an instruction if all its operands have names. */
+static enum recipe_kind recipe_kind(const struct insn *insn)
 {
-    const struct insn_operand *first = &insn->operands[0], *second = &insn->operands[1];
-    int gpr = recipe_register(first);
-    struct recipe recipe = {.width = (uint8_t)insn->info.operand_width, .second = -1};
-    if (gpr < 0 || insn->info.encoding != ZYDIS_INSTRUCTION_ENCODING_LEGACY) {
-        return recipe;
+    if (insn->info.encoding != ZYDIS_INSTRUCTION_ENCODING_LEGACY) {
+        return RECIPE_NONE;
     }
-    recipe.first = (int8_t)gpr;
-    bool has_immediate = second->type == ZYDIS_OPERAND_TYPE_IMMEDIATE;
-    recipe.immediate = has_immediate ? (int32_t)second->imm.value.s : 0;
     switch (insn->info.mnemonic) {
     case ZYDIS_MNEMONIC_CMP:
+        return RECIPE_COMPARE;
     case ZYDIS_MNEMONIC_TEST:
-        recipe.second = (int8_t)(has_immediate ? -1 : recipe_register(second));
-        if (has_immediate || recipe.second >= 0) {
-            recipe.kind = insn->info.mnemonic == ZYDIS_MNEMONIC_CMP ? RECIPE_COMPARE : RECIPE_TEST;
-        }
-        break;
     case ZYDIS_MNEMONIC_AND:
     case ZYDIS_MNEMONIC_OR:
-    case ZYDIS_MNEMONIC_XOR: /* CF = OF = 0, the others from the result */
-        recipe.kind = RECIPE_TEST;
-        recipe.second = recipe.first;
-        break;
+    case ZYDIS_MNEMONIC_XOR:
+        return RECIPE_TEST;
     case ZYDIS_MNEMONIC_ADD:
+        return RECIPE_ADD;
     case ZYDIS_MNEMONIC_SUB:
-        recipe.second = (int8_t)(has_immediate ? -1 : recipe_register(second));
-        if (has_immediate ? recipe.immediate != INT32_MIN
-                          : recipe.second >= 0 && recipe.second != recipe.first) {
-            recipe.kind = insn->info.mnemonic == ZYDIS_MNEMONIC_ADD ? RECIPE_ADD : RECIPE_SUBTRACT;
-        }
-        break;
+        return RECIPE_SUBTRACT;
     default:
-        break;
+        return RECIPE_NONE;
+    }
+}
+
+/* Logic leaves CF = OF = 0, and the others say what the result is. */
+static bool is_told_by_result(const struct insn *insn)
+{
+    return recipe_kind(insn) == RECIPE_TEST && insn->info.mnemonic != ZYDIS_MNEMONIC_TEST;
+}
+
+/*
+ * How to make the flags of `insn` again after it has completed, if its operands stay. A memory
+ * operand's value is at RECIPE_KEPT or behind it, as it is the first or the second, if it is_kept.
+ */
+static struct recipe recipe_of(const struct insn *insn, bool is_kept)
+{
+    const struct insn_operand *second = &insn->operands[1];
+    bool has_immediate = second->type == ZYDIS_OPERAND_TYPE_IMMEDIATE;
+    struct recipe recipe = {
+        .kind = (uint8_t)recipe_kind(insn),
+        .width = (uint8_t)insn->info.operand_width,
+        .first = (int8_t)recipe_name(&insn->operands[0], is_kept ? RECIPE_KEPT : -1),
+        .second = (int8_t)recipe_name(second, is_kept ? RECIPE_KEPT + 1 : -1),
+        .immediate = has_immediate ? (int32_t)second->imm.value.s : 0,
+    };
+    bool is_sum = recipe.kind == RECIPE_ADD || recipe.kind == RECIPE_SUBTRACT;
+    if (is_told_by_result(insn)) {
+        recipe.second = recipe.first;
+    } else if (has_immediate ? is_sum && recipe.immediate == INT32_MIN
+                             : recipe.second < 0 || (is_sum && recipe.second == recipe.first)) {
+        recipe.kind = RECIPE_NONE;
+    }
+    if (recipe.first < 0) {
+        recipe.kind = RECIPE_NONE;
     }
     return recipe;
 }
@@ -297,11 +320,27 @@ void flags_before(struct compiler *c, const struct insn *insn)
     }
 }
 
-void flags_after(struct compiler *c, const struct insn *insn)
+bool flags_want_operand(const struct compiler *c, const struct insn *insn)
+{
+    unsigned other = insn->memory_operand == 0 ? 1 : 0;
+    const struct insn_operand *register_or_immediate = &insn->operands[other];
+    return recipe_kind(insn) != RECIPE_NONE && !(insn->info.attributes & ZYDIS_ATTRIB_HAS_LOCK) &&
+           !(is_told_by_result(insn) && other == 0) &&
+           (register_or_immediate->type == ZYDIS_OPERAND_TYPE_IMMEDIATE ||
+            recipe_name(register_or_immediate, -1) >= 0) &&
+           is_check_ahead(c);
+}
+
+size_t flags_operand_slot(const struct insn *insn)
+{
+    return value_slot(RECIPE_KEPT + insn->memory_operand);
+}
+
+void flags_after(struct compiler *c, const struct insn *insn, bool operand_is_kept)
 {
     if (flag_effects(insn).writes) {
         c->flags = FLAGS_HOST;
-        c->recipe = recipe_of(insn);
+        c->recipe = recipe_of(insn, operand_is_kept);
     }
 }
 

@@ -345,7 +345,7 @@ static bool compile_bit_string(struct compiler *c)
     for (size_t i = 0; i < length; i++) {
         emit8(e, copy[i]);
     }
-    flags_after(c, insn);
+    flags_after(c, insn, false);
     return true;
 }
 
@@ -365,48 +365,6 @@ static bool map_uses(const struct rewrite_map *map, uint16_t named, unsigned scr
         }
     }
     return false;
-}
-
-/*
- * AH, CH, DH or BH beside a memory operand, or NULL: it cannot stand beside the REX prefix that the
- * host address needs. In the copy SCRATCH2 takes its place. The guest's own register does not
- * change before the access, which may still fault (site_at()).
- */
-static const struct insn_operand *find_high_byte(const struct insn *insn)
-{
-    for (unsigned i = 0; i < insn->info.operand_count_visible; i++) {
-        const struct insn_operand *operand = &insn->operands[i];
-        if (operand->type == ZYDIS_OPERAND_TYPE_REGISTER && is_high_byte(operand->reg.value)) {
-            return operand;
-        }
-    }
-    return NULL;
-}
-
-static void load_high_byte(struct compiler *c, const struct insn_operand *high)
-{
-    unsigned gpr = (unsigned)rewrite_gpr(high->reg.value);
-    displaced_hold(c, -1, -1);
-    if (!(high->actions & ZYDIS_OPERAND_ACTION_MASK_READ)) {
-        return;
-    }
-    if (c->e.has_bmi2) {
-        emit_rorx(&c->e, false, SCRATCH2, gpr, 8);
-    } else {
-        emit_exchange_bytes(&c->e, gpr);
-        emit_move(&c->e, SCRATCH2, gpr);
-        emit_exchange_bytes(&c->e, gpr);
-    }
-}
-
-static void store_high_byte(struct compiler *c, const struct insn_operand *high)
-{
-    unsigned gpr = (unsigned)rewrite_gpr(high->reg.value);
-    if (high->actions & ZYDIS_OPERAND_ACTION_MASK_WRITE) {
-        emit_exchange_bytes(&c->e, gpr);
-        emit_registers(&c->e, false, 0x88, SCRATCH2, gpr); /* mov low byte, scratch2 */
-        emit_exchange_bytes(&c->e, gpr);
-    }
 }
 
 /* The check of an instruction that looks at its operand before it is executed. */
@@ -460,12 +418,13 @@ bool compile_copy(struct compiler *c)
     if (is_plain_bit_scan(c, insn)) {
         registers.read |= registers.written; /* BSF of zero leaves the destination */
     }
+    bool keeps = memory && !high && !map_uses(&map, named, SCRATCH2) && flags_want_operand(c, insn);
     if (memory) {
         bool writes = memory->actions & ZYDIS_OPERAND_ACTION_MASK_WRITE;
         if (is_locked(insn) || has_mask(insn) || loads_mxcsr(insn)) {
             compile_checked_operand(c, insn, memory, writes);
         } else {
-            bool may_pair = !effects.reads && !high && !map_uses(&map, named, SCRATCH2);
+            bool may_pair = !effects.reads && !high && !keeps && !map_uses(&map, named, SCRATCH2);
             struct host_place place = compile_group_access(c, memory, writes, may_pair);
             map.memory_offset = place.offset;
             if (place.is_pair) {
@@ -474,7 +433,8 @@ bool compile_copy(struct compiler *c)
                 map.memory_index = SCRATCH;
             }
         }
-        if (map.memory_offset || map.has_index) {
+        map.memory_register = keeps ? SCRATCH2 : 0;
+        if (map.memory_offset || map.has_index || keeps) {
             length = copy_instruction(c, insn, &map, copy);
             ASSERT(length > 0); /* the check is compiled: there is no way back */
         }
@@ -487,6 +447,8 @@ bool compile_copy(struct compiler *c)
     displaced_load(c, registers.read & named, &map);
     if (high) {
         load_high_byte(c, high);
+    } else if (keeps) {
+        load_operand(c, memory, map.memory_offset);
     }
     if (may_fault(insn)) {
         site_new(c, SITE_FAULT);
@@ -496,9 +458,11 @@ bool compile_copy(struct compiler *c)
     }
     if (high) {
         store_high_byte(c, high);
+    } else if (keeps) {
+        store_operand(c, memory, map.memory_offset);
     }
     displaced_store(c, registers.written, memory, &map);
-    flags_after(c, insn);
+    flags_after(c, insn, keeps);
     return true;
 }
 

@@ -158,8 +158,14 @@ void flags_for_check(struct compiler *c);
 void flags_for_checks(struct compiler *c, unsigned count);
 /* Before every instruction: a recipe that is needed must not lose its registers. */
 void flags_before(struct compiler *c, const struct insn *insn);
+/*
+ * Would a recipe for the flags of the current instruction pay, and does it want the value of the
+ * memory operand (what is there afterwards)? Where to keep it.
+ */
+bool flags_want_operand(const struct compiler *c, const struct insn *insn);
+size_t flags_operand_slot(const struct insn *insn);
 /* After a copied instruction. */
-void flags_after(struct compiler *c, const struct insn *insn);
+void flags_after(struct compiler *c, const struct insn *insn, bool operand_is_kept);
 /* After every instruction: a recipe ends where its registers change. */
 void recipe_after(struct compiler *c, const struct insn *insn);
 
@@ -202,6 +208,22 @@ bool compile_lea(struct compiler *c);
 uint32_t check_site(struct compiler *c, unsigned size, bool write);
 /* What branches if SCRATCH, the distance from a page's start, is too large for an access. */
 uint8_t *emit_distance_check(struct emitter *e, unsigned size);
+
+/* ---- compile_operand.c: operands that SCRATCH2 stands for in the copy ---- */
+/*
+ * AH, CH, DH or BH beside a memory operand, or NULL: it cannot stand beside the REX prefix that the
+ * host address needs. The guest's own register does not change before the access, which may still
+ * fault (site_at()).
+ */
+const struct insn_operand *find_high_byte(const struct insn *insn);
+void load_high_byte(struct compiler *c, const struct insn_operand *high);
+void store_high_byte(struct compiler *c, const struct insn_operand *high);
+/*
+ * The memory operand at [SCRATCH + offset]: before the copy, and after it, when a value that was
+ * changed goes back, and what the flags' recipe needs is kept.
+ */
+void load_operand(struct compiler *c, const struct insn_operand *memory, int32_t offset);
+void store_operand(struct compiler *c, const struct insn_operand *memory, int32_t offset);
 
 /* ---- compile_slot.c ---- */
 /* The check of SCRATCH by a slot; `opcode` and `reg`: what is done with the page's host address. */
