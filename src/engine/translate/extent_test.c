@@ -52,7 +52,7 @@ static struct {
     struct cpuid_table *cpuid;
     struct test_engine engine;
     struct translate_vm *vm;
-    uint32_t most;
+    uint32_t most, most_sites, most_links;
     unsigned forms;
 } fixture;
 
@@ -89,15 +89,20 @@ static uint32_t extent(const struct way *way, const uint8_t *code, size_t size)
     pthread_mutex_lock(&vm->lock);
     pages_begin_compile(vm, page, NO_PAGE);
     links_prepare(vm);
-    uint32_t before = vm->cache.used;
+    uint32_t before = vm->cache.used, sites = vm->site_count;
+    uint32_t links = vm->link_count[PRIVILEGE_KERNEL] + vm->link_count[PRIVILEGE_USER];
     bool is_made = compile(block, CODE, CODE, NO_PAGE, mode, way->checks);
     uint32_t extent = is_made ? vm->cache.used - before : 0;
+    sites = vm->site_count - sites;
+    links = vm->link_count[PRIVILEGE_KERNEL] + vm->link_count[PRIVILEGE_USER] - links;
     pages_end_compile(vm, page, NO_PAGE);
     if (units_are_full(vm)) {
         units_forget(vm);
     }
     pthread_mutex_unlock(&vm->lock);
     fixture.most = extent > fixture.most ? extent : fixture.most;
+    fixture.most_sites = sites > fixture.most_sites ? sites : fixture.most_sites;
+    fixture.most_links = links > fixture.most_links ? links : fixture.most_links;
     return extent;
 }
 
@@ -185,6 +190,7 @@ static void try_form(const struct way *way, struct form *worst, struct form *for
     uint8_t code[UNIT_MAX_INSTRUCTIONS * FORM_SIZE];
     const struct form *const both[2] = {form, form};
     form->extent = extent(way, code, straight(code, both));
+    extent(way, code, looping(code, both));
     fixture.forms++;
     keep(worst, form);
 }
@@ -268,12 +274,13 @@ static void units_have_room(void **state)
     assert_int_equal(cpuid_table_new(&model, &fixture.cpuid), 0);
     for (unsigned i = 0; i < ARRAY_SIZE(ways); i++) {
         struct form worst[WORST] = {{.length = 0}};
-        fixture.most = fixture.forms = 0;
+        fixture.most = fixture.most_sites = fixture.most_links = fixture.forms = 0;
         use(&ways[i]);
         try_legacy(&ways[i], worst, &random);
         try_vectors(&ways[i], worst, &random);
         combine(&ways[i], worst);
-        printf("way %u: %u forms, at most %u bytes; worst alone:", i, fixture.forms, fixture.most);
+        printf("way %u: %u forms, at most %u bytes, %u sites, %u links; worst alone:", i,
+               fixture.forms, fixture.most, fixture.most_sites, fixture.most_links);
         for (unsigned k = 0; k < 3; k++) {
             printf(" %u", worst[k].extent);
             for (unsigned b = 0; b < worst[k].length; b++) {
@@ -282,6 +289,8 @@ static void units_have_room(void **state)
             printf(")");
         }
         printf("\n");
+        assert_in_range(fixture.most_sites, 1, UNIT_MAX_SITES);
+        assert_in_range(fixture.most_links, 1, UNIT_MAX_LINKS);
         assert_in_range(fixture.most, ways[i].checks ? 1 : UNIT_MAX_HOST_BYTES / 8,
                         UNIT_MAX_HOST_BYTES);
         test_engine_close(&fixture.engine);

@@ -32,6 +32,8 @@ enum {
     /* Behind many conditional branches a unit is a guess, and code that runs once pays for it. */
     UNIT_MAX_CONDITIONS = 4,
     UNIT_MAX_HOST_BYTES = 40960, /* room that compiling one unit may need at most: extent_test */
+    UNIT_MAX_SITES = 1024,
+    UNIT_MAX_LINKS = 2 * UNIT_MAX_INSTRUCTIONS,
     UNITS_MAX = 1 << 19,
     SITES_MAX = 1 << 22,
     KERNEL_LINKS_MAX = 1 << 17, /* cross-page exits of kernel code: a slot for each vCPU */

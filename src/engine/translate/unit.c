@@ -85,12 +85,12 @@ static struct page_units *page_make(struct translate_vm *vm, uint64_t number)
 
 bool units_are_full(const struct translate_vm *vm)
 {
-    enum { SITES_OF_UNIT = 1024, PAGES_OF_VCPUS = 4 * ARRAY_SIZE(vm->blocks) };
+    enum { PAGES_OF_VCPUS = 4 * ARRAY_SIZE(vm->blocks) };
     return vm->cache.used + 2 * UNIT_MAX_HOST_BYTES > vm->cache.size ||
-           vm->unit_count + 1 >= UNITS_MAX || vm->site_count + SITES_OF_UNIT >= SITES_MAX ||
+           vm->unit_count + 1 >= UNITS_MAX || vm->site_count + UNIT_MAX_SITES >= SITES_MAX ||
            vm->page_count + PAGES_OF_VCPUS >= PAGES_MAX ||
-           vm->link_count[PRIVILEGE_KERNEL] + 2 * UNIT_MAX_INSTRUCTIONS >= KERNEL_LINKS_MAX ||
-           vm->link_count[PRIVILEGE_USER] + 2 * UNIT_MAX_INSTRUCTIONS >= USER_LINKS_MAX;
+           vm->link_count[PRIVILEGE_KERNEL] + UNIT_MAX_LINKS >= KERNEL_LINKS_MAX ||
+           vm->link_count[PRIVILEGE_USER] + UNIT_MAX_LINKS >= USER_LINKS_MAX;
 }
 
 void pages_begin_compile(struct translate_vm *vm, uint64_t page, uint64_t second_page)
