@@ -97,6 +97,7 @@ static void emit_outline(struct compiler *c, const struct outline *o)
     case OUTLINE_EXIT:
         site->resume = emit_offset(e);
         c->flags = o->flags;
+        c->recipe = site->recipe;
         flags_to_block(c);
         emit_constant(e, SCRATCH2, o->site);
         if (site->kind == SITE_LINK) {

@@ -8,6 +8,7 @@
  * C code when the check fails.
  */
 #include "engine/translate/compiler.h"
+#include "engine/translate/helper.h"
 
 /* Is it a shift by an immediate that is not zero? Such a one leaves no flag as it was. */
 static bool is_fixed_shift(const struct insn *insn)
@@ -97,6 +98,16 @@ static bool is_told_by_result(const struct insn *insn)
     return recipe_kind(insn) == RECIPE_TEST && insn->info.mnemonic != ZYDIS_MNEMONIC_TEST;
 }
 
+/* XOR or SUB of a register with itself: what it leaves is known when the unit is made. */
+static bool is_zeroing(const struct insn *insn)
+{
+    const struct insn_operand *first = &insn->operands[0], *second = &insn->operands[1];
+    return (insn->info.mnemonic == ZYDIS_MNEMONIC_XOR ||
+            insn->info.mnemonic == ZYDIS_MNEMONIC_SUB) &&
+           first->type == ZYDIS_OPERAND_TYPE_REGISTER &&
+           second->type == ZYDIS_OPERAND_TYPE_REGISTER && first->reg.value == second->reg.value;
+}
+
 /*
  * How to make the flags of `insn` again after it has completed, if its operands stay. A memory
  * operand's value is at RECIPE_KEPT or behind it, as it is the first or the second, if it is_kept.
@@ -105,6 +116,9 @@ static struct recipe recipe_of(const struct insn *insn, bool is_kept)
 {
     const struct insn_operand *second = &insn->operands[1];
     bool has_immediate = second->type == ZYDIS_OPERAND_TYPE_IMMEDIATE;
+    if (is_zeroing(insn)) {
+        return (struct recipe){.kind = RECIPE_ZERO, .first = -1, .second = -1};
+    }
     struct recipe recipe = {
         .kind = (uint8_t)recipe_kind(insn),
         .width = (uint8_t)insn->info.operand_width,
@@ -241,6 +255,9 @@ static void emit_recipe(struct compiler *c)
     case RECIPE_SUBTRACT:
         emit_undone(c, recipe->kind == RECIPE_ADD);
         break;
+    case RECIPE_ZERO: /* xor scratch2, scratch2 */
+        emit_registers(&c->e, false, 0x33, SCRATCH2, SCRATCH2);
+        break;
     case RECIPE_NONE:
         ASSERT(!"there is a recipe");
     }
@@ -355,6 +372,14 @@ void recipe_after(struct compiler *c, const struct insn *insn)
 
 void flags_to_block(struct compiler *c)
 {
+    bool is_recipe = c->flags == FLAGS_RECIPE || c->flags == FLAGS_HOST;
+    if (is_recipe && c->recipe.kind == RECIPE_ZERO) {
+        emit_constant(&c->e, SCRATCH2, recipe_flags(NULL, NULL, &c->recipe));
+        emit8(&c->e, 0x66);
+        emit_gs(&c->e, false, OP_STORE, SCRATCH2, offsetof(struct block, saved_flags));
+        c->flags = FLAGS_SAVED;
+        return;
+    }
     if (c->flags == FLAGS_RECIPE) {
         emit_recipe(c);
         c->flags = FLAGS_HOST;

@@ -72,7 +72,14 @@ enum privilege { PRIVILEGE_KERNEL, PRIVILEGE_USER, PRIVILEGES };
 enum flags_home { FLAGS_HOST, FLAGS_SAVED, FLAGS_BOTH, FLAGS_RECIPE };
 
 /* How flags that are nowhere can be made again from registers (compile_flags.c). */
-enum recipe_kind { RECIPE_NONE, RECIPE_COMPARE, RECIPE_TEST, RECIPE_ADD, RECIPE_SUBTRACT };
+enum recipe_kind {
+    RECIPE_NONE,
+    RECIPE_COMPARE,
+    RECIPE_TEST,
+    RECIPE_ADD,
+    RECIPE_SUBTRACT,
+    RECIPE_ZERO
+};
 struct recipe {
     uint8_t kind;         /* enum recipe_kind */
     uint8_t width;        /* in bits */

@@ -23,6 +23,15 @@
         }                                                                                          \
     } while (0)
 
+/* A register and itself: XOR, SUB and AND leave the same, but for AF, which XOR leaves undefined.
+ */
+static uint16_t zero_flags(void)
+{
+    uint64_t zero = 0, result;
+    MAKE_FLAGS("xor", "k", zero, zero, result);
+    return (uint16_t)result;
+}
+
 static uint64_t value_of(const uint64_t *gpr, const uint64_t *kept, int8_t name)
 {
     return name >= RECIPE_KEPT ? kept[name - RECIPE_KEPT] : gpr[name];
@@ -30,6 +39,9 @@ static uint64_t value_of(const uint64_t *gpr, const uint64_t *kept, int8_t name)
 
 uint16_t recipe_flags(const uint64_t *gpr, const uint64_t *kept, const struct recipe *recipe)
 {
+    if (recipe->kind == RECIPE_ZERO) {
+        return zero_flags();
+    }
     uint64_t x = value_of(gpr, kept, recipe->first), result;
     uint64_t y = recipe->second >= 0 ? value_of(gpr, kept, recipe->second)
                                      : (uint64_t)(int64_t)recipe->immediate;

@@ -121,8 +121,16 @@ static void flags_are_made_again(void **state)
     }
 }
 
+static void zero_is_known(void **state)
+{
+    const struct recipe recipe = {.kind = RECIPE_ZERO, .first = -1, .second = -1};
+    uint64_t flags = flags_of(recipe_flags(NULL, NULL, &recipe));
+    assert_int_equal(flags & ~FLAG_AF, FLAG_ZF | FLAG_PF);
+}
+
 int main(void)
 {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(flags_are_made_again)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(flags_are_made_again),
+                                       cmocka_unit_test(zero_is_known)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
