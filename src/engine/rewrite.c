@@ -130,7 +130,8 @@ static void put_memory(struct output *out, uint8_t reg, const struct rewrite_map
     bool has_sib = map->has_index || base == 4;
     put(out, (uint8_t)(mod << 6 | (reg & 7) << 3 | (has_sib ? 4 : base)));
     if (has_sib) {
-        put(out, (uint8_t)((map->has_index ? map->memory_index & 7 : 4) << 3 | base));
+        unsigned scale = map->memory_scale ? (unsigned)__builtin_ctz(map->memory_scale) : 0;
+        put(out, (uint8_t)(scale << 6 | (map->has_index ? map->memory_index & 7 : 4) << 3 | base));
     }
     if (mod == 1) {
         put(out, (uint8_t)offset);

@@ -21,8 +21,9 @@ struct rewrite_map {
     uint8_t host[GPR_COUNT];
     uint8_t memory_base; /* the memory operand becomes [memory_base + memory_offset] */
     int32_t memory_offset;
-    bool has_index; /* or [memory_base + memory_index + memory_offset] */
+    bool has_index; /* or [memory_base + memory_index * memory_scale + memory_offset] */
     uint8_t memory_index;
+    uint8_t memory_scale; /* 1 (or 0), 2, 4 or 8 */
     /* AH, CH, DH or BH becomes the low byte of this register, where they cannot stand (0: no). */
     uint8_t high_byte;
     /* This register takes the memory operand's place, where there is such a form (0: none does). */

@@ -19,17 +19,17 @@ enum { OUT_SIZE = 16 };
 
 static const struct rewrite_map maps[] = {
     /* the guest's registers, as translate maps them */
-    {{0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15}, R13, 0, false, 0, 0, 0},
-    {{0, 1, 2, 3, 15, 5, 6, 7, 8, 9, 10, 11, 12, 14, 14, 14}, R13, 8, false, 0, 0, 0},
-    {{0, 1, 2, 3, 15, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15}, R14, 0, true, R13, 0, 0},
-    {{0, 1, 2, 3, 15, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15}, R13, 8, false, 0, R14, 0},
-    {{0, 1, 2, 3, 9, 5, 6, 7, 8, 11, 11, 11, 12, 13, 14, 15}, R10, 0, false, 0, 0, R11},
+    {{0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15}, R13, 0, false, 0, 0, 0, 0},
+    {{0, 1, 2, 3, 15, 5, 6, 7, 8, 9, 10, 11, 12, 14, 14, 14}, R13, 8, false, 0, 0, 0, 0},
+    {{0, 1, 2, 3, 15, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15}, R14, 0, true, R13, 1, 0, 0},
+    {{0, 1, 2, 3, 15, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15}, R13, 8, false, 0, 0, R14, 0},
+    {{0, 1, 2, 3, 9, 5, 6, 7, 8, 11, 11, 11, 12, 13, 14, 15}, R10, 0, false, 0, 0, 0, R11},
     /* low ones high and high ones low, with each base that has an encoding of its own */
-    {{8, 9, 10, 11, 12, 13, 14, 15, 0, 1, 2, 3, 4, 5, 6, 7}, RSP, 0, false, 0, 0, 0},
-    {{0, 2, 1, 3, 6, 7, 4, 5, 15, 14, 13, 12, 11, 10, 9, 8}, RBP, 0, false, 0, 0, 0},
-    {{3, 0, 1, 2, 12, 13, 14, 15, 8, 9, 10, 11, 4, 5, 6, 7}, R12, 0x7f, false, 0, 0, 0},
-    {{3, 0, 1, 2, 12, 13, 14, 15, 8, 9, 10, 11, 4, 5, 6, 7}, RBP, 0x100, true, RSI, 0, 0},
-    {{0, 1, 2, 3, 7, 6, 5, 4, 11, 10, 9, 8, 15, 14, 13, 12}, RDI, -0x1000, false, 0, 0, 0},
+    {{8, 9, 10, 11, 12, 13, 14, 15, 0, 1, 2, 3, 4, 5, 6, 7}, RSP, 0, false, 0, 0, 0, 0},
+    {{0, 2, 1, 3, 6, 7, 4, 5, 15, 14, 13, 12, 11, 10, 9, 8}, RBP, 0, false, 0, 0, 0, 0},
+    {{3, 0, 1, 2, 12, 13, 14, 15, 8, 9, 10, 11, 4, 5, 6, 7}, R12, 0x7f, false, 0, 0, 0, 0},
+    {{3, 0, 1, 2, 12, 13, 14, 15, 8, 9, 10, 11, 4, 5, 6, 7}, RBP, 0x100, true, RSI, 8, 0, 0},
+    {{0, 1, 2, 3, 7, 6, 5, 4, 11, 10, 9, 8, 15, 14, 13, 12}, RDI, -0x1000, false, 0, 0, 0, 0},
 };
 
 /* What came out, by encoding, so that no kind of code goes without a test. */
@@ -75,7 +75,8 @@ static bool same_memory(const struct insn_operand *after, const struct rewrite_m
 {
     int index = map->has_index ? map->memory_index : -1;
     return after->mem.base == (ZydisRegister)(ZYDIS_REGISTER_RAX + map->memory_base) &&
-           rewrite_gpr(after->mem.index) == index && after->mem.scale == (index >= 0) &&
+           rewrite_gpr(after->mem.index) == index &&
+           after->mem.scale == (index >= 0 ? map->memory_scale : 0) &&
            after->mem.displacement == map->memory_offset;
 }
 

@@ -290,6 +290,12 @@ static bool is_offered(const struct compiler *c, const struct insn *insn)
            cpuid_offers_isa(c->vm->config.cpuid, insn->info.meta.isa_set);
 }
 
+bool is_copied_here(const struct compiler *c, const struct insn *insn)
+{
+    return is_offered(c, insn) && is_copied(insn) && !is_by_mnemonic(insn) &&
+           (is_general(insn) || is_vector_allowed(c, insn));
+}
+
 static void compile_instruction(struct compiler *c)
 {
     const struct insn *insn = compiler_insn(c);
@@ -316,8 +322,7 @@ static void compile_instruction(struct compiler *c)
         compile_repeated_move(c);
     } else if (is_end(insn)) {
         compile_execute_last(c);
-    } else if (!is_copied(insn) || (!is_general(insn) && !is_vector_allowed(c, insn)) ||
-               !compile_copy(c)) {
+    } else if (!is_copied_here(c, insn) || !compile_copy(c)) {
         compile_execute(c);
     }
 }
@@ -443,35 +448,55 @@ static const struct site *find_loop(const struct compiler *c)
     return NULL;
 }
 
+/* A body for the rounds after the first that need not save the flags: a recipe does instead. */
+static void emit_loop_body(struct compiler *c, unsigned end)
+{
+    unsigned count = c->count;
+    c->flags = FLAGS_RECIPE;
+    c->recipe = c->unit->loop_recipe;
+    c->ended = false;
+    c->count = end;
+    emit_unit(c);
+    c->count = count;
+}
+
 /*
- * A loop whose body saves the flags at its start, for a fault to show: made once more, up to the
- * branch back, for the rounds after the first, where a recipe does instead.
+ * A loop: its rounds after the first begin with flags that the recipe of its last comparison makes.
+ * In hot code they are rounds without checks, if they can be; where they end, and elsewhere, the
+ * body follows once more, up to the branch back, unless the first one does as well.
  */
 static void emit_loop(struct compiler *c)
 {
     enum { LONGEST = UNIT_MAX_INSTRUCTIONS / 2 };
     const struct site *loop = find_loop(c);
-    unsigned count = c->count, end = 0;
-    if (!loop || c->counts || c->checks || first_need(c) != FLAGS_SAVED) {
+    unsigned end = 0;
+    if (!loop || c->counts || c->checks) {
         return;
     }
+    enum flags_home need = first_need(c);
     while (c->offsets[end] <= loop->offset) {
         end++;
     }
-    if (end > LONGEST) {
+    if (end > LONGEST || need == FLAGS_HOST) {
         return;
     }
+    struct recipe recipe = loop->recipe;
     groups_forget(c);
-    c->recipe = c->unit->loop_recipe = loop->recipe;
-    c->flags = FLAGS_RECIPE;
-    c->ended = false;
-    while (emit_offset(&c->e) % 32) { /* nothing runs into it */
-        emit8(&c->e, 0x90);
+    uint8_t *before = c->e.at;
+    emit_alignment(&c->e, 32); /* nothing runs into it */
+    uint32_t start = emit_offset(&c->e);
+    bool strides = c->unit->has_slots && compile_stride(c, end, &recipe);
+    if (!strides && need != FLAGS_SAVED) {
+        c->e.at = before;
+        return;
     }
-    c->unit->loop_entry = emit_offset(&c->e);
-    c->count = end;
-    emit_unit(c);
-    c->count = count;
+    c->unit->loop_entry = start;
+    c->unit->loop_recipe = recipe;
+    if (need == FLAGS_SAVED) {
+        emit_loop_body(c, end);
+    } else {
+        emit_jump(&c->e, c->unit->host_entry);
+    }
 }
 
 /* Emit everything; the unit's extent is known afterwards. */

@@ -10,9 +10,8 @@
  */
 void align_patch(struct compiler *c, unsigned before)
 {
-    while (((emit_offset(&c->e) + before) & 7) > 4) {
-        emit8(&c->e, 0x90);
-    }
+    unsigned at = (emit_offset(&c->e) + before) & 7;
+    emit_nops(&c->e, at > 4 ? 8 - at : 0);
 }
 
 /* Is the target's unit valid as long as this one? */
@@ -157,15 +156,22 @@ static uint8_t saved_mask(unsigned condition)
     }
 }
 
+void compile_exit(struct compiler *c, unsigned condition, uint64_t target)
+{
+    align_patch(c, 2);
+    uint32_t site = exit_site(c, target);
+    uint8_t *branch = emit_branch_forward(&c->e, (uint8_t)condition);
+    if (c->vm->sites[site].kind == SITE_CHAIN) {
+        c->vm->sites[site].patch = (uint32_t)(branch - c->e.base);
+    }
+    outline(c, OUTLINE_EXIT, branch, site, 0);
+}
+
 bool compile_condition(struct compiler *c)
 {
     const struct insn *insn = compiler_insn(c);
     struct emitter *e = &c->e;
-    bool is_short = insn->info.opcode_map == ZYDIS_OPCODE_MAP_DEFAULT;
-    if (is_short ? (insn->info.opcode & 0xf0) != 0x70 : (insn->info.opcode & 0xf0) != 0x80) {
-        return false; /* JRCXZ, LOOP */
-    }
-    if (insn->info.operand_width != 64) {
+    if (!is_conditional_jump(insn)) {
         return false;
     }
     unsigned condition = insn->info.opcode & 15;
@@ -185,12 +191,6 @@ bool compile_condition(struct compiler *c)
             flags_to_host(c);
         }
     }
-    align_patch(c, 2);
-    uint32_t site = exit_site(c, target);
-    uint8_t *branch = emit_branch_forward(e, (uint8_t)condition);
-    if (c->vm->sites[site].kind == SITE_CHAIN) {
-        c->vm->sites[site].patch = (uint32_t)(branch - e->base);
-    }
-    outline(c, OUTLINE_EXIT, branch, site, 0);
+    compile_exit(c, condition, target);
     return true;
 }

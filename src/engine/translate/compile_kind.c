@@ -27,6 +27,13 @@ bool is_end(const struct insn *insn)
     }
 }
 
+bool is_conditional_jump(const struct insn *insn)
+{
+    bool is_short = insn->info.opcode_map == ZYDIS_OPCODE_MAP_DEFAULT;
+    return insn->info.meta.category == ZYDIS_CATEGORY_COND_BR && insn->info.operand_width == 64 &&
+           (insn->info.opcode & 0xf0) == (is_short ? 0x70 : 0x80);
+}
+
 bool is_general(const struct insn *insn)
 {
     return !interp_uses_vector_state(insn);

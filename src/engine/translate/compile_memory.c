@@ -356,6 +356,26 @@ static size_t copy_instruction(struct compiler *c, const struct insn *insn,
     return length && is_plain_bit_scan(c, insn) ? drop_repeat_prefix(copy, length) : length;
 }
 
+bool is_plain_copy(const struct insn *insn)
+{
+    return !is_locked(insn) && !has_mask(insn) && !loads_mxcsr(insn) && !is_bit_string(insn);
+}
+
+bool compile_plain_copy(struct compiler *c, const struct rewrite_map *map)
+{
+    const struct insn *insn = compiler_insn(c);
+    uint8_t copy[32];
+    size_t length = copy_instruction(c, insn, map, copy);
+    if (length && may_fault(insn)) {
+        site_new(c, SITE_FAULT);
+    }
+    for (size_t i = 0; i < length; i++) {
+        emit8(&c->e, copy[i]);
+    }
+    flags_after(c, insn, false);
+    return length;
+}
+
 /* Does this scratch register stand for a displaced one? */
 static bool map_uses(const struct rewrite_map *map, uint16_t named, unsigned scratch)
 {

@@ -109,6 +109,8 @@ static inline bool is_displaced(int gpr)
 /* ---- compile_kind.c ---- */
 /* Does nothing run behind this instruction in straight line? */
 bool is_end(const struct insn *insn);
+/* Jcc with a 64-bit operand size: not JRCXZ, not LOOP. */
+bool is_conditional_jump(const struct insn *insn);
 /* Nothing to do at all: hints, and what is a NOP on a CPU without some feature. */
 bool is_nothing(const struct insn *insn);
 /* Computation on registers and memory, the same at every privilege: safe to run as it is. */
@@ -121,6 +123,8 @@ bool is_general(const struct insn *insn);
 bool is_transparent(const struct insn *insn);
 
 /* ---- compile.c ---- */
+/* Is it copied under this CPU model and mode? */
+bool is_copied_here(const struct compiler *c, const struct insn *insn);
 /* Does the instruction at this address of the unit's page go on in the next page? */
 bool crosses_page(const struct compiler *c, uint64_t pc);
 uint32_t site_new(struct compiler *c, enum site_kind kind);
@@ -204,6 +208,10 @@ struct host_place compile_operand_check(struct compiler *c, const struct insn_op
 /* Copy the instruction with registers and memory operand substituted; false if it cannot be. */
 bool compile_copy(struct compiler *c);
 bool compile_lea(struct compiler *c);
+/* Is there nothing to do for the instruction beside the check of its operand and the copy? */
+bool is_plain_copy(const struct insn *insn);
+/* The copy of such an instruction, its operand being where `map` says; false if it cannot be. */
+bool compile_plain_copy(struct compiler *c, const struct rewrite_map *map);
 /* The site of a check that is about to be emitted. */
 uint32_t check_site(struct compiler *c, unsigned size, bool write);
 /* What branches if SCRATCH, the distance from a page's start, is too large for an access. */
@@ -231,6 +239,14 @@ void compile_slot_check(struct compiler *c, unsigned size, bool write, uint8_t o
                         unsigned reg);
 /* Behind the straight path: the slot has another page. `flags` say where they are. */
 void emit_slot_miss(struct compiler *c, uint32_t site, enum flags_home flags);
+
+/* ---- compile_stride.c ---- */
+/*
+ * The loop of the unit's first `end` instructions, the last being its branch back: rounds without
+ * checks, entered where the flags are those of `recipe`. Where it goes on, so they are again.
+ * False if it is not a loop for this: nothing is emitted.
+ */
+bool compile_stride(struct compiler *c, unsigned end, const struct recipe *recipe);
 
 /* ---- compile_group.c ---- */
 /* Like compile_operand_check(), for itself and its neighbours. */
@@ -291,6 +307,8 @@ bool compile_variable_target(struct compiler *c);
 void align_patch(struct compiler *c, unsigned before);
 bool compile_jump(struct compiler *c);
 bool compile_condition(struct compiler *c);
+/* A direct exit to `target` if a condition holds. The flags are in the CPU. */
+void compile_exit(struct compiler *c, unsigned condition, uint64_t target);
 /* A direct exit to `target`: jmp (0xe9) or call (0xe8) at this place. */
 void compile_direct(struct compiler *c, uint8_t opcode, uint64_t target);
 /*

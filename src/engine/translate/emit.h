@@ -38,6 +38,33 @@ static inline void emit64(struct emitter *e, uint64_t value)
     e->at += 8;
 }
 
+/* `count` bytes of as few instructions as can be that do nothing. SDM volume 2, NOP, table 4-12. */
+static inline void emit_nops(struct emitter *e, unsigned count)
+{
+    static const uint8_t nops[8][8] = {
+        {0x90},
+        {0x66, 0x90},
+        {0x0f, 0x1f, 0x00},
+        {0x0f, 0x1f, 0x40, 0x00},
+        {0x0f, 0x1f, 0x44, 0x00, 0x00},
+        {0x66, 0x0f, 0x1f, 0x44, 0x00, 0x00},
+        {0x0f, 0x1f, 0x80, 0x00, 0x00, 0x00, 0x00},
+        {0x0f, 0x1f, 0x84, 0x00, 0x00, 0x00, 0x00, 0x00},
+    };
+    while (count) {
+        unsigned length = count < 8 ? count : 8;
+        for (unsigned i = 0; i < length; i++) {
+            emit8(e, nops[length - 1][i]);
+        }
+        count -= length;
+    }
+}
+
+static inline void emit_alignment(struct emitter *e, unsigned alignment)
+{
+    emit_nops(e, -emit_offset(e) % alignment);
+}
+
 static inline void emit_rex(struct emitter *e, bool w, unsigned reg, unsigned index, unsigned base)
 {
     uint8_t rex = (uint8_t)(0x40 | w << 3 | (reg >> 3) << 2 | (index >> 3) << 1 | base >> 3);
@@ -276,6 +303,8 @@ enum {
     CONDITION_NZ = 5,
     CONDITION_A = 7,
     CONDITION_S = 8,
+    CONDITION_GE = 13,
+    CONDITION_LE = 14,
 };
 
 /* jmp gs:[displacement] (reg 4) or call gs:[displacement] (reg 2) */

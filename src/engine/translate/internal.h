@@ -97,6 +97,12 @@ enum { SCRATCH = R10, SCRATCH2 = R11, GUEST_RSP = R9 };
 /* The guest registers of their names, which live in the block. */
 enum { DISPLACED = 1u << SCRATCH | 1u << SCRATCH2 | 1u << GUEST_RSP };
 
+static inline bool is_same_recipe(const struct recipe *a, const struct recipe *b)
+{
+    return a->kind == b->kind && a->width == b->width && a->first == b->first &&
+           a->second == b->second && a->immediate == b->immediate;
+}
+
 /* ---- address spaces: what hangs on the guest's current page tables ---- */
 
 struct jump_entry {
@@ -158,6 +164,7 @@ struct block {
     uint64_t stacks[PRIVILEGES];   /* of the other privilege */
     uint64_t spill[2];             /* values that a unit keeps across a check */
     uint64_t group_slots[4];       /* host addresses that a unit keeps: compile_group.c */
+    uint64_t stride_limit;         /* compile_stride.c */
     uint64_t recipe_kept[2];       /* RECIPE_KEPT */
     uint64_t variables[VARIABLES]; /* immediates that a unit has read at its start */
     uint64_t slot_address;         /* guest-virtual, while a slot changes its page */

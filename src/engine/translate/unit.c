@@ -230,12 +230,6 @@ static void patch(struct translate_vm *vm, uint32_t at, uint32_t target)
     __atomic_store_n((uint32_t *)(vm->cache.write + at), target - (at + 4), __ATOMIC_RELEASE);
 }
 
-static bool is_same_recipe(const struct recipe *a, const struct recipe *b)
-{
-    return a->kind == b->kind && a->width == b->width && a->first == b->first &&
-           a->second == b->second && a->immediate == b->immediate;
-}
-
 /* The entry that takes the flags as a site leaves them. */
 static uint32_t entry_for(const struct site *site, const struct unit *target)
 {
