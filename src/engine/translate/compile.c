@@ -304,6 +304,8 @@ static void compile_instruction(struct compiler *c)
     }
     if (!is_offered(c, insn)) {
         compile_execute_last(c);
+    } else if (is_direct_lea(insn)) {
+        compile_direct_lea(c);
     } else if (is_by_mnemonic(insn)) {
         c->scratch_group = -1;
         if (compile_by_mnemonic(c)) {

@@ -67,7 +67,7 @@ static uint16_t key_registers(int base, int index)
 /* Does emitting this instruction leave SCRATCH alone? (Members of the group do.) */
 static bool keeps_scratch(const struct insn *insn)
 {
-    if (insn->info.meta.category == ZYDIS_CATEGORY_COND_BR) {
+    if (insn->info.meta.category == ZYDIS_CATEGORY_COND_BR || is_direct_lea(insn)) {
         return true;
     }
     if (insn->info.mnemonic == ZYDIS_MNEMONIC_LEA || rewrite_memory_operand(insn)) {

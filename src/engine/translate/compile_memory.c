@@ -486,6 +486,39 @@ bool compile_copy(struct compiler *c)
     return true;
 }
 
+bool is_direct_lea(const struct insn *insn)
+{
+    const struct insn_memory *memory = &insn->operands[1].mem; /* of LEA */
+    return insn->info.mnemonic == ZYDIS_MNEMONIC_LEA && insn->info.operand_width != 16 &&
+           !is_displaced(rewrite_gpr(insn->operands[0].reg.value)) &&
+           !is_displaced(rewrite_gpr(memory->base)) && !is_displaced(rewrite_gpr(memory->index));
+}
+
+/* The host register of a guest register that is not displaced, or -1 for none. */
+static int direct_register(ZydisRegister name)
+{
+    int gpr = rewrite_gpr(name);
+    return gpr == RSP ? GUEST_RSP : gpr;
+}
+
+void compile_direct_lea(struct compiler *c)
+{
+    const struct insn *insn = compiler_insn(c);
+    const struct insn_memory *memory = &insn->operands[1].mem;
+    bool is_relative = memory->base == ZYDIS_REGISTER_RIP || memory->base == ZYDIS_REGISTER_EIP;
+    bool is_wide = insn->info.operand_width == 64 && insn->info.address_width == 64;
+    unsigned target = (unsigned)direct_register(insn->operands[0].reg.value);
+    int base = direct_register(memory->base), index = direct_register(memory->index);
+    uint64_t displacement = (uint64_t)memory->displacement;
+    if (is_relative || (base < 0 && index < 0)) {
+        displacement += is_relative ? compiler_next_pc(c) : 0;
+        emit_constant(&c->e, target, is_wide ? displacement : (uint32_t)displacement);
+    } else {
+        emit_lea_full(&c->e, is_wide, target, base, index, memory->scale ? memory->scale : 1,
+                      (int32_t)displacement);
+    }
+}
+
 bool compile_lea(struct compiler *c)
 {
     const struct insn *insn = compiler_insn(c);
@@ -497,9 +530,9 @@ bool compile_lea(struct compiler *c)
         return false;
     }
     source.mem.segment = ZYDIS_REGISTER_DS; /* an address is all that is asked for */
-    unsigned target = destination == RSP          ? GUEST_RSP
-                      : is_displaced(destination) ? SCRATCH
-                                                  : (unsigned)destination;
+    unsigned target = is_displaced(destination)
+                          ? SCRATCH
+                          : (unsigned)direct_register(insn->operands[0].reg.value);
     if (compile_address(c, &source, &constant)) {
         emit_constant(e, target, insn->info.operand_width == 32 ? (uint32_t)constant : constant);
     } else if (insn->info.operand_width == 32) {

@@ -97,15 +97,10 @@ static bool fits(const struct compiler *c, const struct insn *insn, bool has_fla
     if (is_nothing(insn)) {
         return true;
     }
-    for (unsigned gpr = 0; gpr < GPR_COUNT; gpr++) {
-        if ((named & 1u << gpr) && is_displaced((int)gpr)) {
-            return false;
-        }
-    }
     if (insn->info.mnemonic == ZYDIS_MNEMONIC_LEA) {
-        return insn->info.operand_width == 64 && insn->info.address_width == 64;
+        return is_direct_lea(insn);
     }
-    return is_copied_here(c, insn) && is_plain_copy(insn) &&
+    return !(named & DISPLACED) && is_copied_here(c, insn) && is_plain_copy(insn) &&
            (has_flags || !flag_effects(insn).reads) &&
            !((insn->registers.implicit_read | insn->registers.implicit_written) & 1u << RSP);
 }
@@ -348,24 +343,6 @@ static void place_operand(struct compiler *c, const struct stride *stride, unsig
     map->memory_scale = (uint8_t)(group->moving == group->index ? group->scale : 1);
 }
 
-/* LEA has no displaced registers here: the address is what it is. */
-static void emit_address(struct compiler *c)
-{
-    const struct insn *insn = compiler_insn(c);
-    const struct insn_memory *memory = &insn->operands[1].mem;
-    unsigned to = host_of(rewrite_gpr(insn->operands[0].reg.value));
-    int base = rewrite_gpr(memory->base), index = rewrite_gpr(memory->index);
-    if (memory->base == ZYDIS_REGISTER_RIP || (base < 0 && index < 0)) {
-        emit_constant(&c->e, to,
-                      (uint64_t)memory->displacement +
-                          (memory->base == ZYDIS_REGISTER_RIP ? compiler_next_pc(c) : 0));
-        return;
-    }
-    emit_lea_full(&c->e, true, to, base < 0 ? -1 : (int)host_of(base),
-                  index < 0 ? -1 : (int)host_of(index), memory->scale ? memory->scale : 1,
-                  (int32_t)memory->displacement);
-}
-
 /* The current instruction on host addresses. False: it cannot be expressed so. */
 static bool emit_round_step(struct compiler *c, const struct stride *stride, unsigned *held)
 {
@@ -374,8 +351,8 @@ static bool emit_round_step(struct compiler *c, const struct stride *stride, uns
     if (is_nothing(insn)) {
         return true;
     }
-    if (insn->info.mnemonic == ZYDIS_MNEMONIC_LEA) {
-        emit_address(c);
+    if (is_direct_lea(insn)) {
+        compile_direct_lea(c);
         return true;
     }
     for (unsigned gpr = 0; gpr < GPR_COUNT; gpr++) {

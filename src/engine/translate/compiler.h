@@ -208,6 +208,9 @@ struct host_place compile_operand_check(struct compiler *c, const struct insn_op
 /* Copy the instruction with registers and memory operand substituted; false if it cannot be. */
 bool compile_copy(struct compiler *c);
 bool compile_lea(struct compiler *c);
+/* LEA without displaced registers: needs no scratch register. */
+bool is_direct_lea(const struct insn *insn);
+void compile_direct_lea(struct compiler *c);
 /* Is there nothing to do for the instruction beside the check of its operand and the copy? */
 bool is_plain_copy(const struct insn *insn);
 /* The copy of such an instruction, its operand being where `map` says; false if it cannot be. */
