@@ -38,9 +38,18 @@ struct trace_event {
     uint64_t value;
 };
 
+/* A unit's host code has two parts: what runs mostly, and what is rare. */
+enum trace_part { TRACE_STRAIGHT, TRACE_OUTLINES, TRACE_PARTS };
+
+struct trace_host {
+    const uint8_t *bytes; /* where the code can be read */
+    uint64_t address;     /* where it runs */
+    uint32_t size;
+};
+
 /* From here on in a unit's host code it belongs to another guest instruction. */
 struct trace_mark {
-    uint32_t host;  /* offset in the host code */
+    uint32_t host;  /* offset in its part of the host code */
     uint16_t guest; /* offset in the guest bytes */
     bool is_outline;
 };
@@ -52,10 +61,8 @@ struct trace_unit {
     uint64_t gpa;         /* guest-physical */
     const uint8_t *guest; /* its bytes */
     uint32_t guest_size, instructions;
-    const uint8_t *host;   /* where the code can be read */
-    uint64_t host_address; /* where it runs */
-    uint32_t host_size;
-    const struct trace_mark *marks; /* ascending; before the first one: entries */
+    struct trace_host host[TRACE_PARTS];
+    const struct trace_mark *marks; /* ascending in each part; before the first one: entries */
     uint32_t mark_count;
     uint64_t system_call; /* IA32_LSTAR: tells where the guest's kernel is */
 };

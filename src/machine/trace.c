@@ -172,15 +172,16 @@ static void guest_next(struct guest_column *column, char text[LINE])
 
 /* The host code from one mark to the next beside the guest code that it is for. */
 static void dump_piece(struct vm_trace *trace, const struct trace_unit *unit,
-                       struct guest_column *guest, uint32_t from, uint32_t to)
+                       struct guest_column *guest, enum trace_part part, uint32_t from, uint32_t to)
 {
+    const struct trace_host *host = &unit->host[part];
     char left[LINE], right[LINE], line[2 * LINE + 32];
     while (from < to || guest->at < guest->end || guest->note) {
         right[0] = '\0';
         guest_next(guest, left);
         uint32_t at = from;
         if (from < to) {
-            from += format(trace, unit->host + from, to - from, unit->host_address + from, right);
+            from += format(trace, host->bytes + from, to - from, host->address + from, right);
         }
         if (*right) {
             snprintf(line, sizeof line, "  %-*.*s | %4x %s\n", GUEST_COLUMN, GUEST_COLUMN, left, at,
@@ -201,14 +202,23 @@ static uint32_t guest_end(const struct trace_unit *unit, uint32_t mark)
     return goes_on ? unit->marks[next].guest : unit->guest_size;
 }
 
+/* Where the piece of a mark ends in its part of the host code. */
+static uint32_t host_end(const struct trace_unit *unit, uint32_t mark)
+{
+    bool goes_on = mark + 1 < unit->mark_count &&
+                   unit->marks[mark + 1].is_outline == unit->marks[mark].is_outline;
+    return goes_on ? unit->marks[mark + 1].host : unit->host[unit->marks[mark].is_outline].size;
+}
+
 static void dump_code(struct vm_trace *trace, const struct trace_unit *unit)
 {
     char note[64];
     struct guest_column column = {.trace = trace, .unit = unit, .note = "(entries)"};
-    dump_piece(trace, unit, &column, 0, unit->mark_count ? unit->marks[0].host : unit->host_size);
+    bool is_marked = unit->mark_count && !unit->marks[0].is_outline;
+    dump_piece(trace, unit, &column, TRACE_STRAIGHT, 0,
+               is_marked ? unit->marks[0].host : unit->host[TRACE_STRAIGHT].size);
     for (uint32_t i = 0; i < unit->mark_count; i++) {
         const struct trace_mark *mark = &unit->marks[i];
-        bool is_last = i + 1 == unit->mark_count;
         column.note = NULL;
         if (mark->is_outline) {
             snprintf(note, sizeof note, "(out of line of %03llx)",
@@ -218,8 +228,8 @@ static void dump_code(struct vm_trace *trace, const struct trace_unit *unit)
             column.at = mark->guest;
             column.end = guest_end(unit, i);
         }
-        dump_piece(trace, unit, &column, mark->host,
-                   is_last ? unit->host_size : unit->marks[i + 1].host);
+        dump_piece(trace, unit, &column, mark->is_outline ? TRACE_OUTLINES : TRACE_STRAIGHT,
+                   mark->host, host_end(unit, i));
     }
 }
 
@@ -229,8 +239,11 @@ static void on_unit(void *owner, const struct trace_unit *unit)
     char name[NAME], line[NAME + LINE];
     unit_name(trace, unit, name);
     if (trace->perf_map >= 0) {
-        map_unit(trace, name, unit->host_address, unit->host_size);
+        for (unsigned i = 0; i < TRACE_PARTS; i++) {
+            map_unit(trace, name, unit->host[i].address, unit->host[i].size);
+        }
     }
+    uint32_t host_size = unit->host[TRACE_STRAIGHT].size + unit->host[TRACE_OUTLINES].size;
     if (!(trace->kinds & (1u << TRACE_UNITS | 1u << TRACE_CODE))) {
         return;
     }
@@ -238,10 +251,10 @@ static void on_unit(void *owner, const struct trace_unit *unit)
              "units vcpu %u: %s at %#llx, physical %#llx: %u instructions, %u bytes -> %u bytes "
              "(%u.%ux) at %#llx\n",
              unit->vcpu, name, (unsigned long long)unit->rip, (unsigned long long)unit->gpa,
-             unit->instructions, unit->guest_size, unit->host_size,
-             unit->guest_size ? unit->host_size / unit->guest_size : 0,
-             unit->guest_size ? unit->host_size * 10 / unit->guest_size % 10 : 0,
-             (unsigned long long)unit->host_address);
+             unit->instructions, unit->guest_size, host_size,
+             unit->guest_size ? host_size / unit->guest_size : 0,
+             unit->guest_size ? host_size * 10 / unit->guest_size % 10 : 0,
+             (unsigned long long)unit->host[TRACE_STRAIGHT].address);
     vm_trace_write(trace, line);
     if (trace->kinds & 1u << TRACE_CODE) {
         dump_code(trace, unit);

@@ -1,6 +1,7 @@
 /*
  * The code cache: one memory file mapped twice, writable and executable, never both at one
- * address. Allocation is a bump; when it is full everything is forgotten at once.
+ * address. Allocation is a bump in each of its two parts; when one is full everything is
+ * forgotten at once.
  */
 #include <sys/mman.h>
 #include <unistd.h>
@@ -32,6 +33,31 @@ int cache_init(struct cache *cache, uint32_t size)
                     size >> 20);
     }
     return 0;
+}
+
+void cache_divide(struct cache *cache, uint32_t stubs)
+{
+    cache->first[PART_STRAIGHT] = (uint32_t)align_up(stubs, 64);
+    cache->first[PART_OUTLINES] = cache->parts[PART_STRAIGHT].end = cache->size / 2;
+    cache->parts[PART_OUTLINES].end = cache->size;
+    cache_clear(cache);
+}
+
+void cache_clear(struct cache *cache)
+{
+    for (unsigned i = 0; i < PARTS; i++) {
+        cache->parts[i].start = cache->first[i];
+    }
+}
+
+bool cache_has_room(const struct cache *cache, uint32_t size)
+{
+    for (unsigned i = 0; i < PARTS; i++) {
+        if (cache->parts[i].start + size > cache->parts[i].end) {
+            return false;
+        }
+    }
+    return true;
 }
 
 void cache_fini(struct cache *cache)

@@ -501,25 +501,38 @@ static void emit_loop(struct compiler *c)
     }
 }
 
+static uint32_t unit_host_bytes(const struct unit *unit)
+{
+    uint32_t size = 0;
+    for (unsigned i = 0; i < PARTS; i++) {
+        size += unit->parts[i].end - unit->parts[i].start;
+    }
+    return size;
+}
+
 /* Emit everything; the unit's extent is known afterwards. */
 static void emit_all(struct compiler *c)
 {
     struct unit *unit = c->unit;
-    unit->start = emit_offset(&c->e);
+    struct extent *straight = &unit->parts[PART_STRAIGHT], *outlines = &unit->parts[PART_OUTLINES];
+    straight->start = emit_offset(&c->e);
+    outlines->start = c->vm->cache.parts[PART_OUTLINES].start;
     if (c->checks) {
         source_emit_exit(c);
     }
     emit_entries(c);
     emit_unit(c);
     emit_loop(c);
+    straight->end = emit_offset(&c->e);
+    c->e.at = c->e.base + outlines->start;
     for (unsigned i = 0; i < c->outline_count; i++) {
         emit_outline(c, &c->work->outlines[i]);
     }
     if (c->checks) {
         source_emit_record(c);
     }
-    unit->end = emit_offset(&c->e);
-    ASSERT(unit->end - unit->start <= UNIT_MAX_HOST_BYTES);
+    outlines->end = emit_offset(&c->e);
+    ASSERT(unit_host_bytes(unit) <= UNIT_MAX_HOST_BYTES);
     unit->site_count = c->vm->site_count - unit->first_site;
     unsigned last = c->offsets[c->count] + (c->end_result == DECODE_OK ? 0u : INSN_MAX_LENGTH);
     unit->length = (uint16_t)((last < PAGE_SIZE ? last : PAGE_SIZE) - unit->offset);
@@ -539,7 +552,7 @@ static void count_unit(const struct compiler *c, uint64_t start)
     counter_add(&values[COUNT_UNITS_MADE], 1);
     counter_add(&values[COUNT_UNIT_INSTRUCTIONS], c->count);
     counter_add(&values[COUNT_UNIT_GUEST_BYTES], size);
-    counter_add(&values[COUNT_UNIT_HOST_BYTES], unit->end - unit->start);
+    counter_add(&values[COUNT_UNIT_HOST_BYTES], unit_host_bytes(unit));
     counter_add(&values[COUNT_TRANSLATION_CYCLES], engine_host_tsc() - start);
     if (c->marks) {
         trace_unit_made(c->block, unit, c->marks, c->work->page, size, c->count);
@@ -563,7 +576,7 @@ bool compile(struct block *block, gva_t gva, gpa_t gpa, uint64_t second_page, ui
     };
     unit->has_slots = is_hot(vm, unit);
     struct compiler c = {
-        .e = {.at = vm->cache.write + align_up(vm->cache.used, 16),
+        .e = {.at = vm->cache.write + align_up(vm->cache.parts[PART_STRAIGHT].start, 16),
               .base = vm->cache.write,
               .has_bmi2 = __builtin_cpu_supports("bmi2")},
         .vm = vm,
@@ -590,7 +603,9 @@ bool compile(struct block *block, gva_t gva, gpa_t gpa, uint64_t second_page, ui
         return false;
     }
     emit_all(&c);
-    vm->cache.used = unit->end;
+    for (unsigned i = 0; i < PARTS; i++) {
+        vm->cache.parts[i].start = unit->parts[i].end;
+    }
     vm->unit_count++;
     if (checks) {
         unit_limit_versions(vm, unit);

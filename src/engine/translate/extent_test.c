@@ -77,6 +77,11 @@ static void use(const struct way *way)
     fixture.vm = (struct translate_vm *)fixture.engine.vm;
 }
 
+static uint32_t used(const struct cache *cache)
+{
+    return cache->parts[PART_STRAIGHT].start + cache->parts[PART_OUTLINES].start;
+}
+
 /* The extent of the unit that the bytes at CODE make, or 0 if it cannot be made this way. */
 static uint32_t extent(const struct way *way, const uint8_t *code, size_t size)
 {
@@ -89,10 +94,10 @@ static uint32_t extent(const struct way *way, const uint8_t *code, size_t size)
     pthread_mutex_lock(&vm->lock);
     pages_begin_compile(vm, page, NO_PAGE);
     links_prepare(vm);
-    uint32_t before = vm->cache.used, sites = vm->site_count;
+    uint32_t before = used(&vm->cache), sites = vm->site_count;
     uint32_t links = vm->link_count[PRIVILEGE_KERNEL] + vm->link_count[PRIVILEGE_USER];
     bool is_made = compile(block, CODE, CODE, NO_PAGE, mode, way->checks);
-    uint32_t extent = is_made ? vm->cache.used - before : 0;
+    uint32_t extent = is_made ? used(&vm->cache) - before : 0;
     sites = vm->site_count - sites;
     links = vm->link_count[PRIVILEGE_KERNEL] + vm->link_count[PRIVILEGE_USER] - links;
     pages_end_compile(vm, page, NO_PAGE);

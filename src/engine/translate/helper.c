@@ -189,7 +189,8 @@ uint64_t helper_link(struct block *block, uint32_t number)
         unit_find(vm, from->page, NO_PAGE, rip & (PAGE_SIZE - 1), from->virtual_page, mode);
     if (target && !from->is_retired) {
         site_link(vm, number, target);
-        block_trace(block, TRACE_CHAINS, "chain", "host", cache_address(vm, target->start));
+        block_trace(block, TRACE_CHAINS, "chain", "host",
+                    cache_address(vm, target->parts[PART_STRAIGHT].start));
     }
     pthread_mutex_unlock(&vm->lock);
     return target ? cache_address(vm, target->saved_entry) : block_leave_to_translate(block, mode);

@@ -240,6 +240,16 @@ enum { SPACE_OFFSET = POLL_OFFSET + PAGE_SIZE };
 
 #define NO_PAGE UINT64_MAX
 
+/*
+ * What runs mostly and what is rare lie apart: twice as much of the first fits into a line, a page
+ * or whatever the host fetches ahead.
+ */
+enum part { PART_STRAIGHT, PART_OUTLINES, PARTS };
+
+struct extent {
+    uint32_t start, end; /* cache offsets */
+};
+
 struct unit {
     uint64_t page;         /* guest-physical page number */
     uint64_t virtual_page; /* guest-virtual address of that page */
@@ -248,7 +258,7 @@ struct unit {
     uint32_t host_entry;   /* cache offset: enter with flags in the CPU */
     uint32_t loop_entry;   /* cache offset: enter with flags that loop_recipe makes; 0: none */
     struct recipe loop_recipe;
-    uint32_t start, end; /* cache offsets of its code */
+    struct extent parts[PARTS]; /* of its code */
     uint32_t next_in_hash, next_in_page, next_in_second;
     uint32_t incoming; /* sites chained to this unit */
     uint32_t first_site, site_count;
@@ -315,7 +325,9 @@ struct site {
 struct cache {
     uint8_t *write; /* the writable alias */
     uint8_t *run;   /* the executable alias */
-    uint32_t size, used, stubs_end;
+    uint32_t size;
+    struct extent parts[PARTS]; /* room for code of units: from where on it is free, and its end */
+    uint32_t first[PARTS];      /* where that begins, behind the stubs */
     int fd;
 };
 
@@ -422,6 +434,12 @@ enum {
 /* ---- cache.c ---- */
 int cache_init(struct cache *cache, uint32_t size);
 void cache_fini(struct cache *cache);
+/* The first `stubs` bytes are in use by all: units have the rest, in two parts. */
+void cache_divide(struct cache *cache, uint32_t stubs);
+/* All code of units is forgotten. */
+void cache_clear(struct cache *cache);
+/* Are there `size` bytes left in each part? */
+bool cache_has_room(const struct cache *cache, uint32_t size);
 
 /* ---- unit.c: call with vm->lock held ---- */
 int units_init(struct translate_vm *vm);

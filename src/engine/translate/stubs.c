@@ -255,5 +255,5 @@ void stubs_make(struct translate_vm *vm)
     for (unsigned p = 0; p < PRIVILEGES; p++) {
         stubs->indirect[p] = emit_indirect(&e, p, stubs->indirect_slow);
     }
-    vm->cache.used = vm->cache.stubs_end = (uint32_t)align_up(emit_offset(&e), 64);
+    cache_divide(&vm->cache, emit_offset(&e));
 }

@@ -65,15 +65,23 @@ void trace_mark(struct trace_marks *marks, uint32_t host, uint16_t guest, bool i
     }
 }
 
+static struct trace_host trace_host(const struct translate_vm *vm, const struct extent *part)
+{
+    return (struct trace_host){.bytes = vm->cache.write + part->start,
+                               .address = cache_address(vm, part->start),
+                               .size = part->end - part->start};
+}
+
 void trace_unit_made(struct block *block, const struct unit *unit, const struct trace_marks *marks,
                      const uint8_t *page, uint32_t guest_size, uint32_t instructions)
 {
     struct translate_vm *vm = block->vm;
     struct trace_mark relative[MARKS_MAX];
     for (uint32_t i = 0; i < marks->count; i++) {
-        relative[i].host = marks->marks[i].host - unit->start;
+        bool is_outline = marks->marks[i].is_outline;
+        relative[i].host = marks->marks[i].host - unit->parts[is_outline].start;
         relative[i].guest = (uint16_t)(marks->marks[i].guest - unit->offset);
-        relative[i].is_outline = marks->marks[i].is_outline;
+        relative[i].is_outline = is_outline;
     }
     const struct trace_unit told = {
         .vcpu = block->vcpu.index,
@@ -83,9 +91,8 @@ void trace_unit_made(struct block *block, const struct unit *unit, const struct 
         .guest = page + unit->offset,
         .guest_size = guest_size,
         .instructions = instructions,
-        .host = vm->cache.write + unit->start,
-        .host_address = cache_address(vm, unit->start),
-        .host_size = unit->end - unit->start,
+        .host[TRACE_STRAIGHT] = trace_host(vm, &unit->parts[PART_STRAIGHT]),
+        .host[TRACE_OUTLINES] = trace_host(vm, &unit->parts[PART_OUTLINES]),
         .marks = relative,
         .mark_count = marks->count,
         .system_call = block->vcpu.state.lstar,

@@ -86,7 +86,7 @@ static struct page_units *page_make(struct translate_vm *vm, uint64_t number)
 bool units_are_full(const struct translate_vm *vm)
 {
     enum { PAGES_OF_VCPUS = 4 * ARRAY_SIZE(vm->blocks) };
-    return vm->cache.used + 2 * UNIT_MAX_HOST_BYTES > vm->cache.size ||
+    return !cache_has_room(&vm->cache, 2 * UNIT_MAX_HOST_BYTES) ||
            vm->unit_count + 1 >= UNITS_MAX || vm->site_count + UNIT_MAX_SITES >= SITES_MAX ||
            vm->page_count + PAGES_OF_VCPUS >= PAGES_MAX ||
            vm->link_count[PRIVILEGE_KERNEL] + UNIT_MAX_LINKS >= KERNEL_LINKS_MAX ||
@@ -545,28 +545,29 @@ void units_forget(struct translate_vm *vm)
     vm->link_count[PRIVILEGE_KERNEL] = vm->link_count[PRIVILEGE_USER] = 0;
     vm->checked_count = 0;
     vm->had_checked_units = false;
-    vm->cache.used = vm->cache.stubs_end;
+    cache_clear(&vm->cache);
     vm->generation++;
 }
 
 struct unit *unit_at(struct translate_vm *vm, uint64_t host)
 {
-    uint64_t base = (uint64_t)vm->cache.run;
-    if (host < base || host - base >= vm->cache.used) {
+    const struct cache *cache = &vm->cache;
+    uint64_t offset = host - (uint64_t)cache->run;
+    enum part part = offset >= cache->first[PART_OUTLINES] ? PART_OUTLINES : PART_STRAIGHT;
+    if (offset >= cache->parts[part].start) {
         return NULL;
     }
-    uint32_t offset = (uint32_t)(host - base);
     /* Units are numbered in the order of their addresses. */
     uint32_t low = 1, high = vm->unit_count;
     while (low < high) {
         uint32_t middle = low + (high - low) / 2;
-        if (vm->units[middle].end <= offset) {
+        if (vm->units[middle].parts[part].end <= offset) {
             low = middle + 1;
         } else {
             high = middle;
         }
     }
-    if (low >= vm->unit_count || vm->units[low].start > offset) {
+    if (low >= vm->unit_count || vm->units[low].parts[part].start > offset) {
         return NULL;
     }
     return &vm->units[low];

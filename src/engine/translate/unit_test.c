@@ -12,7 +12,7 @@
 #include "engine/translate/internal.h"
 #include "x86/cpuid.h"
 
-enum { RAM_PAGES = 16, HOST_BYTES = 64, PAGE = 3, NEXT = 4, OTHER = 5 };
+enum { RAM_PAGES = 16, HOST_BYTES = 64, OUTLINE_BYTES = 40, PAGE = 3, NEXT = 4, OTHER = 5 };
 #define VIRTUAL 0x400000ull
 
 struct fixture {
@@ -56,20 +56,21 @@ static struct unit *add(struct fixture *fixture, uint64_t page, uint64_t second,
 {
     struct translate_vm *vm = fixture->vm;
     struct unit *unit = &vm->units[vm->unit_count++];
-    uint32_t start = vm->cache.used;
+    uint32_t start = vm->cache.parts[PART_STRAIGHT].start;
+    uint32_t outlines = vm->cache.parts[PART_OUTLINES].start;
     *unit = (struct unit){
         .page = page,
         .virtual_page = VIRTUAL,
         .second_page = second,
-        .start = start,
+        .parts = {{start, start + HOST_BYTES}, {outlines, outlines + OUTLINE_BYTES}},
         .saved_entry = start,
         .host_entry = start + 16,
-        .end = start + HOST_BYTES,
         .offset = offset,
         .length = second == NO_PAGE ? 2 : (uint16_t)(PAGE_SIZE - offset),
         .mode = MODE_CODE64,
     };
-    vm->cache.used += HOST_BYTES;
+    vm->cache.parts[PART_STRAIGHT].start += HOST_BYTES;
+    vm->cache.parts[PART_OUTLINES].start += OUTLINE_BYTES;
     pages_begin_compile(vm, page, second);
     assert_int_equal(memory_set_code(fixture->memory, page), 0);
     if (second != NO_PAGE) {
@@ -191,9 +192,9 @@ static struct unit *add_checked(struct fixture *fixture, uint16_t offset)
     struct translate_vm *vm = fixture->vm;
     struct unit *unit = add(fixture, PAGE, NO_PAGE, offset);
     memory_clear_code(fixture->memory, PAGE); /* which compile() would not have asked for */
-    vm->cache.used = (uint32_t)align_up(vm->cache.used, alignof(struct source));
-    unit->source = vm->cache.used;
-    vm->cache.used += sizeof(struct source);
+    uint32_t *outlines = &vm->cache.parts[PART_OUTLINES].start;
+    unit->source = (uint32_t)align_up(*outlines, alignof(struct source));
+    *outlines = unit->source + sizeof(struct source);
     struct source *source = unit_source(vm, unit);
     uint8_t *frame;
     assert_int_equal(memory_frame(fixture->memory, PAGE, false, &frame), FRAME_OK);
@@ -316,23 +317,26 @@ static void chains_end_with_their_target(void **state)
         vm->sites[sites[i]] = (struct site){
             .kind = SITE_CHAIN,
             .flags_home = i == 0 ? FLAGS_HOST : FLAGS_SAVED,
-            .patch = from->start + 8 * i,
-            .resume = from->start + 32 + 8 * i,
+            .patch = from->parts[PART_STRAIGHT].start + 8 * i,
+            .resume = from->parts[PART_STRAIGHT].start + 32 + 8 * i,
         };
         site_link(vm, sites[i], to);
     }
-    assert_int_equal(jump_target(vm, from->start), to->host_entry);
-    assert_int_equal(jump_target(vm, from->start + 8), to->saved_entry);
+    assert_int_equal(jump_target(vm, from->parts[PART_STRAIGHT].start), to->host_entry);
+    assert_int_equal(jump_target(vm, from->parts[PART_STRAIGHT].start + 8), to->saved_entry);
     assert_true(retire(fixture, PAGE, 0x800, 1));
-    assert_int_equal(jump_target(vm, from->start), from->start + 32);
-    assert_int_equal(jump_target(vm, from->start + 8), from->start + 40);
+    assert_int_equal(jump_target(vm, from->parts[PART_STRAIGHT].start),
+                     from->parts[PART_STRAIGHT].start + 32);
+    assert_int_equal(jump_target(vm, from->parts[PART_STRAIGHT].start + 8),
+                     from->parts[PART_STRAIGHT].start + 40);
     /* Nothing is chained to what is retired. */
     site_link(vm, sites[0], to);
-    assert_int_equal(jump_target(vm, from->start), from->start + 32);
+    assert_int_equal(jump_target(vm, from->parts[PART_STRAIGHT].start),
+                     from->parts[PART_STRAIGHT].start + 32);
     /* And what takes its place can be chained to. */
     struct unit *again = add(fixture, PAGE, NO_PAGE, 0x800);
     site_link(vm, sites[0], again);
-    assert_int_equal(jump_target(vm, from->start), again->host_entry);
+    assert_int_equal(jump_target(vm, from->parts[PART_STRAIGHT].start), again->host_entry);
 }
 
 static void links_know_their_target_until_it_ends(void **state)
@@ -364,19 +368,26 @@ static void host_addresses_have_owners(void **state)
 {
     struct fixture *fixture = *state;
     struct translate_vm *vm = fixture->vm;
-    assert_null(unit_at(vm, cache_address(vm, vm->cache.used)));
     struct unit *units[3];
+    for (unsigned part = 0; part < PARTS; part++) {
+        assert_null(unit_at(vm, cache_address(vm, vm->cache.parts[part].start)));
+    }
     for (unsigned i = 0; i < 3; i++) {
         units[i] = add(fixture, PAGE, NO_PAGE, (uint16_t)(0x40 * i));
-        vm->cache.used += 16; /* a gap */
+        vm->cache.parts[PART_STRAIGHT].start += 16; /* gaps */
+        vm->cache.parts[PART_OUTLINES].start += 3;
     }
-    assert_null(unit_at(vm, cache_address(vm, units[0]->start) - 1)); /* stubs */
-    for (unsigned i = 0; i < 3; i++) {
-        assert_ptr_equal(unit_at(vm, cache_address(vm, units[i]->start)), units[i]);
-        assert_ptr_equal(unit_at(vm, cache_address(vm, units[i]->end) - 1), units[i]);
-        assert_null(unit_at(vm, cache_address(vm, units[i]->end)));
+    for (unsigned part = 0; part < PARTS; part++) {
+        assert_null(unit_at(vm, cache_address(vm, units[0]->parts[part].start) - 1));
+        for (unsigned i = 0; i < 3; i++) {
+            const struct extent *extent = &units[i]->parts[part];
+            assert_ptr_equal(unit_at(vm, cache_address(vm, extent->start)), units[i]);
+            assert_ptr_equal(unit_at(vm, cache_address(vm, extent->end) - 1), units[i]);
+            assert_null(unit_at(vm, cache_address(vm, extent->end)));
+        }
     }
     assert_null(unit_at(vm, (uint64_t)vm->cache.run - 1));
+    assert_null(unit_at(vm, (uint64_t)vm->cache.run + vm->cache.size));
     assert_null(unit_at(vm, (uint64_t)vm->cache.write));
 }
 
@@ -410,8 +421,11 @@ static void tables_are_full_before_they_overflow(void **state)
     }
     units_forget(vm);
     assert_false(units_are_full(vm));
-    vm->cache.used = vm->cache.size - UNIT_MAX_HOST_BYTES;
-    assert_true(units_are_full(vm));
+    for (unsigned part = 0; part < PARTS; part++) {
+        vm->cache.parts[part].start = vm->cache.parts[part].end - UNIT_MAX_HOST_BYTES;
+        assert_true(units_are_full(vm));
+        units_forget(vm);
+    }
 }
 
 static void the_cache_is_one_memory_with_two_rights(void **state)
