@@ -64,7 +64,8 @@ static int translate_vm_new(const struct engine_config *config, struct engine_vm
     }
     stubs_make(vm);
     if (config->trace.wants_unit) {
-        config->trace.stubs(config->trace.owner, cache_address(vm, 0), vm->cache.first[PART_STRAIGHT]);
+        config->trace.stubs(config->trace.owner, cache_address(vm, 0),
+                            vm->cache.first[PART_STRAIGHT]);
     }
     world_listen(vm);
     *ret_vm = (struct engine_vm *)vm;
