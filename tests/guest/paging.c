@@ -95,6 +95,22 @@ static void test_write_protect(void)
     check("write with WP again", access_page(store, false, AREA), PF_P | PF_W);
 }
 
+/* Code at every low address, each entered for the first time. */
+static void test_low_code(void)
+{
+    enum { FIRST = 0x400, END = 0x2000 };
+    volatile uint8_t *ram = (volatile uint8_t *)0;
+    uint64_t stopped = 0;
+    __asm__("" : "+r"(ram)); /* address 0 is one like any other */
+    for (unsigned at = FIRST; at < END; at += 2) {
+        ram[at] = 0x0f, ram[at + 1] = 0x0b; /* ud2 */
+    }
+    for (unsigned at = FIRST; at < END; at += 2) {
+        stopped += access_page(jump, false, at) == FINE;
+    }
+    check("low code", stopped, (END - FIRST) / 2);
+}
+
 static void test_accessed_dirty(void)
 {
     uint8_t *page = page_new();
@@ -421,6 +437,7 @@ void test_main(void)
 {
     test_permissions();
     test_write_protect();
+    test_low_code();
     test_accessed_dirty();
     test_reserved();
     test_large();

@@ -117,11 +117,15 @@ static inline unsigned jump_index(uint64_t gva)
     return ((uint32_t)gva + ((uint32_t)gva >> 10)) & (JUMP_ENTRIES - 1);
 }
 
-/* What an empty entry holds: an address that belongs to another one. */
+/*
+ * What an empty entry holds: an address that belongs to another one. The higher bits add less than
+ * 16 to the index of such a low address.
+ */
 static inline uint64_t jump_nowhere(unsigned index)
 {
-    return index ^ 1;
+    return index ^ 16;
 }
+_Static_assert(JUMP_ENTRIES >> 10 < 16 && PLAIN_ENTRIES > 2 * 16, "jump_nowhere() goes elsewhere");
 
 /* Which entries of a table hold something: those noted or, if there are more, any below `end`. */
 struct filled {

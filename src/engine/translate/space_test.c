@@ -288,6 +288,24 @@ static void returns_do_not_cross_a_switch(void **state)
     }
 }
 
+/* Whatever the guest jumps to: an entry that holds nothing says nothing of it. */
+static void empty_jump_entries_never_hit(void **state)
+{
+    struct fixture *fixture = *state;
+    const struct block *block = fixture->block;
+    for (unsigned p = 0; p < PRIVILEGES; p++) {
+        const struct jump_entry *jumps =
+            p == PRIVILEGE_USER ? block->space->data->jumps : block->kernel_jumps;
+        for (unsigned i = 0; i < JUMP_ENTRIES; i++) {
+            assert_int_not_equal(jump_index(jumps[i].gva), i);
+        }
+        for (unsigned i = 0; i < PLAIN_ENTRIES; i++) {
+            uint64_t gva = block->plain_jumps[p][i].gva;
+            assert_int_not_equal(jump_index(gva) & (PLAIN_ENTRIES - 1), i);
+        }
+    }
+}
+
 static void a_block_is_the_same_through_all_spaces(void **state)
 {
     struct fixture *fixture = *state;
@@ -313,6 +331,7 @@ int main(void)
         TEST(links_are_ready_before_they_are_used),
         TEST(kernel_code_is_kept_if_it_is_global),
         TEST(returns_do_not_cross_a_switch),
+        TEST(empty_jump_entries_never_hit),
         TEST(a_block_is_the_same_through_all_spaces),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
