@@ -257,41 +257,39 @@ enum step mmu_host(struct vcpu *vcpu, gva_t gva, unsigned size, uint32_t access,
     return step;
 }
 
-enum step mmu_translate_fetch(struct vcpu *vcpu, gva_t rip, gpa_t *ret_gpa, bool *ret_global)
+enum step mmu_translate_fetch(struct vcpu *vcpu, gva_t rip, struct walk_result *ret_result)
 {
     uint32_t user = cpu_state_cpl(&vcpu->state) == 3 ? PF_USER : 0;
-    struct walk_result result;
 
     if (cpu_state_is_long(&vcpu->state) && !is_canonical(rip)) {
         vcpu->exception = (struct exception){.vector = EXCEPTION_GP, .has_error_code = true};
         return STEP_EXCEPTION;
     }
     if (!walk(vcpu->memory, &vcpu->walk_mode, &vcpu->tlb->walk_cache, rip, PF_FETCH | user,
-              &result)) {
+              ret_result)) {
         vcpu->exception = (struct exception){
             .vector = EXCEPTION_PF,
             .has_error_code = true,
-            .error_code = result.error_code,
+            .error_code = ret_result->error_code,
             .cr2 = rip,
         };
         return STEP_EXCEPTION;
     }
-    *ret_gpa = result.gpa;
-    *ret_global = result.global;
     return STEP_NEXT;
 }
 
 enum step mmu_fetch(struct vcpu *vcpu, gva_t rip, uint8_t *buffer, unsigned *ret_count)
 {
     enum { LONGEST = 15 };
+    struct walk_result result;
     struct piece piece;
-    bool global;
 
     *ret_count = 0;
-    enum step step = mmu_translate_fetch(vcpu, rip, &piece.gpa, &global);
+    enum step step = mmu_translate_fetch(vcpu, rip, &result);
     if (step != STEP_NEXT) {
         return step;
     }
+    piece.gpa = result.gpa;
     piece.size = PAGE_SIZE - (unsigned)(rip & (PAGE_SIZE - 1));
     if (piece.size > LONGEST) {
         piece.size = LONGEST;
@@ -299,9 +297,10 @@ enum step mmu_fetch(struct vcpu *vcpu, gva_t rip, uint8_t *buffer, unsigned *ret
     physical_read(vcpu, piece, buffer);
     *ret_count = piece.size;
     if (piece.size == LONGEST ||
-        mmu_translate_fetch(vcpu, next_page(vcpu, rip), &piece.gpa, &global) != STEP_NEXT) {
+        mmu_translate_fetch(vcpu, next_page(vcpu, rip), &result) != STEP_NEXT) {
         return STEP_NEXT;
     }
+    piece.gpa = result.gpa;
     piece.size = LONGEST - *ret_count;
     physical_read(vcpu, piece, buffer + *ret_count);
     *ret_count = LONGEST;

@@ -26,5 +26,5 @@ enum step mmu_host(struct vcpu *vcpu, gva_t gva, unsigned size, uint32_t access,
  * fault.
  */
 enum step mmu_fetch(struct vcpu *vcpu, gva_t rip, uint8_t *buffer, unsigned *ret_count);
-/* The guest-physical address of an executable byte, as the fetch unit sees it. */
-enum step mmu_translate_fetch(struct vcpu *vcpu, gva_t rip, gpa_t *ret_gpa, bool *ret_global);
+/* Where an executable byte is, as the fetch unit sees it. */
+enum step mmu_translate_fetch(struct vcpu *vcpu, gva_t rip, struct walk_result *ret_result);

@@ -325,18 +325,17 @@ static void fetches(void **state)
 static void fetches_name_their_place(void **state)
 {
     struct paging *p = *state;
-    gpa_t gpa;
-    bool global;
+    struct walk_result result;
     paging_map(p, PAGE, FRAME, PAGING_KERNEL | PTE_G);
     paging_map(p, PAGE + PAGE_SIZE, SECOND, PAGING_KERNEL);
-    assert_int_equal(mmu_translate_fetch(&p->vcpu, PAGE + 5, &gpa, &global), STEP_NEXT);
-    assert_int_equal(gpa, FRAME + 5);
-    assert_true(global);
-    assert_int_equal(mmu_translate_fetch(&p->vcpu, PAGE + PAGE_SIZE, &gpa, &global), STEP_NEXT);
-    assert_int_equal(gpa, SECOND);
-    assert_false(global);
+    assert_int_equal(mmu_translate_fetch(&p->vcpu, PAGE + 5, &result), STEP_NEXT);
+    assert_int_equal(result.gpa, FRAME + 5);
+    assert_true(result.global);
+    assert_int_equal(mmu_translate_fetch(&p->vcpu, PAGE + PAGE_SIZE, &result), STEP_NEXT);
+    assert_int_equal(result.gpa, SECOND);
+    assert_false(result.global);
     p->vcpu.state.segment[SS].attributes |= SEGMENT_DPL;
-    expect_fault(p, mmu_translate_fetch(&p->vcpu, PAGE, &gpa, &global), PAGE,
+    expect_fault(p, mmu_translate_fetch(&p->vcpu, PAGE, &result), PAGE,
                  PF_PRESENT | PF_FETCH | PF_USER);
 }
 

@@ -71,6 +71,9 @@ void tlb_flush_all(struct tlb *tlb)
     }
     second_forget(tlb, TLB_READ);
     second_forget(tlb, TLB_WRITE);
+    bytes_fill(tlb->large_local, 0, sizeof tlb->large_local);
+    bytes_fill(tlb->large_global, 0, sizeof tlb->large_global);
+    bytes_fill(tlb->huge, 0, sizeof tlb->huge);
     walk_cache_flush(&tlb->walk_cache);
 }
 
@@ -95,18 +98,77 @@ void tlb_flush_non_global(struct tlb *tlb)
     }
     second_forget(tlb, TLB_READ);
     second_forget(tlb, TLB_WRITE);
+    bytes_fill(tlb->large_local, 0, sizeof tlb->large_local);
     slots_forget(tlb);
     walk_cache_flush(&tlb->walk_cache);
 }
 
+/* ---- pieces of large pages ---- */
+
+enum { NO_REGION, SEVERAL_REGIONS, FIRST_REGION };
+
+static uint64_t region_number(gva_t gva)
+{
+    return (gva >> TLB_REGION_SHIFT) + FIRST_REGION;
+}
+
+static unsigned region_place(gva_t gva)
+{
+    unsigned low = gva >> TLB_REGION_SHIFT & ((1 << TLB_REGION_BITS) - 1);
+    return (unsigned)(gva >> 63) << TLB_REGION_BITS | low;
+}
+
+static void note_large(struct tlb *tlb, gva_t gva, const struct walk_result *result)
+{
+    if (result->page_size <= PAGE_SIZE) {
+        return;
+    }
+    if (result->page_size > 1ull << TLB_REGION_SHIFT) {
+        tlb->huge[gva >> 63] = true;
+        return;
+    }
+    uint64_t *regions = result->global ? tlb->large_global : tlb->large_local;
+    uint64_t *region = &regions[region_place(gva)], number = region_number(gva);
+    *region = *region == NO_REGION || *region == number ? number : SEVERAL_REGIONS;
+}
+
+/* May there be pieces of large pages here? They are about to be forgotten. */
+static bool take_region(uint64_t *regions, gva_t gva)
+{
+    uint64_t *region = &regions[region_place(gva)];
+    if (*region == region_number(gva)) {
+        *region = NO_REGION;
+        return true;
+    }
+    return *region == SEVERAL_REGIONS;
+}
+
+static void forget_page(struct tlb *tlb, gva_t page)
+{
+    unsigned index = tlb_index(page);
+    for (unsigned access = 0; access < TLB_ACCESSES; access++) {
+        for (unsigned privilege = 0; privilege < TLB_PRIVILEGES; privilege++) {
+            if (tlb->entries[privilege][access][index].tag == page) {
+                entry_clear(tlb, privilege, access, index);
+            }
+        }
+        second_forget_page(tlb, access, page);
+    }
+}
+
 void tlb_flush_page(struct tlb *tlb, gva_t gva)
 {
-    for (unsigned privilege = 0; privilege < TLB_PRIVILEGES; privilege++) {
-        entry_clear(tlb, privilege, TLB_READ, tlb_index(gva));
-        entry_clear(tlb, privilege, TLB_WRITE, tlb_index(gva));
+    if (tlb->huge[gva >> 63]) {
+        tlb_flush_all(tlb);
+        return;
     }
-    second_forget_page(tlb, TLB_READ, gva);
-    second_forget_page(tlb, TLB_WRITE, gva);
+    bool is_local = take_region(tlb->large_local, gva);
+    bool is_global = take_region(tlb->large_global, gva);
+    uint64_t size = is_local || is_global ? 1ull << TLB_REGION_SHIFT : PAGE_SIZE;
+    gva_t first = align_down(gva, size);
+    for (uint64_t offset = 0; offset < size; offset += PAGE_SIZE) {
+        forget_page(tlb, first + offset);
+    }
     slots_forget(tlb);
     walk_cache_flush(&tlb->walk_cache);
 }
@@ -167,6 +229,7 @@ static void entry_set(struct tlb *tlb, enum tlb_privilege privilege, enum tlb_ac
     tlb->local_blocks[privilege][access][index / 64] |= !result->global;
     tlb->second[access][tlb_second_index(gva)] = (struct tlb_second){
         .key = tag | tlb->second_key[privilege][access], .host = (uintptr_t)frame, .page = page};
+    note_large(tlb, gva, result);
 }
 
 static inline bool is_watched(const struct vcpu *vcpu, gva_t gva)

@@ -56,6 +56,19 @@ enum tlb_access { TLB_READ, TLB_WRITE, TLB_ACCESSES };
 
 #define TLB_GLOBAL (1ull << 63)
 
+/*
+ * A large page is entered in pieces, and INVLPG anywhere in it is for all of them (SDM volume 3,
+ * 4.10.2.3). Regions where there may be such pieces are noted; of pages above 4 MiB only the half
+ * of the addresses that they are in.
+ */
+enum { TLB_REGION_SHIFT = 22, TLB_REGION_BITS = 8, TLB_REGIONS = 2 << TLB_REGION_BITS };
+
+/* A page of this size lies in one region of the size returned. */
+static inline uint64_t tlb_region_size(uint64_t page_size)
+{
+    return page_size > 1ull << TLB_REGION_SHIFT ? page_size : 1ull << TLB_REGION_SHIFT;
+}
+
 /* An entry of the second level; a TLB_USER page and a TLB_KERNEL page may share its place. */
 struct tlb_second {
     uint64_t key; /* the page's address, and the second_key of those who may use it */
@@ -72,6 +85,9 @@ struct tlb {
     uint64_t pages[TLB_PRIVILEGES][TLB_ACCESSES][TLB_ENTRIES];
     /* Which blocks of 64 entries may hold some that are not global: the others need no flush. */
     bool local_blocks[TLB_PRIVILEGES][TLB_ACCESSES][TLB_ENTRIES / 64];
+    /* The region of each place that has pieces of large pages (0: none has, 1: several have). */
+    uint64_t large_local[TLB_REGIONS], large_global[TLB_REGIONS];
+    bool huge[2];
     struct tlb_second second[TLB_ACCESSES][TLB_SECOND_ENTRIES];
     uint64_t second_key[TLB_PRIVILEGES][TLB_ACCESSES]; /* generation and privilege */
     bool slots_used[TLB_PRIVILEGES];                   /* some may not be empty */

@@ -256,6 +256,36 @@ static void the_second_level_forgets_what_the_tables_forget(void **state)
     }
 }
 
+/* Pieces of two regions that share a place, of a neighbour, and of small pages beside them. */
+static void large_pages_are_flushed_as_a_whole(void **state)
+{
+    struct paging *p = *state;
+    const gva_t large = HIGH + 0x40000000, same_place = large + (4ull << 30), small = PAGE;
+    const gva_t pages[] = {large + 0x1000, large + 0x1ff000, same_place + 0x3000,
+                           same_place + 0x5000, small};
+    for (unsigned round = 0; round < 6; round++) {
+        uint64_t global = round & 1 ? PTE_G : 0, leaf = FRAME | PAGING_KERNEL | PTE_PS | global;
+        paging_store(p, paging_entry(p, large, 21), leaf);
+        paging_store(p, paging_entry(p, same_place, 21), leaf);
+        paging_map(p, small, OTHER_FRAME, PAGING_KERNEL | global);
+        bool both = round < 4;
+        for (unsigned i = both ? 0 : 2; i < ARRAY_SIZE(pages); i++) {
+            expect_fill(p, pages[i], PF_WRITE, TLB_FILLED);
+        }
+        gva_t flushed = round & 2 ? same_place : large;
+        tlb_flush_page(&p->tlb, flushed + 0x7123);
+        for (unsigned i = both ? 0 : 2; i < ARRAY_SIZE(pages); i++) {
+            bool is_there = pages[i] == small || (i < 2) != (flushed == large);
+            assert_int_equal(entries_of(p, pages[i]), is_there ? 2 : 0);
+            assert_int_equal(second_hits(p, pages[i], 0), is_there);
+            assert_int_equal(second_hits(p, pages[i], PF_WRITE), is_there);
+        }
+        tlb_flush_page(&p->tlb, small);
+        assert_int_equal(entries_of(p, small), 0);
+        tlb_flush_all(&p->tlb);
+    }
+}
+
 static gpa_t translated(struct paging *p, gva_t gva)
 {
     gpa_t gpa = 0;
@@ -405,6 +435,7 @@ int main(void)
         TEST(flushes),
         TEST(physical_pages_are_dropped),
         TEST(the_second_level_has_what_the_tables_lost),
+        TEST(large_pages_are_flushed_as_a_whole),
         TEST(the_second_level_forgets_what_the_tables_forget),
         TEST(ways_are_remembered_until_a_flush),
         TEST(ways_of_other_regions),

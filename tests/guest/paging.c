@@ -213,6 +213,47 @@ static void test_large(void)
     write_cr3(read_cr3());
 }
 
+/*
+ * A large page is one translation, in however many pieces it was cached: INVLPG anywhere in it
+ * drops it as a whole. SDM volume 3, 4.10.2.3.
+ */
+static void test_large_invalidation(void)
+{
+    enum { FRAMES = 0x1000000, LARGE = 0x200000, PIECES = 7, CODE = 0x800 };
+    static const uint32_t pieces[PIECES] = {0,        0x1000,   0x5000,  0x40000,
+                                            0x100000, 0x101000, 0x1ff000};
+    map(AREA, 0, 0);
+    volatile pte_t *pd = entry_at(AREA, 2);
+    pte_t before = *pd;
+    for (unsigned i = 0; i < PIECES; i++) {
+        for (unsigned frame = 0; frame < 2; frame++) {
+            volatile uint8_t *bytes =
+                (volatile uint8_t *)(uintptr_t)(FRAMES + frame * LARGE + pieces[i]);
+            *bytes = (uint8_t)frame;
+            bytes[CODE] = frame ? 0x90 : 0x0f; /* nop in one, */
+            bytes[CODE + frame] = 0x0f;        /* ud2 in both */
+            bytes[CODE + frame + 1] = 0x0b;
+        }
+    }
+    for (unsigned round = 0; round < 4 * PIECES; round++) {
+        unsigned frame = round & 1;
+        pte_t global = round & 2 ? PTE_G : 0;
+        *pd = (FRAMES + frame * LARGE) | PTE_P | PTE_W | PTE_U | PTE_PS | global;
+        invlpg(AREA + pieces[round / 4]);
+        for (unsigned i = 0; i < PIECES; i++) {
+            struct context c;
+            volatile uint8_t *bytes = (volatile uint8_t *)(AREA + pieces[i]);
+            check("piece of a large page", *bytes, frame);
+            *bytes = (uint8_t)frame; /* to the same frame */
+            context_init(&c, (const char *)AREA + pieces[i] + CODE);
+            context_run(&c);
+            check("code in it", CONTEXT_STOP(c, AREA + pieces[i] + CODE), frame);
+        }
+    }
+    *pd = before;
+    write_cr3(read_cr3());
+}
+
 static void test_invalidation(void)
 {
     uint64_t *one = page_new(), *two = page_new();
@@ -441,6 +482,7 @@ void test_main(void)
     test_accessed_dirty();
     test_reserved();
     test_large();
+    test_large_invalidation();
     test_invalidation();
     test_two_roots();
     test_same_code();

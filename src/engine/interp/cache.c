@@ -12,17 +12,18 @@ static bool page_open(struct cache *cache, struct vcpu *vcpu, gva_t linear)
 {
     bool user = cpu_state_cpl(&vcpu->state) == 3;
     gva_t page = align_down(linear, PAGE_SIZE);
+    struct walk_result result;
     uint8_t *host;
-    bool global;
 
     if (cache->valid && cache->page == page && cache->user == user) {
         return true;
     }
     cache->valid = false;
-    if (mmu_translate_fetch(vcpu, page, &cache->gpa, &global) != STEP_NEXT ||
-        memory_frame(vcpu->memory, cache->gpa >> PAGE_SHIFT, false, &host) != FRAME_OK) {
+    if (mmu_translate_fetch(vcpu, page, &result) != STEP_NEXT ||
+        memory_frame(vcpu->memory, result.gpa >> PAGE_SHIFT, false, &host) != FRAME_OK) {
         return false;
     }
+    cache->gpa = result.gpa;
     cache->host = host;
     cache->page = page;
     cache->user = user;

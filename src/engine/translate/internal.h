@@ -686,6 +686,12 @@ static inline unsigned exec_page_bit(gva_t gva)
 {
     return (unsigned)((gva >> PAGE_SHIFT) * 0x9e3779b97f4a7c15ull >> 49);
 }
+/* What stands there for all of a large page: no canonical address. */
+static inline gva_t exec_large_page(gva_t gva, uint64_t size)
+{
+    uint64_t region = tlb_region_size(size);
+    return align_down(gva, region) ^ (1ull << 62 | region >> 1);
+}
 static inline struct jump_entry *block_jumps(struct block *block, enum privilege privilege)
 {
     return privilege == PRIVILEGE_USER ? block->space->data->jumps : block->kernel_jumps;

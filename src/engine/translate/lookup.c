@@ -19,16 +19,18 @@ enum step block_translate_fetch(struct block *block, gva_t rip, gpa_t *ret_gpa)
         &block->exec_tlb[mode_privilege(block->mode)][rip >> PAGE_SHIFT & (EXEC_ENTRIES - 1)];
     gva_t page = align_down(rip, PAGE_SIZE);
     if (entry->gva_page != page) {
-        bool global;
-        gpa_t gpa;
-        enum step step = mmu_translate_fetch(&block->vcpu, rip, &gpa, &global);
+        struct walk_result result;
+        enum step step = mmu_translate_fetch(&block->vcpu, rip, &result);
         if (step != STEP_NEXT) {
             return step;
         }
         entry->gva_page = page;
-        entry->gpa_page = align_down(gpa, PAGE_SIZE);
-        block->kernel_is_local |= !global && !(block->mode & MODE_USER);
+        entry->gpa_page = align_down(result.gpa, PAGE_SIZE);
+        block->kernel_is_local |= !result.global && !(block->mode & MODE_USER);
         note_exec_page(block, rip);
+        if (result.page_size > PAGE_SIZE) {
+            note_exec_page(block, exec_large_page(rip, result.page_size));
+        }
     }
     *ret_gpa = entry->gpa_page | (rip & (PAGE_SIZE - 1));
     return STEP_NEXT;

@@ -327,10 +327,18 @@ void space_activate(struct block *block)
     set_gs_base((uint64_t)space->alias);
 }
 
-static bool may_hold_code(const struct block *block, enum privilege privilege, gva_t gva)
+static bool is_exec_page(const struct block *block, enum privilege privilege, gva_t gva)
 {
     unsigned bit = exec_page_bit(gva);
     return block->exec_pages[privilege][bit >> 6] & 1ull << (bit & 63);
+}
+
+/* Was code looked up in the page of `gva`, of whatever size? */
+static bool may_hold_code(const struct block *block, enum privilege privilege, gva_t gva)
+{
+    return is_exec_page(block, privilege, gva) ||
+           is_exec_page(block, privilege, exec_large_page(gva, MIB(2))) ||
+           is_exec_page(block, privilege, exec_large_page(gva, GIB(1)));
 }
 
 static void flush_page(struct block *block, gva_t gva)
