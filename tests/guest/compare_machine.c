@@ -139,7 +139,7 @@ int main(int argc, char **argv)
         i = 3;
     }
     char **names = argv + i;
-    for (; i < argc && !strchr(argv[i], '='); i++) {
+    for (; i < argc && argv[i][strcspn(argv[i], ",=")] != '='; i++) {
         engines++;
     }
     if (engines < 2 || i == argc) {

@@ -40,10 +40,55 @@ void outline(struct compiler *c, enum outline_kind kind, uint8_t *branch, uint32
 /* The soft TLB has no entry for the address in SCRATCH: check again when there is one. */
 static void emit_miss(struct compiler *c, uint32_t number)
 {
-    const struct site *site = &c->vm->sites[number];
+    struct site *site = &c->vm->sites[number];
     emit_constant(&c->e, SCRATCH2, number);
+    registers_leave(c);
     emit_call(&c->e, c->vm->stubs.memory[mode_privilege(c->mode)][site_access(site)]);
+    site->reentry = has_own_registers(c) ? emit_offset(&c->e) : 0;
+    registers_enter(c);
     emit_jump(&c->e, site->resume);
+}
+
+/* Behind a way out: where it comes back, if the unit has registers of its own. */
+static void emit_reentry(struct compiler *c, uint32_t number)
+{
+    struct site *site = &c->vm->sites[number];
+    if (has_own_registers(c) && site->resume) {
+        site->reentry = emit_offset(&c->e);
+        registers_enter(c);
+        emit_jump(&c->e, site->resume);
+    }
+}
+
+/* Behind the straight path: leave by a stub; if that comes back, go on where the site says. */
+static void emit_stub(struct compiler *c, uint32_t number, uint32_t stub)
+{
+    emit_constant(&c->e, SCRATCH2, number);
+    registers_leave(c);
+    emit_jump(&c->e, stub);
+    emit_reentry(c, number);
+}
+
+/* A direct exit that is not taken yet, or leads to other registers. */
+static void emit_exit(struct compiler *c, const struct outline *o)
+{
+    struct emitter *e = &c->e;
+    struct site *site = &c->vm->sites[o->site];
+    site->resume = emit_offset(e);
+    c->flags = o->flags;
+    c->recipe = site->recipe;
+    flags_to_block(c);
+    registers_leave(c);
+    emit_constant(e, SCRATCH2, o->site);
+    if (site->kind == SITE_LINK) {
+        emit_gs_transfer(e, 4, links_offset(mode_privilege(c->mode)) + 8 * (size_t)site->link);
+        return;
+    }
+    if (has_own_registers(c)) {
+        align_patch(c, 1);
+        site->far = emit_offset(e) + 1;
+    }
+    emit_jump(e, c->vm->stubs.link);
 }
 
 static void emit_outline(struct compiler *c, const struct outline *o)
@@ -70,16 +115,13 @@ static void emit_outline(struct compiler *c, const struct outline *o)
         emit_slot_miss(c, o->site, o->flags);
         break;
     case OUTLINE_EXECUTE:
-        emit_constant(e, SCRATCH2, o->site);
-        emit_jump(e, c->vm->stubs.execute);
+        emit_stub(c, o->site, c->vm->stubs.execute);
         break;
     case OUTLINE_PAUSE:
-        emit_constant(e, SCRATCH2, o->site);
-        emit_jump(e, c->vm->stubs.pause);
+        emit_stub(c, o->site, c->vm->stubs.pause);
         break;
     case OUTLINE_STRING:
-        emit_constant(e, SCRATCH2, o->site);
-        emit_jump(e, c->vm->stubs.string);
+        emit_stub(c, o->site, c->vm->stubs.string);
         break;
     case OUTLINE_JUMP:
         emit_indirect_note(c, o->site);
@@ -95,24 +137,13 @@ static void emit_outline(struct compiler *c, const struct outline *o)
         emit_jump(e, c->vm->stubs.indirect[mode_privilege(c->mode)]);
         break;
     case OUTLINE_EXIT:
-        site->resume = emit_offset(e);
-        c->flags = o->flags;
-        c->recipe = site->recipe;
-        flags_to_block(c);
-        emit_constant(e, SCRATCH2, o->site);
-        if (site->kind == SITE_LINK) {
-            emit_gs_transfer(e, 4, links_offset(mode_privilege(c->mode)) + 8 * (size_t)site->link);
-        } else {
-            emit_jump(e, c->vm->stubs.link);
-        }
+        emit_exit(c, o);
         break;
     case OUTLINE_POLL:
-        emit_constant(e, SCRATCH2, o->site);
-        emit_jump(e, c->vm->stubs.poll);
+        emit_stub(c, o->site, c->vm->stubs.poll);
         break;
     case OUTLINE_TIME:
-        emit_constant(e, SCRATCH2, o->site);
-        emit_jump(e, c->vm->stubs.time);
+        emit_stub(c, o->site, c->vm->stubs.time);
         break;
     }
 }
@@ -163,24 +194,31 @@ void count_instructions(struct compiler *c, int ahead)
     c->counted = ahead > 0;
 }
 
-void compile_execute(struct compiler *c)
+/* Run the current instruction in interp. Returns the site. */
+static struct site *emit_execute(struct compiler *c)
 {
-    struct emitter *e = &c->e;
     groups_forget(c);
     count_instructions(c, 0);
     c->counted = true; /* by interp */
     flags_to_block(c);
+    registers_leave(c);
     uint32_t site = site_new(c, SITE_EXECUTE);
-    emit_constant(e, SCRATCH2, site);
-    emit_jump(e, c->vm->stubs.execute);
-    c->vm->sites[site].resume = emit_offset(e);
+    emit_constant(&c->e, SCRATCH2, site);
+    emit_jump(&c->e, c->vm->stubs.execute);
+    return &c->vm->sites[site];
+}
+
+void compile_execute(struct compiler *c)
+{
+    struct site *site = emit_execute(c);
+    site->resume = emit_offset(&c->e);
+    registers_enter(c);
 }
 
 /* The same for an instruction behind which nothing is emitted. */
 static void compile_execute_last(struct compiler *c)
 {
-    compile_execute(c);
-    c->vm->sites[c->vm->site_count - 1].resume = 0;
+    emit_execute(c)->resume = 0;
     c->ended = true;
 }
 
@@ -304,7 +342,7 @@ static void compile_instruction(struct compiler *c)
     }
     if (!is_offered(c, insn)) {
         compile_execute_last(c);
-    } else if (is_direct_lea(insn)) {
+    } else if (is_direct_lea(c, insn)) {
         compile_direct_lea(c);
     } else if (is_by_mnemonic(insn)) {
         c->scratch_group = -1;
@@ -501,6 +539,32 @@ static void emit_loop(struct compiler *c)
     }
 }
 
+/* Entries and exits with the usual registers. */
+static void emit_registers_exchanged(struct compiler *c)
+{
+    struct unit *unit = c->unit;
+    struct emitter *e = &c->e;
+    unit->inner_saved_entry = unit->saved_entry;
+    unit->inner_host_entry = unit->host_entry;
+    if (!has_own_registers(c)) {
+        unit->fault_exit[false] = c->vm->stubs.fault_saved;
+        unit->fault_exit[true] = c->vm->stubs.fault_host;
+        return;
+    }
+    unit->saved_entry = emit_offset(e);
+    registers_enter(c);
+    emit_jump(e, unit->inner_saved_entry);
+    unit->host_entry = emit_offset(e);
+    registers_enter(c);
+    emit_jump(e, unit->inner_host_entry);
+    unit->fault_exit[false] = emit_offset(e);
+    registers_leave(c);
+    emit_jump(e, c->vm->stubs.fault_saved);
+    unit->fault_exit[true] = emit_offset(e);
+    registers_leave(c);
+    emit_jump(e, c->vm->stubs.fault_host);
+}
+
 static uint32_t unit_host_bytes(const struct unit *unit)
 {
     uint32_t size = 0;
@@ -528,6 +592,7 @@ static void emit_all(struct compiler *c)
     for (unsigned i = 0; i < c->outline_count; i++) {
         emit_outline(c, &c->work->outlines[i]);
     }
+    emit_registers_exchanged(c);
     if (c->checks) {
         source_emit_record(c);
     }
@@ -541,7 +606,7 @@ static void emit_all(struct compiler *c)
 static bool is_hot(struct translate_vm *vm, const struct unit *unit)
 {
     return vm->config.hot_code == HOT_ALL ||
-           ((unit->mode & MODE_USER) && page_is_hot(vm, unit->page));
+           ((unit->mode & MODE_USER) && page_find(vm, unit->page)->is_hot);
 }
 
 static void count_unit(const struct compiler *c, uint64_t start)
@@ -599,6 +664,7 @@ bool compile(struct block *block, gva_t gva, gpa_t gpa, uint64_t second_page, ui
         unit->second_page = second_page;
         decode_across(&c);
     }
+    registers_assign(&c);
     if (checks && !source_init(&c)) {
         return false;
     }

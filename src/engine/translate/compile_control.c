@@ -70,6 +70,7 @@ void compile_direct(struct compiler *c, uint8_t opcode, uint64_t target)
         outline(c, OUTLINE_EXIT, e->at - 4, site, 0);
     } else {
         flags_to_block(c);
+        registers_leave(c);
         site = exit_site(c, target);
         emit_constant(e, SCRATCH2, site);
         emit_gs_transfer(e, opcode == 0xe9 ? 4 : 2,
@@ -104,10 +105,10 @@ bool compile_indirect_target(struct compiler *c)
     if (gpr < 0) {
         return false;
     }
-    if (is_displaced(gpr)) {
+    if (is_displaced(c, gpr)) {
         emit_load(e, SCRATCH, gpr_slot((unsigned)gpr));
     } else {
-        emit_move(e, SCRATCH, gpr == RSP ? GUEST_RSP : (unsigned)gpr);
+        emit_move(e, SCRATCH, home_of(c, gpr));
     }
     return true;
 }
@@ -128,6 +129,7 @@ bool compile_jump(struct compiler *c)
     if (!compile_indirect_target(c)) {
         return false;
     }
+    registers_leave(c);
     uint32_t site = site_new(c, SITE_EXECUTE);
     c->vm->sites[site].resume = 0;
     uint8_t *missing = emit_jump_lookup(&c->e, mode_privilege(c->mode));

@@ -35,7 +35,7 @@ bool displaced_assign(struct compiler *c, uint16_t displaced, bool has_memory,
 {
     uint16_t taken = has_memory ? 1u << SCRATCH : 0; /* the operand's host address */
     unsigned not_held = 0;
-    for (unsigned left = displaced & DISPLACED; left; left &= left - 1) {
+    for (unsigned left = displaced & c->unit->displaced; left; left &= left - 1) {
         unsigned gpr = (unsigned)__builtin_ctz(left);
         int held = displaced_held(c, gpr);
         if (held >= 0 && !(taken & 1u << held)) {
@@ -63,7 +63,7 @@ void displaced_load(struct compiler *c, uint16_t registers, const struct rewrite
     for (unsigned i = 0; i < 2 && is_held_valid(c); i++) {
         held[i] = c->held.gpr[i];
     }
-    for (unsigned left = registers & DISPLACED; left; left &= left - 1) {
+    for (unsigned left = registers & c->unit->displaced; left; left &= left - 1) {
         unsigned gpr = (unsigned)__builtin_ctz(left), place = map->host[gpr] == SCRATCH2;
         if (held[place] != (int)gpr) {
             emit_load(&c->e, map->host[gpr], gpr_slot(gpr));
@@ -79,7 +79,7 @@ void displaced_store(struct compiler *c, uint16_t written, bool has_memory,
     if (has_memory) { /* SCRATCH is the operand's address */
         c->held.gpr[0] = -1;
     }
-    for (unsigned left = written & DISPLACED; left; left &= left - 1) {
+    for (unsigned left = written & c->unit->displaced; left; left &= left - 1) {
         unsigned gpr = (unsigned)__builtin_ctz(left);
         emit_store(&c->e, map->host[gpr], gpr_slot(gpr));
         c->held.gpr[map->host[gpr] == SCRATCH2] = (int8_t)gpr;

@@ -139,15 +139,10 @@ static struct recipe recipe_of(const struct insn *insn, bool is_kept)
     return recipe;
 }
 
-static unsigned recipe_host(int gpr)
-{
-    return gpr == RSP ? GUEST_RSP : (unsigned)gpr;
-}
-
 /* Is the value in the block, and not in a register? */
-static bool is_in_block(int name)
+static bool is_in_block(const struct compiler *c, int name)
 {
-    return name >= RECIPE_KEPT || is_displaced(name);
+    return name >= RECIPE_KEPT || is_displaced(c, name);
 }
 
 static size_t value_slot(int name)
@@ -161,8 +156,8 @@ static size_t value_slot(int name)
 static unsigned first_value(struct compiler *c)
 {
     int name = c->recipe.first;
-    if (!is_in_block(name)) {
-        return recipe_host(name);
+    if (!is_in_block(c, name)) {
+        return home_of(c, name);
     }
     emit_load(&c->e, SCRATCH2, value_slot(name));
     return SCRATCH2;
@@ -202,14 +197,14 @@ static void emit_second(struct compiler *c, unsigned width, uint8_t opcode, unsi
 {
     int name = c->recipe.second;
     struct emitter *e = &c->e;
-    if (is_in_block(name)) {
+    if (is_in_block(c, name)) {
         emit_start(e, width, true, opcode, gpr, 0);
         emit8(e, (uint8_t)((gpr & 7) << 3 | 4));
         emit8(e, 0x25);
         emit32(e, (uint32_t)value_slot(name));
         return;
     }
-    unsigned rm = recipe_host(name);
+    unsigned rm = home_of(c, name);
     emit_start(e, width, false, opcode, gpr, rm);
     emit8(e, (uint8_t)(0xc0 | (gpr & 7) << 3 | (rm & 7)));
 }
@@ -282,9 +277,9 @@ static bool breaks_recipe(const struct compiler *c, const struct insn *insn)
 
 static void keep_value(struct compiler *c, int gpr, int name)
 {
-    unsigned host = recipe_host(gpr);
-    if (is_displaced(gpr)) {
-        emit_load(&c->e, SCRATCH2, gpr_slot(host));
+    unsigned host = home_of(c, gpr);
+    if (is_displaced(c, gpr)) {
+        emit_load(&c->e, SCRATCH2, gpr_slot((unsigned)gpr));
         host = SCRATCH2;
     }
     emit_store(&c->e, host, value_slot(name));

@@ -65,15 +65,15 @@ static uint16_t key_registers(int base, int index)
 }
 
 /* Does emitting this instruction leave SCRATCH alone? (Members of the group do.) */
-static bool keeps_scratch(const struct insn *insn)
+static bool keeps_scratch(const struct compiler *c, const struct insn *insn)
 {
-    if (insn->info.meta.category == ZYDIS_CATEGORY_COND_BR || is_direct_lea(insn)) {
+    if (insn->info.meta.category == ZYDIS_CATEGORY_COND_BR || is_direct_lea(c, insn)) {
         return true;
     }
     if (insn->info.mnemonic == ZYDIS_MNEMONIC_LEA || rewrite_memory_operand(insn)) {
         return false;
     }
-    uint16_t displaced = (insn->registers.read | insn->registers.written) & DISPLACED;
+    uint16_t displaced = (insn->registers.read | insn->registers.written) & c->unit->displaced;
     return (displaced & (displaced - 1)) == 0;
 }
 
@@ -128,7 +128,7 @@ static unsigned plan_group(const struct compiler *c, const struct operand_key *k
             group.is_kept |= scratch_lost;
             members++;
         } else {
-            scratch_lost |= !keeps_scratch(insn);
+            scratch_lost |= !keeps_scratch(c, insn);
         }
         if (written_registers(insn) & watched) {
             break;
@@ -212,6 +212,7 @@ uint32_t emit_border_exit(struct compiler *c, uint32_t number, enum flags_home f
     flags_to_block(c);
     c->uncounted = check->uncounted;
     count_instructions(c, 0);
+    registers_leave(c);
     align_patch(c, 1);
     uint32_t exit = site_new(c, SITE_PLAIN);
     struct site *site = &c->vm->sites[exit];

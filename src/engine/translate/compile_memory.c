@@ -12,11 +12,8 @@ static int address_register(struct compiler *c, ZydisRegister name, unsigned scr
     if (gpr < 0) {
         return -1;
     }
-    if (gpr == RSP) {
-        return GUEST_RSP;
-    }
-    if (!is_displaced(gpr)) {
-        return gpr;
+    if (!is_displaced(c, gpr)) {
+        return (int)home_of(c, gpr);
     }
     int held = displaced_held(c, (unsigned)gpr);
     if (held >= 0) {
@@ -289,10 +286,10 @@ static void load_bit_number(struct compiler *c)
 {
     const struct insn_operand *operand = &compiler_insn(c)->operands[1];
     int gpr = rewrite_gpr(operand->reg.value);
-    if (is_displaced(gpr)) {
+    if (is_displaced(c, gpr)) {
         emit_load(&c->e, SCRATCH2, gpr_slot((unsigned)gpr));
     } else {
-        emit_move(&c->e, SCRATCH2, gpr == RSP ? GUEST_RSP : (unsigned)gpr);
+        emit_move(&c->e, SCRATCH2, home_of(c, gpr));
     }
 }
 
@@ -379,7 +376,7 @@ bool compile_plain_copy(struct compiler *c, const struct rewrite_map *map)
 /* Does this scratch register stand for a displaced one? */
 static bool map_uses(const struct rewrite_map *map, uint16_t named, unsigned scratch)
 {
-    for (unsigned left = named & DISPLACED; left; left &= left - 1) {
+    for (unsigned left = named; left; left &= left - 1) {
         if (map->host[__builtin_ctz(left)] == scratch) {
             return true;
         }
@@ -419,7 +416,7 @@ bool compile_copy(struct compiler *c)
     }
     struct insn_registers registers = insn->registers;
     for (unsigned i = 0; i < GPR_COUNT; i++) {
-        map.host[i] = (uint8_t)(i == RSP ? GUEST_RSP : i);
+        map.host[i] = c->home[i];
     }
     uint16_t named = registers.read | registers.written;
     if ((registers.implicit_read | registers.implicit_written) & 1u << RSP) {
@@ -486,19 +483,20 @@ bool compile_copy(struct compiler *c)
     return true;
 }
 
-bool is_direct_lea(const struct insn *insn)
+bool is_direct_lea(const struct compiler *c, const struct insn *insn)
 {
     const struct insn_memory *memory = &insn->operands[1].mem; /* of LEA */
     return insn->info.mnemonic == ZYDIS_MNEMONIC_LEA && insn->info.operand_width != 16 &&
-           !is_displaced(rewrite_gpr(insn->operands[0].reg.value)) &&
-           !is_displaced(rewrite_gpr(memory->base)) && !is_displaced(rewrite_gpr(memory->index));
+           !is_displaced(c, rewrite_gpr(insn->operands[0].reg.value)) &&
+           !is_displaced(c, rewrite_gpr(memory->base)) &&
+           !is_displaced(c, rewrite_gpr(memory->index));
 }
 
 /* The host register of a guest register that is not displaced, or -1 for none. */
-static int direct_register(ZydisRegister name)
+static int direct_register(const struct compiler *c, ZydisRegister name)
 {
     int gpr = rewrite_gpr(name);
-    return gpr == RSP ? GUEST_RSP : gpr;
+    return gpr < 0 ? -1 : (int)home_of(c, gpr);
 }
 
 void compile_direct_lea(struct compiler *c)
@@ -507,8 +505,8 @@ void compile_direct_lea(struct compiler *c)
     const struct insn_memory *memory = &insn->operands[1].mem;
     bool is_relative = memory->base == ZYDIS_REGISTER_RIP || memory->base == ZYDIS_REGISTER_EIP;
     bool is_wide = insn->info.operand_width == 64 && insn->info.address_width == 64;
-    unsigned target = (unsigned)direct_register(insn->operands[0].reg.value);
-    int base = direct_register(memory->base), index = direct_register(memory->index);
+    unsigned target = (unsigned)direct_register(c, insn->operands[0].reg.value);
+    int base = direct_register(c, memory->base), index = direct_register(c, memory->index);
     uint64_t displacement = (uint64_t)memory->displacement;
     if (is_relative || (base < 0 && index < 0)) {
         displacement += is_relative ? compiler_next_pc(c) : 0;
@@ -530,9 +528,7 @@ bool compile_lea(struct compiler *c)
         return false;
     }
     source.mem.segment = ZYDIS_REGISTER_DS; /* an address is all that is asked for */
-    unsigned target = is_displaced(destination)
-                          ? SCRATCH
-                          : (unsigned)direct_register(insn->operands[0].reg.value);
+    unsigned target = is_displaced(c, destination) ? SCRATCH : home_of(c, destination);
     if (compile_address(c, &source, &constant)) {
         emit_constant(e, target, insn->info.operand_width == 32 ? (uint32_t)constant : constant);
     } else if (insn->info.operand_width == 32) {
@@ -540,7 +536,7 @@ bool compile_lea(struct compiler *c)
     } else if (target != SCRATCH) {
         emit_move(e, target, SCRATCH);
     }
-    if (is_displaced(destination)) {
+    if (is_displaced(c, destination)) {
         emit_store(e, SCRATCH, gpr_slot((unsigned)destination));
         displaced_hold(c, destination, -1);
     }

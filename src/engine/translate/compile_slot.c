@@ -23,7 +23,7 @@ void compile_slot_check(struct compiler *c, unsigned size, bool write, uint8_t o
 void emit_slot_miss(struct compiler *c, uint32_t number, enum flags_home flags)
 {
     struct emitter *e = &c->e;
-    const struct site *site = &c->vm->sites[number];
+    struct site *site = &c->vm->sites[number];
     enum privilege privilege = mode_privilege(c->mode);
     enum tlb_access access = site_access(site);
     size_t slot = slot_offset(privilege, access, site->slot);
@@ -54,10 +54,14 @@ void emit_slot_miss(struct compiler *c, uint32_t number, enum flags_home flags)
     }
     emit_load(e, SCRATCH, offsetof(struct block, slot_address));
     emit_constant(e, SCRATCH2, number);
+    registers_leave(c);
     emit_call(e, c->vm->stubs.memory[privilege][access]);
+    site->reentry = has_own_registers(c) ? emit_offset(e) : 0;
+    registers_enter(c);
     emit_jump(e, again);
     emit_set_target(e, is_judged);
     emit_load(e, SCRATCH, offsetof(struct block, slot_address));
     emit_constant(e, SCRATCH2, number);
+    registers_leave(c);
     emit_jump(e, c->vm->stubs.slot);
 }

@@ -103,7 +103,7 @@ static bool can_vary(const struct compiler *c, unsigned index)
     }
     int gpr = operand->type == ZYDIS_OPERAND_TYPE_REGISTER ? rewrite_gpr(operand->reg.value) : -1;
     bool has_prefix = insn->info.raw.prefix_count > (insn->info.raw.rex ? 1 : 0);
-    return register_form(insn) && gpr >= 0 && !is_displaced(gpr) && !has_prefix;
+    return register_form(insn) && gpr >= 0 && !is_displaced(c, gpr) && !has_prefix;
 }
 
 /* Which instruction's immediate a byte of the source belongs to, or -1. */
@@ -367,7 +367,7 @@ bool compile_variable(struct compiler *c)
     }
     struct flag_effects effects = flag_effects(insn);
     int gpr = rewrite_gpr(insn->operands[0].reg.value);
-    unsigned host = gpr == RSP ? GUEST_RSP : (unsigned)gpr;
+    unsigned host = home_of(c, gpr);
     bool w = insn->info.operand_width == 64;
     unsigned size = insn->info.raw.imm[0].size;
     size_t slot = variable_slot((unsigned)number);

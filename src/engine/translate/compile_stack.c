@@ -33,21 +33,18 @@ static unsigned run_length(const struct compiler *c, ZydisMnemonic mnemonic)
 /* mov [base + displacement], guest register (uses SCRATCH2 for displaced ones) */
 static void store_register(struct compiler *c, int gpr, int32_t displacement)
 {
-    unsigned from = (unsigned)gpr;
-    if (gpr == RSP) {
-        from = GUEST_RSP;
-    } else if (is_displaced(gpr)) {
-        emit_load(&c->e, SCRATCH2, gpr_slot(from));
-        from = SCRATCH2;
+    unsigned from = is_displaced(c, gpr) ? SCRATCH2 : home_of(c, gpr);
+    if (from == SCRATCH2) {
+        emit_load(&c->e, SCRATCH2, gpr_slot((unsigned)gpr));
     }
     emit_memory(&c->e, true, OP_STORE, from, SCRATCH, displacement);
 }
 
 static void load_register(struct compiler *c, int gpr, int32_t displacement)
 {
-    unsigned to = is_displaced(gpr) ? SCRATCH2 : (unsigned)gpr;
+    unsigned to = is_displaced(c, gpr) ? SCRATCH2 : home_of(c, gpr);
     emit_memory(&c->e, true, OP_LOAD, to, SCRATCH, displacement);
-    if (is_displaced(gpr)) {
+    if (to == SCRATCH2) {
         emit_store(&c->e, SCRATCH2, gpr_slot((unsigned)gpr));
     }
 }
@@ -128,7 +125,8 @@ static void emit_return(struct compiler *c, uint32_t size)
     c->vm->sites[site].resume = 0;
     c->vm->sites[site].undo = size;
     c->vm->sites[site].uncounted = c->counts ? -1 : 0; /* pops before it are done */
-    emit_memory(e, true, 0x39, SCRATCH, RSP, 8);       /* cmp [rsp + 8], scratch */
+    registers_leave(c);
+    emit_memory(e, true, 0x39, SCRATCH, RSP, 8); /* cmp [rsp + 8], scratch */
     outline(c, OUTLINE_RETURN, emit_branch_forward(e, CONDITION_NZ), site, 0);
     emit8(e, 0xc3); /* ret */
     c->ended = true;
@@ -273,6 +271,7 @@ bool compile_call(struct compiler *c)
         compile_canonical_check(c); /* a bad target faults before the push */
         emit_store(e, SCRATCH, offsetof(struct block, spill[0]));
         emit_call_frame(c);
+        registers_leave(c);
         emit_load(e, SCRATCH, offsetof(struct block, spill[0]));
         uint8_t *missing = emit_jump_lookup(e, mode_privilege(c->mode));
         emit_jump_found(e, mode_privilege(c->mode), 2);
@@ -285,6 +284,7 @@ bool compile_call(struct compiler *c)
     emit8(e, 0x64);
     emit8(e, 0x24);
     emit8(e, 8);
+    registers_enter(c);
     c->flags = FLAGS_SAVED;
     compile_deadline_check(c, compiler_next_pc(c));
     return true;

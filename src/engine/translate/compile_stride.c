@@ -98,17 +98,17 @@ static bool fits(const struct compiler *c, const struct insn *insn, bool has_fla
         return true;
     }
     if (insn->info.mnemonic == ZYDIS_MNEMONIC_LEA) {
-        return is_direct_lea(insn);
+        return is_direct_lea(c, insn);
     }
-    return !(named & DISPLACED) && is_copied_here(c, insn) && is_plain_copy(insn) &&
+    return !(named & c->unit->displaced) && is_copied_here(c, insn) && is_plain_copy(insn) &&
            (has_flags || !flag_effects(insn).reads) &&
            !((insn->registers.implicit_read | insn->registers.implicit_written) & 1u << RSP);
 }
 
 /* The registers of an address: no displaced ones, none that change otherwise than in step. */
-static bool is_walked(const struct stride *stride, int gpr)
+static bool is_walked(const struct compiler *c, const struct stride *stride, int gpr)
 {
-    return gpr < 0 || (!is_displaced(gpr) && !(stride->changed & 1u << gpr));
+    return gpr < 0 || (!is_displaced(c, gpr) && !(stride->changed & 1u << gpr));
 }
 
 static bool is_moved(const struct stride *stride, int gpr)
@@ -167,7 +167,7 @@ static bool add_operand(struct compiler *c, struct stride *stride, uint16_t move
     const struct insn *insn = compiler_insn(c);
     struct stride_group operand;
     if (!operand_of(c, insn, rewrite_memory_operand(insn), &operand) ||
-        !is_walked(stride, operand.base) || !is_walked(stride, operand.index)) {
+        !is_walked(c, stride, operand.base) || !is_walked(c, stride, operand.index)) {
         return false;
     }
     bool base_moves = is_moved(stride, operand.base), index_moves = is_moved(stride, operand.index);
@@ -226,25 +226,21 @@ static bool plan(struct compiler *c, unsigned end, struct stride *stride)
 
 /* ---- begin ---- */
 
-static unsigned host_of(int gpr)
-{
-    return gpr == RSP ? GUEST_RSP : (unsigned)gpr;
-}
-
 static size_t slot_of(unsigned group)
 {
     return offsetof(struct block, group_slots) + 8 * group;
 }
 
 /* SCRATCH = address of the group's first byte */
-static void emit_group_address(struct emitter *e, const struct stride_group *group)
+static void emit_group_address(struct compiler *c, const struct stride_group *group)
 {
+    struct emitter *e = &c->e;
     if (group->base < 0 && group->index < 0) {
         emit_constant(e, SCRATCH, (uint64_t)group->first);
         return;
     }
-    emit_lea_full(e, true, SCRATCH, group->base < 0 ? -1 : (int)host_of(group->base),
-                  group->index < 0 ? -1 : (int)host_of(group->index), group->scale,
+    emit_lea_full(e, true, SCRATCH, group->base < 0 ? -1 : (int)home_of(c, group->base),
+                  group->index < 0 ? -1 : (int)home_of(c, group->index), group->scale,
                   (int32_t)group->first);
 }
 
@@ -275,7 +271,7 @@ static uint8_t *emit_begin_group(struct compiler *c, const struct stride *stride
     unsigned size = (unsigned)(group->end - group->first);
     size_t entry = tlb_entry_offset(mode_privilege(c->mode), group->writes ? TLB_WRITE : TLB_READ);
     bool is_absolute = group->base < 0 && group->index < 0;
-    emit_group_address(e, group);
+    emit_group_address(c, group);
     emit_check_index(e);
     emit_gs_scratch2(e, true, OP_SUB, SCRATCH, entry + offsetof(struct tlb_entry, tag));
     uint8_t *misses = emit_distance_check(e, size);
@@ -284,7 +280,7 @@ static uint8_t *emit_begin_group(struct compiler *c, const struct stride *stride
                   is_absolute ? 0 : (int32_t)-group->first);
     if (group->moving >= 0) {
         emit_room(e, stride, size, is_first);
-        emit_move(e, SCRATCH, host_of(group->moving));
+        emit_move(e, SCRATCH, home_of(c, group->moving));
         if (group->moving == group->index && group->scale > 1) {
             emit_registers(e, true, 0xc1, 4, SCRATCH); /* shl */
             emit8(e, (uint8_t)__builtin_ctz(group->scale));
@@ -308,7 +304,7 @@ static void emit_limit(struct compiler *c, const struct stride *stride, uint8_t 
         emit_registers(e, true, 0xc1, 5, SCRATCH); /* shr */
         emit8(e, (uint8_t)stride->limited_shift);
     }
-    emit_move(e, SCRATCH2, host_of(stride->limited));
+    emit_move(e, SCRATCH2, home_of(c, stride->limited));
     emit_registers(e, true, opcode, SCRATCH2, SCRATCH);
     ret_branches[0] = emit_branch_forward(e, CONDITION_O);
     emit_store(e, SCRATCH2, offsetof(struct block, stride_limit));
@@ -339,7 +335,7 @@ static void place_operand(struct compiler *c, const struct stride *stride, unsig
     map->memory_base = number > 0 ? SCRATCH2 : SCRATCH;
     map->memory_offset = (int32_t)(operand.first - (is_absolute ? group->first : 0));
     map->has_index = group->moving >= 0;
-    map->memory_index = map->has_index ? (uint8_t)host_of(group->moving) : 0;
+    map->memory_index = map->has_index ? (uint8_t)home_of(c, group->moving) : 0;
     map->memory_scale = (uint8_t)(group->moving == group->index ? group->scale : 1);
 }
 
@@ -351,12 +347,12 @@ static bool emit_round_step(struct compiler *c, const struct stride *stride, uns
     if (is_nothing(insn)) {
         return true;
     }
-    if (is_direct_lea(insn)) {
+    if (is_direct_lea(c, insn)) {
         compile_direct_lea(c);
         return true;
     }
     for (unsigned gpr = 0; gpr < GPR_COUNT; gpr++) {
-        map.host[gpr] = (uint8_t)host_of((int)gpr);
+        map.host[gpr] = (uint8_t)home_of(c, (int)gpr);
     }
     if (rewrite_memory_operand(insn)) {
         place_operand(c, stride, held, &map);
@@ -389,7 +385,7 @@ static bool emit_round(struct compiler *c, const struct stride *stride, unsigned
 static void emit_again(struct compiler *c, const struct stride *stride, uint32_t top)
 {
     struct emitter *e = &c->e;
-    emit_gs(e, true, OP_CMP, host_of(stride->limited), offsetof(struct block, stride_limit));
+    emit_gs(e, true, OP_CMP, home_of(c, stride->limited), offsetof(struct block, stride_limit));
     uint8_t *branch = emit_branch_forward(e, stride->bytes > 0 ? CONDITION_LE : CONDITION_GE);
     store_le32(branch, top - (emit_offset(e)));
 }

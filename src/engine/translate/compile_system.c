@@ -133,16 +133,16 @@ static void move_register(struct compiler *c, int gpr, bool to_guest)
 {
     struct emitter *e = &c->e;
     bool is_wide = compiler_insn(c)->info.operand_width == 64;
-    unsigned host = gpr == RSP ? GUEST_RSP : (unsigned)gpr;
-    if (is_displaced(gpr)) {
+    unsigned host = home_of(c, gpr);
+    if (is_displaced(c, gpr)) {
         if (!is_wide) { /* the upper half is zero */
             if (!to_guest) {
-                emit_gs(e, false, OP_LOAD, SCRATCH, gpr_slot(host));
+                emit_gs(e, false, OP_LOAD, SCRATCH, gpr_slot((unsigned)gpr));
                 return;
             }
             emit_registers(e, false, OP_STORE, SCRATCH, SCRATCH);
         }
-        emit_gs(e, true, to_guest ? OP_STORE : OP_LOAD, SCRATCH, gpr_slot(host));
+        emit_gs(e, true, to_guest ? OP_STORE : OP_LOAD, SCRATCH, gpr_slot((unsigned)gpr));
         return;
     }
     unsigned to = to_guest ? host : SCRATCH, from = to_guest ? SCRATCH : host;
@@ -180,10 +180,12 @@ static bool compile_fx_image(struct compiler *c, uint32_t stub)
     if (compile_address(c, &compiler_insn(c)->operands[0], &constant)) {
         emit_constant(&c->e, SCRATCH, constant);
     }
+    registers_leave(c);
     uint32_t site = site_new(c, SITE_EXECUTE);
     emit_constant(&c->e, SCRATCH2, site);
     emit_jump(&c->e, stub);
     c->vm->sites[site].resume = emit_offset(&c->e);
+    registers_enter(c);
     c->vm->sites[site].size = compiler_insn(c)->info.length;
     return true;
 }

@@ -77,6 +77,7 @@ struct compiler {
         int8_t gpr[2]; /* in SCRATCH and in SCRATCH2; -1: none */
         uint32_t at;   /* valid if this is where emission goes on */
     } held;
+    uint8_t home[GPR_COUNT];   /* host registers of guest registers */
     bool counts;               /* deterministic time: instructions are counted exactly */
     bool counted;              /* the current instruction is in the count already */
     int uncounted;             /* completed since the count was last brought up to date */
@@ -101,9 +102,14 @@ static inline uint64_t compiler_next_pc(const struct compiler *c)
 {
     return c->virtual_page + c->offsets[c->current + 1];
 }
-static inline bool is_displaced(int gpr)
+static inline bool is_displaced(const struct compiler *c, int gpr)
 {
-    return gpr >= 0 && (DISPLACED & 1u << gpr);
+    return gpr >= 0 && (c->unit->displaced & 1u << gpr);
+}
+/* The host register of a guest register that is not displaced. */
+static inline unsigned home_of(const struct compiler *c, int gpr)
+{
+    return c->home[gpr];
 }
 
 /* ---- compile_kind.c ---- */
@@ -173,6 +179,18 @@ void flags_after(struct compiler *c, const struct insn *insn, bool operand_is_ke
 /* After every instruction: a recipe ends where its registers change. */
 void recipe_after(struct compiler *c, const struct insn *insn);
 
+/* ---- compile_assign.c: which registers are displaced ---- */
+/* Decide it for the unit, which is decoded. */
+void registers_assign(struct compiler *c);
+/* From the usual registers to the unit's; nothing if those are the usual ones. Leaves the flags. */
+void registers_enter(struct compiler *c);
+/* And back. */
+void registers_leave(struct compiler *c);
+static inline bool has_own_registers(const struct compiler *c)
+{
+    return c->unit->displaced != DISPLACED;
+}
+
 /* ---- compile_displaced.c: guest registers that the block holds ---- */
 /* The scratch register that holds a displaced register just now, or -1. */
 int displaced_held(const struct compiler *c, unsigned gpr);
@@ -209,7 +227,7 @@ struct host_place compile_operand_check(struct compiler *c, const struct insn_op
 bool compile_copy(struct compiler *c);
 bool compile_lea(struct compiler *c);
 /* LEA without displaced registers: needs no scratch register. */
-bool is_direct_lea(const struct insn *insn);
+bool is_direct_lea(const struct compiler *c, const struct insn *insn);
 void compile_direct_lea(struct compiler *c);
 /* Is there nothing to do for the instruction beside the check of its operand and the copy? */
 bool is_plain_copy(const struct insn *insn);

@@ -109,5 +109,5 @@ uint64_t helper_slot(struct block *block, uint32_t number)
     if (is_restless(slot)) {
         shun(block, site);
     }
-    return cache_address(block->vm, site->resume);
+    return cache_address(block->vm, site_resume(site));
 }

@@ -15,12 +15,13 @@ struct place place_at(const struct block *block, uint32_t number)
     const struct site *site = &vm->sites[number];
     const struct unit *unit = &vm->units[site->unit];
     bool is_inline = site->kind == SITE_EXECUTE && site->resume;
+    uint64_t resume = cache_address(vm, site_resume(site));
     struct place place = {
         .rip = unit->virtual_page + site->offset,
         .gpa = unit->page << PAGE_SHIFT | site->offset,
         .unit = unit,
-        .inline_address = is_inline ? cache_address(vm, site->resume) : 0,
-        .retry_address = cache_address(vm, site->resume),
+        .inline_address = is_inline ? resume : 0,
+        .retry_address = resume,
         .generation = vm->generation,
         .drops = block->drops,
         .uncounted = site->uncounted,

@@ -8,7 +8,8 @@
  *              each privilege, so that host CALL and RET predict the guest's
  *     R9       the guest's RSP
  *     R10 R11  scratch; the guest's R9, R10 and R11 live in the block
- *     others   the guest's own registers; vector state stays in the CPU
+ *     others   the guest's own registers (hot code may have others of them in the block:
+ *              compile_assign.c); vector state stays in the CPU
  *     flags    the guest's arithmetic flags, or saved in the block (enum flags_home)
  *
  * docs/translate.md tells the whole story.
@@ -31,7 +32,7 @@ enum {
     UNIT_MAX_INSTRUCTIONS = 40,
     /* Behind many conditional branches a unit is a guess, and code that runs once pays for it. */
     UNIT_MAX_CONDITIONS = 4,
-    UNIT_MAX_HOST_BYTES = 40960, /* room that compiling one unit may need at most: extent_test */
+    UNIT_MAX_HOST_BYTES = 65536, /* room that compiling one unit may need at most: extent_test */
     UNIT_MAX_SITES = 1024,
     UNIT_MAX_LINKS = 2 * UNIT_MAX_INSTRUCTIONS,
     UNITS_MAX = 1 << 19,
@@ -260,15 +261,19 @@ struct unit {
     uint64_t second_page;  /* of an instruction across two pages; NO_PAGE: all in one */
     uint32_t saved_entry;  /* cache offset: enter with flags saved in the block */
     uint32_t host_entry;   /* cache offset: enter with flags in the CPU */
-    uint32_t loop_entry;   /* cache offset: enter with flags that loop_recipe makes; 0: none */
+    /* The same for chains from units with the same registers displaced. */
+    uint32_t inner_saved_entry, inner_host_entry;
+    uint32_t loop_entry; /* such a one, with flags that loop_recipe makes; 0: none */
     struct recipe loop_recipe;
     struct extent parts[PARTS]; /* of its code */
     uint32_t next_in_hash, next_in_page, next_in_second;
     uint32_t incoming; /* sites chained to this unit */
     uint32_t first_site, site_count;
-    uint32_t source; /* cache offset of struct source, if it checks itself; else 0 */
-    uint16_t offset; /* of its first byte in the page */
-    uint16_t length; /* of its bytes in that page */
+    uint32_t source;        /* cache offset of struct source, if it checks itself; else 0 */
+    uint32_t fault_exit[2]; /* cache offsets: a host fault, with flags in the block or the CPU */
+    uint16_t displaced;     /* guest registers that live in the block: compile_assign.c */
+    uint16_t offset;        /* of its first byte in the page */
+    uint16_t length;        /* of its bytes in that page */
     uint16_t mode;
     bool is_retired;
     bool has_slots; /* it is hot: memory operands look at slots of their own first */
@@ -319,12 +324,22 @@ struct site {
         uint32_t slot;
         uint32_t undo; /* SITE_EXECUTE: bytes by which RSP is too high (a return) */
     };
+    union {
+        uint32_t reentry; /* checks, SITE_EXECUTE: go on here, not at `resume`, if it is not 0 */
+        uint32_t far;     /* SITE_CHAIN: rel32 to units with other registers displaced, or 0 */
+    };
     struct recipe recipe; /* FLAGS_RECIPE */
     uint32_t next_incoming;
     uint32_t target_unit; /* SITE_CHAIN, SITE_PLAIN: linked to, or 0; SITE_LINK: last found */
     uint64_t target;      /* SITE_CHAIN, SITE_PLAIN, SITE_LINK, SITE_POLL: guest-virtual address */
     uint64_t target_page; /* SITE_LINK: guest-physical, of target_unit, whose entry is `resume` */
 };
+
+/* Where C goes on at a check or an instruction in interp: with the usual registers. */
+static inline uint32_t site_resume(const struct site *site)
+{
+    return site->reentry ? site->reentry : site->resume;
+}
 
 struct cache {
     uint8_t *write; /* the writable alias */
@@ -359,6 +374,13 @@ struct stubs {
     uint32_t fxsave, fxrstor; /* SCRATCH = address, SCRATCH2 = site */
 };
 
+/* What instructions do with the general registers, as far as it matters for who is displaced. */
+struct register_use {
+    uint32_t count[GPR_COUNT]; /* uses; those in chains of computation weigh more */
+    uint32_t crossings;        /* ways out and in again, where registers would be exchanged */
+    uint16_t fixed;            /* used by the opcode itself */
+};
+
 struct page_units {
     uint64_t page;
     uint64_t lines; /* 64-byte lines that bytes of its units are in */
@@ -373,6 +395,8 @@ struct page_units {
     uint64_t hold;       /* cycles that it stays so, without new code */
     uint64_t hold_until; /* then it is watched again */
     bool is_hot;         /* units of user code that are made here have slots */
+    uint16_t displaced;  /* of hot units */
+    struct register_use use;
 };
 
 struct translate_vm {
@@ -489,8 +513,8 @@ void units_retire_breaks(struct translate_vm *vm, const struct debug_points *poi
 void unit_renew(struct translate_vm *vm, struct unit *unit);
 /* The page's user code is hot from now on: its units are made anew. */
 void page_make_hot(struct translate_vm *vm, uint64_t page);
-/* Was the page declared hot? */
-bool page_is_hot(struct translate_vm *vm, uint64_t page);
+/* What is known of a page, or NULL. */
+struct page_units *page_find(struct translate_vm *vm, uint64_t page);
 /* Forget everything: the cache is full. The world is stopped. */
 void units_forget(struct translate_vm *vm);
 void site_link(struct translate_vm *vm, uint32_t site, struct unit *target);
@@ -518,6 +542,15 @@ void stubs_make(struct translate_vm *vm);
  */
 bool compile(struct block *block, gva_t gva, gpa_t gpa, uint64_t second_page, uint16_t mode,
              bool checks);
+
+/* ---- compile_assign.c ---- */
+/*
+ * The three guest registers that are to live in the block where code uses registers like this: the
+ * usual ones, unless others are worth the exchange.
+ */
+uint16_t registers_choose(const struct register_use *use);
+/* Some three, chosen by a number alone: so tests meet all of them. */
+uint16_t registers_choose_any(const struct register_use *use, uint32_t number);
 
 /* ---- space.c ---- */
 int spaces_init(struct block *block);

@@ -141,8 +141,8 @@ static bool handle_fault(struct block *block, const siginfo_t *info, ucontext_t 
     }
     block->fault_site = (uint32_t)(site - vm->sites);
     registers[REG_R8 + SCRATCH2 - R8] = block->fault_site;
-    registers[REG_RIP] = (greg_t)cache_address(
-        vm, site->flags_home == FLAGS_HOST ? vm->stubs.fault_host : vm->stubs.fault_saved);
+    registers[REG_RIP] =
+        (greg_t)cache_address(vm, unit->fault_exit[site->flags_home == FLAGS_HOST]);
     return true;
 }
 

@@ -60,7 +60,7 @@ static uint32_t *page_bucket(struct translate_vm *vm, uint64_t page)
     return &vm->page_hash[(page * 0x9e3779b97f4a7c15ull) >> 50 & (PAGE_HASH - 1)];
 }
 
-static struct page_units *page_find(struct translate_vm *vm, uint64_t page)
+struct page_units *page_find(struct translate_vm *vm, uint64_t page)
 {
     for (uint32_t n = *page_bucket(vm, page); n; n = vm->pages[n].next_in_hash) {
         if (vm->pages[n].page == page) {
@@ -230,14 +230,17 @@ static void patch(struct translate_vm *vm, uint32_t at, uint32_t target)
     __atomic_store_n((uint32_t *)(vm->cache.write + at), target - (at + 4), __ATOMIC_RELEASE);
 }
 
-/* The entry that takes the flags as a site leaves them. */
-static uint32_t entry_for(const struct site *site, const struct unit *target)
+/* The entry that takes flags and registers as a site leaves them. */
+static uint32_t entry_for(const struct site *site, bool is_inner, const struct unit *target)
 {
     if (site->flags_home != FLAGS_HOST) {
-        return target->saved_entry;
+        return is_inner ? target->inner_saved_entry : target->saved_entry;
+    }
+    if (!is_inner) {
+        return target->host_entry;
     }
     bool loops = target->loop_entry && is_same_recipe(&site->recipe, &target->loop_recipe);
-    return loops ? target->loop_entry : target->host_entry;
+    return loops ? target->loop_entry : target->inner_host_entry;
 }
 
 void site_link(struct translate_vm *vm, uint32_t number, struct unit *target)
@@ -249,7 +252,12 @@ void site_link(struct translate_vm *vm, uint32_t number, struct unit *target)
     site->target_unit = unit_number(vm, target);
     site->next_incoming = target->incoming;
     target->incoming = number;
-    patch(vm, site->patch, entry_for(site, target));
+    uint16_t displaced = site->kind == SITE_CHAIN ? vm->units[site->unit].displaced : DISPLACED;
+    if (displaced == target->displaced || displaced == DISPLACED) {
+        patch(vm, site->patch, entry_for(site, displaced == target->displaced, target));
+    } else {
+        patch(vm, site->far, target->saved_entry);
+    }
 }
 
 void site_remember(struct translate_vm *vm, uint32_t number, struct unit *target)
@@ -273,6 +281,9 @@ static void unit_unlink(struct translate_vm *vm, struct unit *unit)
         uint32_t next = site->next_incoming;
         if (site->kind != SITE_LINK) {
             patch(vm, site->patch, site->resume);
+        }
+        if (site->far) {
+            patch(vm, site->far, vm->stubs.link);
         }
         site->target_unit = 0;
         site->next_incoming = 0;
@@ -522,14 +533,9 @@ void page_make_hot(struct translate_vm *vm, uint64_t number)
     struct page_units *page = page_find(vm, number);
     if (page && !page->is_hot) {
         page->is_hot = true;
+        page->displaced = registers_choose(&page->use);
         page_retire_all(vm, page);
     }
-}
-
-bool page_is_hot(struct translate_vm *vm, uint64_t number)
-{
-    const struct page_units *page = page_find(vm, number);
-    return page && page->is_hot;
 }
 
 void units_forget(struct translate_vm *vm)

@@ -65,6 +65,9 @@ static struct unit *add(struct fixture *fixture, uint64_t page, uint64_t second,
         .parts = {{start, start + HOST_BYTES}, {outlines, outlines + OUTLINE_BYTES}},
         .saved_entry = start,
         .host_entry = start + 16,
+        .inner_saved_entry = start + 4,
+        .inner_host_entry = start + 20,
+        .displaced = DISPLACED,
         .offset = offset,
         .length = second == NO_PAGE ? 2 : (uint16_t)(PAGE_SIZE - offset),
         .mode = MODE_CODE64,
@@ -315,6 +318,7 @@ static void chains_end_with_their_target(void **state)
     for (unsigned i = 0; i < 2; i++) {
         sites[i] = vm->site_count++;
         vm->sites[sites[i]] = (struct site){
+            .unit = unit_number(vm, from),
             .kind = SITE_CHAIN,
             .flags_home = i == 0 ? FLAGS_HOST : FLAGS_SAVED,
             .patch = from->parts[PART_STRAIGHT].start + 8 * i,
@@ -322,8 +326,8 @@ static void chains_end_with_their_target(void **state)
         };
         site_link(vm, sites[i], to);
     }
-    assert_int_equal(jump_target(vm, from->parts[PART_STRAIGHT].start), to->host_entry);
-    assert_int_equal(jump_target(vm, from->parts[PART_STRAIGHT].start + 8), to->saved_entry);
+    assert_int_equal(jump_target(vm, from->parts[PART_STRAIGHT].start), to->inner_host_entry);
+    assert_int_equal(jump_target(vm, from->parts[PART_STRAIGHT].start + 8), to->inner_saved_entry);
     assert_true(retire(fixture, PAGE, 0x800, 1));
     assert_int_equal(jump_target(vm, from->parts[PART_STRAIGHT].start),
                      from->parts[PART_STRAIGHT].start + 32);
@@ -336,7 +340,57 @@ static void chains_end_with_their_target(void **state)
     /* And what takes its place can be chained to. */
     struct unit *again = add(fixture, PAGE, NO_PAGE, 0x800);
     site_link(vm, sites[0], again);
-    assert_int_equal(jump_target(vm, from->parts[PART_STRAIGHT].start), again->host_entry);
+    assert_int_equal(jump_target(vm, from->parts[PART_STRAIGHT].start), again->inner_host_entry);
+}
+
+/* What a chain leads to is entered with the registers that its end leaves. */
+static void chains_keep_to_their_registers(void **state)
+{
+    enum { OTHERS = 1u << RBX | 1u << RSI | 1u << R10 };
+    struct fixture *fixture = *state;
+    struct translate_vm *vm = fixture->vm;
+    struct unit *usual = add(fixture, PAGE, NO_PAGE, 0), *own = add(fixture, PAGE, NO_PAGE, 0x100);
+    struct unit *same = add(fixture, PAGE, NO_PAGE, 0x200);
+    own->displaced = same->displaced = OTHERS;
+    const struct {
+        struct unit *from, *to;
+        uint8_t kind, flags_home;
+        uint32_t entry, far_entry;
+    } chains[] = {
+        {own, same, SITE_CHAIN, FLAGS_HOST, same->inner_host_entry, vm->stubs.link},
+        {own, usual, SITE_CHAIN, FLAGS_HOST, 0, usual->saved_entry},
+        {usual, own, SITE_CHAIN, FLAGS_HOST, own->host_entry, 0},
+        {usual, own, SITE_CHAIN, FLAGS_SAVED, own->saved_entry, 0},
+        {own, usual, SITE_PLAIN, FLAGS_SAVED, usual->inner_saved_entry, 0},
+    };
+    uint32_t *straight = &vm->cache.parts[PART_STRAIGHT].start;
+    uint32_t starts[ARRAY_SIZE(chains)];
+    for (unsigned i = 0; i < ARRAY_SIZE(chains); i++) {
+        uint32_t number = vm->site_count++, start = *straight;
+        bool has_far = chains[i].kind == SITE_CHAIN && chains[i].from == own;
+        *straight += HOST_BYTES;
+        store_le32(vm->cache.write + start, 28); /* to its end out of line */
+        store_le32(vm->cache.write + start + 40, vm->stubs.link - (start + 44));
+        vm->sites[number] = (struct site){
+            .unit = unit_number(vm, chains[i].from),
+            .kind = chains[i].kind,
+            .flags_home = chains[i].flags_home,
+            .patch = start,
+            .resume = start + 32,
+            .far = has_far ? start + 40 : 0,
+        };
+        site_link(vm, number, chains[i].to);
+        assert_int_equal(jump_target(vm, start),
+                         chains[i].entry ? chains[i].entry : vm->sites[number].resume);
+        assert_int_equal(jump_target(vm, start + 40),
+                         has_far ? chains[i].far_entry : vm->stubs.link);
+        starts[i] = start;
+    }
+    assert_true(retire(fixture, PAGE, 0, PAGE_SIZE));
+    for (unsigned i = 0; i < ARRAY_SIZE(chains); i++) {
+        assert_int_equal(jump_target(vm, starts[i]), starts[i] + 32);
+        assert_int_equal(jump_target(vm, starts[i] + 40), vm->stubs.link);
+    }
 }
 
 static void links_know_their_target_until_it_ends(void **state)
@@ -454,6 +508,7 @@ int main(void)
         TEST(units_go_with_their_frames),
         TEST(chains_end_with_their_target),
         TEST(links_know_their_target_until_it_ends),
+        TEST(chains_keep_to_their_registers),
         TEST(host_addresses_have_owners),
         TEST(all_can_be_forgotten),
         TEST(tables_are_full_before_they_overflow),
