@@ -111,7 +111,7 @@ static inline int paging_setup(void **state)
     s->efer = EFER_LME | EFER_LMA | EFER_NXE;
     s->segment[CS].attributes = SEGMENT_P | SEGMENT_L;
     vcpu_mode_changed(&p->vcpu);
-    tlb_flush_all(&p->tlb);
+    tlb_init(&p->tlb);
     return 0;
 }
 

@@ -58,17 +58,30 @@ static void second_forget_page(struct tlb *tlb, unsigned access, gva_t gva)
     }
 }
 
+static void block_clear(struct tlb *tlb, unsigned privilege, unsigned access, unsigned block)
+{
+    for (unsigned i = block * TLB_BLOCK; i < (block + 1) * TLB_BLOCK; i++) {
+        entry_clear(tlb, privilege, access, i);
+    }
+    tlb->blocks[privilege][access][block] = 0;
+}
+
+static void flush_blocks(struct tlb *tlb, unsigned privilege, unsigned access)
+{
+    for (unsigned block = 0; block < TLB_BLOCKS; block++) {
+        if (tlb->blocks[privilege][access][block]) {
+            block_clear(tlb, privilege, access, block);
+        }
+    }
+}
+
 void tlb_flush_all(struct tlb *tlb)
 {
     for (unsigned privilege = 0; privilege < TLB_PRIVILEGES; privilege++) {
-        for (unsigned access = 0; access < TLB_ACCESSES; access++) {
-            for (unsigned i = 0; i < TLB_ENTRIES; i++) {
-                entry_clear(tlb, privilege, access, i);
-            }
-            bytes_fill(tlb->local_blocks[privilege][access], 0, TLB_ENTRIES / 64);
-        }
-        slots_empty(tlb, privilege);
+        flush_blocks(tlb, privilege, TLB_READ);
+        flush_blocks(tlb, privilege, TLB_WRITE);
     }
+    slots_forget(tlb);
     second_forget(tlb, TLB_READ);
     second_forget(tlb, TLB_WRITE);
     bytes_fill(tlb->large_local, 0, sizeof tlb->large_local);
@@ -77,17 +90,33 @@ void tlb_flush_all(struct tlb *tlb)
     walk_cache_flush(&tlb->walk_cache);
 }
 
+void tlb_init(struct tlb *tlb)
+{
+    for (unsigned privilege = 0; privilege < TLB_PRIVILEGES; privilege++) {
+        for (unsigned access = 0; access < TLB_ACCESSES; access++) {
+            /* A tag of 0 is an invalid one but around address 0. */
+            block_clear(tlb, privilege, access, 0);
+            block_clear(tlb, privilege, access, TLB_BLOCKS - 1);
+        }
+        slots_empty(tlb, privilege);
+    }
+    tlb_flush_all(tlb);
+}
+
 static void flush_local(struct tlb *tlb, unsigned privilege, unsigned access)
 {
-    bool *blocks = tlb->local_blocks[privilege][access];
-    for (unsigned i = 0; i < TLB_ENTRIES; i++) {
-        if (!blocks[i / 64]) {
-            i += 63;
-        } else if (!(tlb->pages[privilege][access][i] & TLB_GLOBAL)) {
-            entry_clear(tlb, privilege, access, i);
+    for (unsigned block = 0; block < TLB_BLOCKS; block++) {
+        uint8_t *flags = &tlb->blocks[privilege][access][block];
+        if (!(*flags & TLB_BLOCK_LOCAL)) {
+            continue;
         }
+        for (unsigned i = block * TLB_BLOCK; i < (block + 1) * TLB_BLOCK; i++) {
+            if (!(tlb->pages[privilege][access][i] & TLB_GLOBAL)) {
+                entry_clear(tlb, privilege, access, i);
+            }
+        }
+        *flags = TLB_BLOCK_USED;
     }
-    bytes_fill(blocks, 0, TLB_ENTRIES / 64);
 }
 
 void tlb_flush_non_global(struct tlb *tlb)
@@ -177,7 +206,9 @@ static void drop_physical(struct tlb *tlb, unsigned access, uint64_t first_page,
 {
     for (unsigned privilege = 0; privilege < TLB_PRIVILEGES; privilege++) {
         for (unsigned i = 0; i < TLB_ENTRIES; i++) {
-            if ((tlb->pages[privilege][access][i] & ~TLB_GLOBAL) - first_page < count) {
+            if (!tlb->blocks[privilege][access][i / TLB_BLOCK]) {
+                i += TLB_BLOCK - 1;
+            } else if ((tlb->pages[privilege][access][i] & ~TLB_GLOBAL) - first_page < count) {
                 entry_clear(tlb, privilege, access, i);
             }
         }
@@ -226,7 +257,8 @@ static void entry_set(struct tlb *tlb, enum tlb_privilege privilege, enum tlb_ac
     tlb->entries[privilege][access][index] =
         (struct tlb_entry){.tag = tag, .host = (uintptr_t)frame};
     tlb->pages[privilege][access][index] = page;
-    tlb->local_blocks[privilege][access][index / 64] |= !result->global;
+    tlb->blocks[privilege][access][index / TLB_BLOCK] |=
+        result->global ? TLB_BLOCK_USED : TLB_BLOCK_USED | TLB_BLOCK_LOCAL;
     tlb->second[access][tlb_second_index(gva)] = (struct tlb_second){
         .key = tag | tlb->second_key[privilege][access], .host = (uintptr_t)frame, .page = page};
     note_large(tlb, gva, result);

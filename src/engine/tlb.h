@@ -29,7 +29,10 @@
 #include "memory/memory.h"
 #include "x86/walk.h"
 
-enum { TLB_BITS = 10, TLB_ENTRIES = 1 << TLB_BITS };
+enum { TLB_BITS = 12, TLB_ENTRIES = 1 << TLB_BITS };
+/* Entries are looked after by blocks: most are empty most of the time. */
+enum { TLB_BLOCK_BITS = 6, TLB_BLOCK = 1 << TLB_BLOCK_BITS, TLB_BLOCKS = TLB_ENTRIES / TLB_BLOCK };
+enum tlb_block_flags { TLB_BLOCK_USED = 1, TLB_BLOCK_LOCAL = 2 };
 
 struct tlb_entry {
     uint64_t tag;
@@ -75,7 +78,7 @@ struct tlb_second {
     uint64_t host;
     uint64_t page; /* as in tlb.pages */
 };
-enum { TLB_SECOND_BITS = 12, TLB_SECOND_ENTRIES = 1 << TLB_SECOND_BITS };
+enum { TLB_SECOND_BITS = 13, TLB_SECOND_ENTRIES = 1 << TLB_SECOND_BITS };
 /* Generations begin at 1, and stand above the privilege in the lower bits of a key. */
 enum { TLB_GENERATION_SHIFT = 1, TLB_GENERATIONS = 1 << (PAGE_SHIFT - TLB_GENERATION_SHIFT) };
 
@@ -83,8 +86,8 @@ struct tlb {
     struct tlb_entry entries[TLB_PRIVILEGES][TLB_ACCESSES][TLB_ENTRIES];
     /* The guest-physical page of each entry, and TLB_GLOBAL: looked at only to drop entries. */
     uint64_t pages[TLB_PRIVILEGES][TLB_ACCESSES][TLB_ENTRIES];
-    /* Which blocks of 64 entries may hold some that are not global: the others need no flush. */
-    bool local_blocks[TLB_PRIVILEGES][TLB_ACCESSES][TLB_ENTRIES / 64];
+    /* Does a block hold any entries, any that are not global? enum tlb_block_flags. */
+    uint8_t blocks[TLB_PRIVILEGES][TLB_ACCESSES][TLB_BLOCKS];
     /* The region of each place that has pieces of large pages (0: none has, 1: several have). */
     uint64_t large_local[TLB_REGIONS], large_global[TLB_REGIONS];
     bool huge[2];
@@ -111,6 +114,8 @@ static inline uint64_t tlb_invalid_tag(unsigned index)
     return (uint64_t)(index ^ 2) << PAGE_SHIFT;
 }
 
+/* Make an empty one of zeroed memory, most of which it does not touch. */
+void tlb_init(struct tlb *tlb);
 void tlb_flush_all(struct tlb *tlb);
 void tlb_flush_non_global(struct tlb *tlb);
 void tlb_flush_page(struct tlb *tlb, gva_t gva);

@@ -386,6 +386,7 @@ static int vcpu_new(struct engine_vm *vm, unsigned index, struct engine_vcpu **r
     v->quiet = 1;
     v->deadline = UINT64_MAX;
     v->vcpu.tlb = &v->tlb;
+    tlb_init(&v->tlb);
     v->vcpu.memory = vm->config.memory;
     v->vcpu.cpuid = vm->config.cpuid;
     v->vcpu.host = &vm->wrapped;

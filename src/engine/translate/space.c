@@ -54,6 +54,12 @@ static void jumps_empty(struct jump_entry *jumps, uint32_t first, uint32_t end)
     }
 }
 
+/* In zeroed memory only the entry of address 0 seems to hold something. */
+static void jumps_init(struct jump_entry *jumps)
+{
+    jumps_empty(jumps, 0, 1);
+}
+
 static void jumps_clear(struct jump_entry *jumps, struct filled *filled)
 {
     uint32_t first, end;
@@ -156,6 +162,8 @@ int spaces_init(struct block *first)
             munmap(area, total);
             return error;
         }
+        tlb_init(&space->data->tlb);
+        jumps_init(space->data->jumps);
     }
     return 0;
 }
@@ -233,10 +241,10 @@ void spaces_reset(struct block *block)
         block_prepare_links(block, (enum privilege)p, 0, block->vm->links_ready[p]);
     }
     for (unsigned i = 0; i < SPACES_MAX; i++) {
-        jumps_empty(block->spaces[i].data->jumps, 0, JUMP_ENTRIES);
+        jumps_clear(block->spaces[i].data->jumps, &block->spaces[i].jumps_filled);
         tlb_flush_all(&block->spaces[i].data->tlb);
     }
-    jumps_empty(block->kernel_jumps, 0, JUMP_ENTRIES);
+    jumps_init(block->kernel_jumps);
     kernel_forget(block);
 }
 

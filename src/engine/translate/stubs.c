@@ -203,12 +203,12 @@ static uint32_t emit_miss(struct emitter *e, enum privilege p, enum tlb_access a
     emit_shift_right(e, false, RCX, 1);
     emit_gs_scaled(e, true, OP_STORE, RAX, RCX,
                    tlb + offsetof(struct tlb, pages[privilege][access]));
-    emit_shift_right(e, false, RCX, 6);
-    emit8(e, 0x65); /* mov byte gs:[rcx + local_blocks], 1 */
+    emit_shift_right(e, false, RCX, TLB_BLOCK_BITS);
+    emit8(e, 0x65); /* mov byte gs:[rcx + blocks], flags */
     emit8(e, 0xc6);
     emit8(e, 0x80 | RCX);
-    emit32(e, (uint32_t)(tlb + offsetof(struct tlb, local_blocks[privilege][access])));
-    emit8(e, 1);
+    emit32(e, (uint32_t)(tlb + offsetof(struct tlb, blocks[privilege][access])));
+    emit8(e, TLB_BLOCK_USED | TLB_BLOCK_LOCAL);
     emit_gs(e, true, 0xff, 0, offsetof(struct block, counters.values[COUNT_TLB_SECOND])); /* inc */
     emit_kept_load(e);
     emit8(e, 0xc3); /* ret */
