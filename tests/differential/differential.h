@@ -5,6 +5,7 @@
  *
  * forms.c      every instruction form that the decoder knows in 64-bit mode
  * sequence.c   some instructions in a row
+ * stride.c     loops over arrays
  * generate.c   from a form to a case: bytes and state, with values weighted to the boundaries
  * native.c     cases on the real CPU, one signal each
  * on_engine.c  the same cases in a guest at CPL 3 with the same two pages mapped
@@ -98,12 +99,17 @@ void generate_state(const struct insn *insn, uint64_t components, struct random 
 struct sequence_pool {
     struct form *forms;
     size_t count, general;
+    bool has_vex;
 };
 /* `forms`: those that the CPU model offers and that may run here. */
 void sequence_pool_init(const struct form *forms, size_t count, struct sequence_pool *pool);
 void sequence_pool_fini(struct sequence_pool *pool);
 void sequence_generate(const struct sequence_pool *pool, struct random *random,
                        struct test_case *ret_case);
+/* Are all flags defined behind it, or what no CPU looks at? */
+bool has_defined_flags(const struct insn *insn);
+/* A loop over the data page; with instructions that have VEX or without. */
+void stride_generate(bool has_vex, struct random *random, struct test_case *ret_case);
 void sequence_state(uint64_t components, struct random *random, struct test_case *test);
 
 enum { BATCH_MAX = 128 };

@@ -17,6 +17,7 @@ struct engine_side {
     struct test_engine engine;
     struct cpu_state initial;
     uint8_t code[4096]; /* what the guest's code page holds now */
+    unsigned codes;     /* how often that was something new */
 };
 
 /* Guest-physical places. The kernel's pages are mapped at KERNEL, for the supervisor only. */
@@ -28,8 +29,9 @@ enum {
     TASK = 0x13000,
     STACK_TOP = 0x16000,
     GDT = 0x17000,
-    CODE = 0x100000,
-    DATA = 0x101000,
+    DATA = 0x100000,
+    CODE = 0x200000, /* the first of */
+    CODE_FRAMES = 64,
     RAM_SIZE = 4 << 20,
 };
 #define KERNEL 0xffff800000000000ull
@@ -144,6 +146,16 @@ static bool has_error_code(uint64_t vector)
     return vector == 8 || vector == 17 || (vector >= 10 && vector <= 14);
 }
 
+/*
+ * Every fourth code comes to the first frame, whose units check themselves before long, for it
+ * changes so often; the others go around, and theirs are made as usual.
+ */
+static gpa_t next_frame(struct engine_side *side)
+{
+    unsigned n = side->codes++;
+    return CODE + (n & 3 ? 4096 * (n % CODE_FRAMES) : 0);
+}
+
 static int place_code(struct engine_side *side, const struct test_case *test)
 {
     uint8_t code[4096];
@@ -154,7 +166,9 @@ static int place_code(struct engine_side *side, const struct test_case *test)
         return 0;
     }
     memcpy(side->code, code, sizeof code);
-    return put(side, CODE, code, sizeof code);
+    gpa_t frame = next_frame(side), no_tables = 0;
+    int r = put(side, frame, code, sizeof code);
+    return r ? r : map(side, &no_tables, CODE_PAGE, frame, PTE_P | PTE_U | PTE_A);
 }
 
 static int take_outcome(struct engine_side *side, const struct cpu_state *state,

@@ -13,7 +13,7 @@
 enum { LENGTH_MIN = 2, LENGTH_MAX = 8, ATTEMPTS = 400 };
 
 /* Undefined flags could be read by the next instruction: then a CMP comes between. */
-static bool has_defined_flags(const struct insn *insn)
+bool has_defined_flags(const struct insn *insn)
 {
     const ZydisAccessedFlags *flags = insn->info.cpu_flags;
     switch (insn->info.meta.category) {
@@ -143,6 +143,7 @@ void sequence_pool_init(const struct form *forms, size_t count, struct sequence_
             if (!forms[i].lock && generate_bytes(&forms[i], &random, &one, &insn) &&
                 is_wanted_category(insn.info.meta.category) && is_general(&insn) == (pass == 0)) {
                 pool->forms[pool->count++] = forms[i];
+                pool->has_vex |= forms[i].encoding == ENCODE_VEX;
             }
         }
         pool->general = pass == 0 ? pool->count : pool->general;
@@ -256,6 +257,10 @@ static unsigned put_end(unsigned counter, struct random *random, unsigned start,
 void sequence_generate(const struct sequence_pool *pool, struct random *random,
                        struct test_case *test)
 {
+    if (!(random_next(random) & 3)) {
+        stride_generate(pool->has_vex, random, test);
+        return;
+    }
     unsigned wanted = LENGTH_MIN + random_next(random) % (LENGTH_MAX - LENGTH_MIN + 1);
     unsigned length = 0;
     /* often all operands are near each other: engines may check them together */
