@@ -16,11 +16,11 @@ struct code {
 
 /* Registers with a use of their own; the others take part in anything. */
 struct walk {
-    unsigned pointer, index, still, counter, limit;
+    unsigned pointer, index, still, offset, counter, limit;
     unsigned scale_bits;
-    int step; /* of the pointer, and of the index times its scale */
+    int step, index_step; /* of the pointer, and of the index: mostly in step by its scale */
     bool has_vex;
-    bool compares_pointer; /* in the end: nothing else may change it, or the loop has no end */
+    bool ends_by_pointer; /* nothing else may change it, or the loop has no end */
 };
 
 struct place {
@@ -58,9 +58,8 @@ static void put_place(struct code *code, unsigned reg, const struct place *place
         put32(code, (uint32_t)(DATA_PAGE + (uint64_t)place->displacement - next));
         return;
     }
-    int32_t displacement = place->displacement + (place->base < 0 && place->index < 0
-                                                      ? (int32_t)DATA_PAGE
-                                                      : 0);
+    int32_t displacement =
+        place->displacement + (place->base < 0 && place->index < 0 ? (int32_t)DATA_PAGE : 0);
     bool is_byte = place->base >= 0 && displacement == (int8_t)displacement;
     put8(code, (place->base < 0 ? 0 : is_byte ? 0x40 : 0x80) | middle | 4);
     put8(code, place->scale_bits << 6 | (place->index < 0 ? 4 : (unsigned)place->index & 7) << 3 |
@@ -117,31 +116,33 @@ static void put_lea(struct code *code, unsigned reg, const struct place *place)
 
 /* ANY: of general registers; FIXED: ModRM.reg is a part of the opcode */
 enum kind { ANY, FIXED, VECTOR };
-static const struct template {
+static const struct template
+{
     uint8_t prefix, map, opcode, kind, extension, immediate;
     bool sizes; /* it has 16-bit and 64-bit forms */
-} templates[] = {
-    {0, 0, 0x8b, ANY, 0, 0, true},     {0, 0, 0x89, ANY, 0, 0, true},
-    {0, 0, 0x8a, ANY, 0, 0, false},    {0, 0, 0x88, ANY, 0, 0, false},
-    {0, 0, 0x03, ANY, 0, 0, true},     {0, 0, 0x01, ANY, 0, 0, true},
-    {0, 0, 0x2b, ANY, 0, 0, true},     {0, 0, 0x29, ANY, 0, 0, true},
-    {0, 0, 0x33, ANY, 0, 0, true},     {0, 0, 0x31, ANY, 0, 0, true},
-    {0, 0, 0x3b, ANY, 0, 0, true},     {0, 0, 0x39, ANY, 0, 0, true},
-    {0, 0, 0x13, ANY, 0, 0, true},     {0, 0, 0x19, ANY, 0, 0, true},
-    {0, 0, 0x80, FIXED, 8, 1, false},  {0, 0, 0x83, FIXED, 8, 1, true},
-    {0, 0, 0xc6, FIXED, 0, 1, false},  {0, 0, 0xf7, FIXED, 2, 0, true},
-    {0, 0, 0xf7, FIXED, 3, 0, true},   {0, 0, 0xf7, FIXED, 4, 0, true},
-    {0, 0, 0xf7, FIXED, 6, 0, true},   {0, 0, 0xfe, FIXED, 0, 0, false},
-    {0, 0, 0xff, FIXED, 1, 0, true},   {0, 0, 0xd1, FIXED, 4, 0, true},
-    {0, 0, 0xd3, FIXED, 5, 0, true},   {0, 0, 0xd3, FIXED, 2, 0, true},
-    {0, 0, 0xc1, FIXED, 7, 1, true},   {0, 0, 0xdc, FIXED, 0, 0, false},
-    {0, 1, 0xb6, ANY, 0, 0, true},     {0, 1, 0xbf, ANY, 0, 0, true},
-    {0, 1, 0xaf, ANY, 0, 0, true},     {0, 1, 0x44, ANY, 0, 0, true},
-    {0, 1, 0x92, FIXED, 0, 0, false},  {0, 1, 0xba, FIXED, 5, 1, true},
-    {0, 1, 0xa3, ANY, 0, 0, true},     {0, 1, 0xc1, ANY, 0, 0, true},
-    {0, 1, 0xb1, ANY, 0, 0, true},     {0, 1, 0x18, FIXED, 1, 0, false},
-    {0, 1, 0x28, VECTOR, 0, 0, false}, {0, 1, 0x29, VECTOR, 0, 0, false},
-    {0, 1, 0x10, VECTOR, 0, 0, false}, {0, 1, 0x11, VECTOR, 0, 0, false},
+}
+templates[] = {
+    {0, 0, 0x8b, ANY, 0, 0, true},        {0, 0, 0x89, ANY, 0, 0, true},
+    {0, 0, 0x8a, ANY, 0, 0, false},       {0, 0, 0x88, ANY, 0, 0, false},
+    {0, 0, 0x03, ANY, 0, 0, true},        {0, 0, 0x01, ANY, 0, 0, true},
+    {0, 0, 0x2b, ANY, 0, 0, true},        {0, 0, 0x29, ANY, 0, 0, true},
+    {0, 0, 0x33, ANY, 0, 0, true},        {0, 0, 0x31, ANY, 0, 0, true},
+    {0, 0, 0x3b, ANY, 0, 0, true},        {0, 0, 0x39, ANY, 0, 0, true},
+    {0, 0, 0x13, ANY, 0, 0, true},        {0, 0, 0x19, ANY, 0, 0, true},
+    {0, 0, 0x80, FIXED, 8, 1, false},     {0, 0, 0x83, FIXED, 8, 1, true},
+    {0, 0, 0xc6, FIXED, 0, 1, false},     {0, 0, 0xf7, FIXED, 2, 0, true},
+    {0, 0, 0xf7, FIXED, 3, 0, true},      {0, 0, 0xf7, FIXED, 4, 0, true},
+    {0, 0, 0xf7, FIXED, 6, 0, true},      {0, 0, 0xfe, FIXED, 0, 0, false},
+    {0, 0, 0xff, FIXED, 1, 0, true},      {0, 0, 0xd1, FIXED, 4, 0, true},
+    {0, 0, 0xd3, FIXED, 5, 0, true},      {0, 0, 0xd3, FIXED, 2, 0, true},
+    {0, 0, 0xc1, FIXED, 7, 1, true},      {0, 0, 0xdc, FIXED, 0, 0, false},
+    {0, 1, 0xb6, ANY, 0, 0, true},        {0, 1, 0xbf, ANY, 0, 0, true},
+    {0, 1, 0xaf, ANY, 0, 0, true},        {0, 1, 0x44, ANY, 0, 0, true},
+    {0, 1, 0x92, FIXED, 0, 0, false},     {0, 1, 0xba, FIXED, 5, 1, true},
+    {0, 1, 0xab, ANY, 0, 0, true},        {0, 1, 0xc1, ANY, 0, 0, true},
+    {0, 1, 0xb1, ANY, 0, 0, true},        {0, 1, 0x18, FIXED, 1, 0, false},
+    {0, 1, 0x28, VECTOR, 0, 0, false},    {0, 1, 0x29, VECTOR, 0, 0, false},
+    {0, 1, 0x10, VECTOR, 0, 0, false},    {0, 1, 0x11, VECTOR, 0, 0, false},
     {0xf2, 1, 0x10, VECTOR, 0, 0, false}, {0xf2, 1, 0x11, VECTOR, 0, 0, false},
     {0xf2, 1, 0x58, VECTOR, 0, 0, false}, {0xf3, 1, 0x59, VECTOR, 0, 0, false},
     {0x66, 1, 0xfe, VECTOR, 0, 0, false}, {0xf3, 1, 0x6f, VECTOR, 0, 0, false},
@@ -162,9 +163,9 @@ static const struct vex_template {
 
 static unsigned other_register(struct code *code, const struct walk *walk)
 {
-    static const uint8_t others[] = {0, 2, 3, 8, 12, 15};
+    static const uint8_t others[] = {0, 2, 3, 12, 15};
     unsigned r = below(code, 64);
-    return r == 0   ? walk->compares_pointer ? walk->index : walk->pointer
+    return r == 0   ? walk->ends_by_pointer ? walk->index : walk->pointer
            : r == 1 ? walk->index
            : r == 2 ? 9 + below(code, 3)
                     : others[r % sizeof others];
@@ -191,7 +192,9 @@ static void put_vex(struct code *code, const struct walk *walk, const struct pla
     const struct vex_template *t = &vex_templates[below(code, ARRAY_SIZE(vex_templates))];
     bool is_general = !t->is_wide;
     unsigned reg = is_general ? other_register(code, walk) : below(code, 16);
-    unsigned second = !t->has_second ? 0 : is_general ? other_register(code, walk) : below(code, 16);
+    unsigned second = !t->has_second ? 0
+                      : is_general   ? other_register(code, walk)
+                                     : below(code, 16);
     put8(code, 0xc4);
     put8(code, (~((reg >> 3) << 2 | extensions(place)) & 7) << 5 | t->map);
     put8(code, (unsigned)t->w << 7 | (~second & 15) << 3 | (unsigned)t->is_wide << 2 | t->prefix);
@@ -205,7 +208,8 @@ static void put_vex(struct code *code, const struct walk *walk, const struct pla
 static struct place choose_place(struct code *code, const struct walk *walk)
 {
     unsigned r = below(code, 32);
-    int32_t near = (int32_t)below(code, 8) * 8 - 24 + (below(code, 4) ? 0 : (int32_t)below(code, 8));
+    int32_t near =
+        (int32_t)below(code, 8) * 8 - 24 + (below(code, 4) ? 0 : (int32_t)below(code, 8));
     struct place place = {.base = (int)walk->pointer, .index = -1, .displacement = near};
     if (r >= 30) {
         place = (struct place){.base = -1, .index = -1, .displacement = 256 + near};
@@ -213,7 +217,8 @@ static struct place choose_place(struct code *code, const struct walk *walk)
     } else if (r == 29) {
         place.displacement = (int32_t)below(code, 4096) - 2048;
     } else if (r == 28) {
-        place.index = (int)walk->still;
+        place.index = (int)(below(code, 4) ? walk->offset : walk->index);
+        place.scale_bits = below(code, 4);
     } else if (r >= 24) {
         place.base = below(code, 8) ? (int)walk->still : 4;
     } else if (r >= 14) {
@@ -224,9 +229,10 @@ static struct place choose_place(struct code *code, const struct walk *walk)
     return place;
 }
 
-static void put_step(struct code *code, unsigned gpr, int step)
+static void put_step(struct code *code, const struct walk *walk, unsigned gpr, int step)
 {
     struct place next = {.base = (int)gpr, .index = -1, .displacement = step};
+    next.index = below(code, 16) ? -1 : (int)walk->offset;
     switch (below(code, 4)) {
     case 0:
         put_lea(code, gpr, &next);
@@ -273,16 +279,15 @@ static void define_flags(struct code *code, unsigned start)
 
 static void put_body(struct code *code, const struct walk *walk)
 {
-    enum { MOST = 5 };
+    enum { MOST = 4 };
     unsigned count = 1 + below(code, MOST);
     unsigned pointer_at = below(code, count + 1), index_at = below(code, count + 1);
-    int divided = walk->step / (1 << walk->scale_bits);
     for (unsigned i = 0; i <= count; i++) {
         if (i == pointer_at) {
-            put_step(code, walk->pointer, walk->step);
+            put_step(code, walk, walk->pointer, walk->step);
         }
         if (i == index_at) {
-            put_step(code, walk->index, divided);
+            put_step(code, walk, walk->index, walk->index_step);
         }
         unsigned start = code->length;
         struct place place = choose_place(code, walk);
@@ -313,13 +318,41 @@ static void put_quiet(struct code *code, const struct walk *walk)
     }
 }
 
+/*
+ * The pointer and its limit; or what it points to, which ends by a fault at the latest: maybe in a
+ * register that changes before the branch.
+ */
+static unsigned put_pointer_comparison(struct code *code, const struct walk *walk)
+{
+    enum { JB = 2, JA = 7, CONDITIONS = 16 };
+    static const uint8_t opcodes[] = {0x3b, 0x39, 0x85, 0x03, 0x2b, 0x21};
+    struct place place = {.base = (int)walk->pointer, .index = -1, .displacement = 8};
+    unsigned reg = other_register(code, walk), w = below(code, 2) << 3;
+    switch (below(code, 3)) {
+    case 0:
+        put_registers(code, true, 0x39, walk->limit, walk->pointer); /* cmp pointer, limit */
+        return walk->step > 0 ? JB : JA;
+    case 1:
+        put_opcode(code, 0, w | (reg >> 3) << 2 | extensions(&place), 0,
+                   opcodes[below(code, sizeof opcodes)]);
+        put_place(code, reg, &place, 0);
+        break;
+    default:
+        put_opcode(code, 0, 8 | (reg >> 3) << 2 | extensions(&place), 0, 0x8b);
+        put_place(code, reg, &place, 0);
+        put_registers(code, below(code, 2), opcodes[below(code, sizeof opcodes)], reg,
+                      other_register(code, walk));
+        break;
+    }
+    return below(code, CONDITIONS);
+}
+
 /* The last comparison, and the condition to go on. */
 static unsigned put_comparison(struct code *code, const struct walk *walk)
 {
-    enum { JB = 2, JNZ = 5, JA = 7, JG = 15 };
-    if (walk->compares_pointer) {
-        put_registers(code, true, 0x39, walk->limit, walk->pointer); /* cmp pointer, limit */
-        return walk->step > 0 ? JB : JA;
+    enum { JNZ = 5, JA = 7, JG = 15 };
+    if (walk->ends_by_pointer) {
+        return put_pointer_comparison(code, walk);
     }
     switch (below(code, 6)) {
     case 0:
@@ -351,7 +384,7 @@ static struct walk choose_walk(struct code *code, bool has_vex)
         .index = indices[below(code, 4)],
         .step = steps[below(code, sizeof steps)],
         .has_vex = has_vex,
-        .compares_pointer = !below(code, 4),
+        .ends_by_pointer = !below(code, 3),
     };
     walk.still = walk.pointer == 6 ? 7 : 6;
     walk.counter = walk.pointer == 13 ? 1 : 13;
@@ -360,6 +393,8 @@ static struct walk choose_walk(struct code *code, bool has_vex)
     while (walk.step % (1 << walk.scale_bits)) {
         walk.scale_bits--;
     }
+    walk.offset = 8;
+    walk.index_step = below(code, 16) ? walk.step / (1 << walk.scale_bits) : walk.step;
     return walk;
 }
 
@@ -385,6 +420,8 @@ void stride_generate(bool has_vex, struct random *random, struct test_case *test
     put_lea(&code, walk.limit, &limit);
     put_registers(&code, true, 0xc7, 0, walk.counter); /* mov counter, rounds */
     put32(&code, (uint32_t)rounds);
+    put_registers(&code, true, 0xc7, 0, walk.offset);
+    put32(&code, below(&code, 32));
     put_registers(&code, true, 0xc7, 0, walk.index);
     put32(&code, below(&code, 64) - 16);
     unsigned start = code.length;
