@@ -232,7 +232,7 @@ static struct place choose_place(struct code *code, const struct walk *walk)
 static void put_step(struct code *code, const struct walk *walk, unsigned gpr, int step)
 {
     struct place next = {.base = (int)gpr, .index = -1, .displacement = step};
-    next.index = below(code, 16) ? -1 : (int)walk->offset;
+    next.index = below(code, 8) ? -1 : (int)walk->offset;
     switch (below(code, 4)) {
     case 0:
         put_lea(code, gpr, &next);
@@ -285,6 +285,9 @@ static void put_body(struct code *code, const struct walk *walk)
     for (unsigned i = 0; i <= count; i++) {
         if (i == pointer_at) {
             put_step(code, walk, walk->pointer, walk->step);
+            if (!below(code, 32)) {
+                put_step(code, walk, walk->pointer, walk->step);
+            }
         }
         if (i == index_at) {
             put_step(code, walk, walk->index, walk->index_step);
@@ -431,5 +434,6 @@ void stride_generate(bool has_vex, struct random *random, struct test_case *test
     put8(&code, 0x0f);
     put8(&code, 0x80 | condition);
     put32(&code, start - (code.length + 4));
+    put_quiet(&code, &walk); /* what is not known of the flags' origin may count there */
     test->length = (uint8_t)code.length;
 }
