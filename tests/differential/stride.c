@@ -232,7 +232,9 @@ static struct place choose_place(struct code *code, const struct walk *walk)
 static void put_step(struct code *code, const struct walk *walk, unsigned gpr, int step)
 {
     struct place next = {.base = (int)gpr, .index = -1, .displacement = step};
-    next.index = below(code, 8) ? -1 : (int)walk->offset;
+    if (!walk->ends_by_pointer && !below(code, 8)) {
+        next.index = (int)walk->offset; /* only LEA has it */
+    }
     switch (below(code, 4)) {
     case 0:
         put_lea(code, gpr, &next);
