@@ -14,7 +14,7 @@ differential-test: $(DIFFERENTIAL)
 	    $(DIFFERENTIAL) --unsurveyed 4 --engine $$engine --cpu-model v3 --sequences 20000 || exit 1; \
 	done
 	$(DIFFERENTIAL) --unsurveyed 4 --engine translate --hot --cpu-model v3 --cases 20 --sample 50
-	$(DIFFERENTIAL) --unsurveyed 4 --engine translate --hot --cpu-model v3 --sequences 20000
+	$(DIFFERENTIAL) --unsurveyed 4 --engine translate --hot --cpu-model v3 --sequences 100000
 
 differential-soak: $(DIFFERENTIAL)
 	for model in v2 v3 host; do \
