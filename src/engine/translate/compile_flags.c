@@ -324,9 +324,31 @@ static bool is_check_ahead(const struct compiler *c)
     return false;
 }
 
+/*
+ * Are the flags of before instruction `next` those at the unit's end, or at an instruction that
+ * wants them in the block? Then a recipe only puts off that they are saved.
+ */
+static bool outlive_unit(const struct compiler *c, unsigned next)
+{
+    for (unsigned i = next; i < c->count; i++) {
+        const struct insn *insn = &c->insns[i];
+        struct flag_effects effects = flag_effects(insn);
+        ZydisMnemonic mnemonic = insn->info.mnemonic;
+        if (effects.reads || effects.writes) {
+            return false;
+        }
+        if (!is_transparent(insn) && mnemonic != ZYDIS_MNEMONIC_PUSH &&
+            mnemonic != ZYDIS_MNEMONIC_POP) {
+            return true;
+        }
+    }
+    return true;
+}
+
 void flags_before(struct compiler *c, const struct insn *insn)
 {
-    bool is_kept = c->flags == FLAGS_RECIPE || (c->flags == FLAGS_HOST && is_check_ahead(c));
+    bool is_kept = c->flags == FLAGS_RECIPE ||
+                   (c->flags == FLAGS_HOST && is_check_ahead(c) && !outlive_unit(c, c->current));
     if (is_kept && breaks_recipe(c, insn) && !flag_effects(insn).writes) {
         recipe_keep(c, insn);
     }
@@ -340,7 +362,7 @@ bool flags_want_operand(const struct compiler *c, const struct insn *insn)
            !(is_told_by_result(insn) && other == 0) &&
            (register_or_immediate->type == ZYDIS_OPERAND_TYPE_IMMEDIATE ||
             recipe_name(register_or_immediate, -1) >= 0) &&
-           is_check_ahead(c);
+           is_check_ahead(c) && !outlive_unit(c, c->current + 1);
 }
 
 size_t flags_operand_slot(const struct insn *insn)
@@ -406,7 +428,7 @@ void flags_to_host(struct compiler *c)
 
 void flags_for_checks(struct compiler *c, unsigned count)
 {
-    if (c->flags == FLAGS_HOST && c->recipe.kind != RECIPE_NONE) {
+    if (c->flags == FLAGS_HOST && c->recipe.kind != RECIPE_NONE && !outlive_unit(c, c->current)) {
         c->flags = FLAGS_RECIPE;
     }
     if (c->flags != FLAGS_RECIPE) {
