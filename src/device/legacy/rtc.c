@@ -211,7 +211,7 @@ static uint64_t next_event(const struct rtc *rtc)
         uint64_t cycle = (rtc->seen_periods / period + 1) * period;
         due = (uint64_t)(((unsigned __int128)cycle * NS_PER_S + 32767) / 32768);
     }
-    if ((enabled & (B_UPDATE | B_ALARM)) && !(enabled & B_SET)) {
+    if ((enabled & (B_UPDATE | B_ALARM)) && !(rtc->cmos[REGISTER_B] & B_SET)) {
         uint64_t second =
             enabled & B_UPDATE ? rtc->seen_second + 1 : alarm_next(rtc, rtc->seen_second);
         uint64_t now = rtc_now(rtc);

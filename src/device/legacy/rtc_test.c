@@ -178,6 +178,23 @@ static void test_periodic(void **state)
     assert_false(f->line.level);
 }
 
+/* While the guest sets the time there are no updates and no alarms, interrupts pending or not. */
+static void test_alarm_while_set(void **state)
+{
+    struct fixture *f = *state;
+    const struct rtc *rtc = rtc_of(f->device);
+    set(f, HOUR_ALARM, 0);
+    set(f, MINUTE_ALARM, 0);
+    set(f, SECOND_ALARM, 5);
+    set(f, REGISTER_B, B_24H | B_PERIODIC | B_ALARM);
+    test_clock_advance(f->clock, NS_PER_S);
+    assert_int_equal(f->line.level, 1);
+    set(f, REGISTER_B, B_SET | B_24H | B_PERIODIC | B_ALARM);
+    assert_int_equal(next_event(rtc), UINT64_MAX);
+    test_clock_advance(f->clock, 20ull * NS_PER_S);
+    assert_int_equal(get(f, REGISTER_C), C_REQUEST | B_PERIODIC);
+}
+
 static void test_memory(void **state)
 {
     struct fixture *f = *state;
@@ -226,9 +243,16 @@ static void test_visit(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        TEST(test_formats), TEST(test_setting),  TEST(test_update_in_progress),
-        TEST(test_alarm),   TEST(test_periodic), TEST(test_update_interrupt),
-        TEST(test_memory),  TEST(test_visit),    TEST(test_impossible_dates),
+        TEST(test_formats),
+        TEST(test_setting),
+        TEST(test_update_in_progress),
+        TEST(test_alarm),
+        TEST(test_alarm_while_set),
+        TEST(test_periodic),
+        TEST(test_update_interrupt),
+        TEST(test_memory),
+        TEST(test_visit),
+        TEST(test_impossible_dates),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
