@@ -5,8 +5,10 @@
  * for each row, --limit-mean for the geometric mean of all (those that only report left out).
  *
  *     bench --rounds N --native COMMAND --doppel COMMAND --tcg COMMAND    (run by sh -c)
- *           [--limit-row X] [--limit-mean X] [--verbose]
+ *           [--limit-row X] [--limit-mean X] [--save FILE --model NAME --conditions TEXT]
+ * [--verbose]
  *
+ * --save keeps the results (results.h) for picture.c; those of a run that failed in FILE.failed.
  * An engine that is given several commands runs them one after the other in each round.
  */
 #include <errno.h>
@@ -23,15 +25,9 @@
 #include <time.h>
 #include <unistd.h>
 
-enum { ENGINES = 3, COMMANDS_MAX = 4, ROWS_MAX = 80, LIMIT_SECONDS = 900 };
-static const char *const engine_names[ENGINES] = {"native", "doppel", "tcg"};
+#include "results.h"
 
-struct row {
-    char group[16], name[24];
-    double best[ENGINES]; /* nanoseconds; 0: not measured */
-    char check[ENGINES][24];
-    bool varies; /* an engine's own results differ */
-};
+enum { COMMANDS_MAX = 4, LIMIT_SECONDS = 900 };
 
 /* What one engine did over all rounds; the best of times, the most of memory. */
 struct engine {
@@ -45,8 +41,7 @@ struct engine {
 };
 
 struct bench {
-    struct row rows[ROWS_MAX];
-    size_t row_count;
+    struct results results;
     struct engine engines[ENGINES];
     double limit_row, limit_mean; /* 0: none */
 };
@@ -56,22 +51,6 @@ static double now(void)
     struct timespec t;
     clock_gettime(CLOCK_MONOTONIC, &t);
     return (double)t.tv_sec + (double)t.tv_nsec / 1e9;
-}
-
-static struct row *row_of(struct bench *bench, const char *group, const char *name)
-{
-    for (size_t i = 0; i < bench->row_count; i++) {
-        if (!strcmp(bench->rows[i].name, name)) {
-            return &bench->rows[i];
-        }
-    }
-    if (bench->row_count == ROWS_MAX) {
-        return NULL;
-    }
-    struct row *row = &bench->rows[bench->row_count++];
-    snprintf(row->group, sizeof row->group, "%s", group);
-    snprintf(row->name, sizeof row->name, "%s", name);
-    return row;
 }
 
 /* When a line with the guest's time came. */
@@ -100,24 +79,24 @@ static void take_line(struct bench *bench, struct run *run, char *line)
 {
     char group[16], name[24], value[24];
     double number;
-    char *at;
+    struct results *results = &bench->results;
     if (sscanf(line, "row %15s %23s %lf", group, name, &number) == 3) {
-        struct row *row = row_of(bench, group, name);
+        struct row *row = results_row(&bench->results, group, name);
         run->has_rows = true;
         if (row && (!row->best[run->engine] || number < row->best[run->engine])) {
             row->best[run->engine] = number;
         }
     } else if (sscanf(line, "check %23s %23s", name, value) == 2) {
-        for (size_t i = 0; i < bench->row_count; i++) {
-            char *check = bench->rows[i].check[run->engine];
-            if (!strcmp(bench->rows[i].name, name)) {
-                bench->rows[i].varies |= *check && strcmp(check, value);
+        for (size_t i = 0; i < results->row_count; i++) {
+            char *check = results->rows[i].check[run->engine];
+            if (!strcmp(results->rows[i].name, name)) {
+                results->rows[i].varies |= *check && strcmp(check, value);
                 snprintf(check, 24, "%s", value);
             }
         }
     } else if (sscanf(line, "clock %lf", &number) == 1) {
         take_clock(run->has_rows ? &run->last : &run->first, number / 1e9);
-    } else if ((at = strstr(line, "BENCH-INIT"))) {
+    } else if (strstr(line, "BENCH-INIT")) {
         run->init = now() - run->start;
     } else if (strstr(line, "BENCH-DONE")) {
         run->done = true;
@@ -235,11 +214,6 @@ static void run_engine(struct bench *bench, unsigned index, bool verbose)
     }
 }
 
-static double ratio(const struct row *row, unsigned engine)
-{
-    return row->best[0] && row->best[engine] ? row->best[engine] / row->best[0] : 0;
-}
-
 static void print_ratio(double value)
 {
     if (value) {
@@ -249,69 +223,44 @@ static void print_ratio(double value)
     }
 }
 
-static bool only_reports(const struct row *row)
-{
-    static const char *const groups[] = {"report", "smp", "code", "first"};
-    for (size_t i = 0; i < sizeof groups / sizeof groups[0]; i++) {
-        if (!strcmp(row->group, groups[i])) {
-            return true;
-        }
-    }
-    return false;
-}
-
-/* The geometric mean of a group's ratios; `all` leaves out the groups that only report. */
-static double group_mean(const struct bench *bench, const char *group, unsigned engine)
-{
-    double sum = 0;
-    unsigned count = 0;
-    for (size_t i = 0; i < bench->row_count; i++) {
-        const struct row *row = &bench->rows[i];
-        bool wanted = group ? !strcmp(row->group, group) : !only_reports(row);
-        if (wanted && ratio(row, engine)) {
-            sum += log(ratio(row, engine));
-            count++;
-        }
-    }
-    return count ? exp(sum / count) : 0;
-}
-
-static void print_rows(const struct bench *bench)
+static void print_rows(const struct results *results)
 {
     printf("\n%-9s %-20s %14s %10s %10s\n", "group", "row", "native ns", "doppel", "tcg");
-    for (size_t i = 0; i < bench->row_count; i++) {
-        const struct row *row = &bench->rows[i];
+    for (size_t i = 0; i < results->row_count; i++) {
+        const struct row *row = &results->rows[i];
         printf("%-9s %-20s %14.2f", row->group, row->name, row->best[0]);
-        print_ratio(ratio(row, 1));
-        print_ratio(ratio(row, 2));
-        printf("%s\n", ratio(row, 1) > ratio(row, 2) && ratio(row, 2) ? "  slower than tcg" : "");
+        print_ratio(row_ratio(row, 1));
+        print_ratio(row_ratio(row, 2));
+        printf("%s\n", row_ratio(row, 1) > row_ratio(row, 2) && row_ratio(row, 2)
+                           ? "  slower than tcg"
+                           : "");
     }
     printf("\n%-9s %46s %10s   (geometric means)\n", "group", "doppel", "tcg");
-    for (size_t i = 0; i < bench->row_count; i++) {
-        const char *group = bench->rows[i].group;
+    for (size_t i = 0; i < results->row_count; i++) {
+        const char *group = results->rows[i].group;
         size_t first = 0;
-        while (strcmp(bench->rows[first].group, group)) {
+        while (strcmp(results->rows[first].group, group)) {
             first++;
         }
         if (first < i) {
             continue;
         }
         printf("%-9s %35s", group, "");
-        print_ratio(group_mean(bench, group, 1));
-        print_ratio(group_mean(bench, group, 2));
+        print_ratio(results_mean(results, group, 1));
+        print_ratio(results_mean(results, group, 2));
         printf("\n");
     }
     printf("%-9s %35s", "all", "");
-    print_ratio(group_mean(bench, NULL, 1));
-    print_ratio(group_mean(bench, NULL, 2));
+    print_ratio(results_mean(results, NULL, 1));
+    print_ratio(results_mean(results, NULL, 2));
     printf("   (without code, smp, first, report)\n");
 }
 
-static int judge_results(const struct bench *bench)
+static int judge_results(const struct results *results)
 {
     int failures = 0;
-    for (size_t i = 0; i < bench->row_count; i++) {
-        const struct row *row = &bench->rows[i];
+    for (size_t i = 0; i < results->row_count; i++) {
+        const struct row *row = &results->rows[i];
         if (row->varies) {
             printf("FAILED: the result of %s varies from run to run\n", row->name);
             failures++;
@@ -329,16 +278,17 @@ static int judge_results(const struct bench *bench)
 
 static int judge_limits(const struct bench *bench)
 {
+    const struct results *results = &bench->results;
     int failures = 0;
-    for (size_t i = 0; i < bench->row_count && bench->limit_row; i++) {
-        const struct row *row = &bench->rows[i];
-        if (!only_reports(row) && ratio(row, 1) > bench->limit_row) {
+    for (size_t i = 0; i < results->row_count && bench->limit_row; i++) {
+        const struct row *row = &results->rows[i];
+        if (!row_only_reports(row) && row_ratio(row, 1) > bench->limit_row) {
             printf("FAILED: %s is %.2fx, above the limit of %.2fx for a row\n", row->name,
-                   ratio(row, 1), bench->limit_row);
+                   row_ratio(row, 1), bench->limit_row);
             failures++;
         }
     }
-    double mean = group_mean(bench, NULL, 1);
+    double mean = results_mean(results, NULL, 1);
     if (bench->limit_mean && mean > bench->limit_mean) {
         printf("FAILED: the mean of all is %.2fx, above the limit of %.2fx\n", mean,
                bench->limit_mean);
@@ -371,21 +321,44 @@ static int judge(const struct bench *bench)
             failures++;
         }
     }
-    failures += judge_results(bench) + judge_limits(bench);
+    failures += judge_results(&bench->results) + judge_limits(bench);
     return failures ? 1 : 0;
+}
+
+/* Those of a run that failed must not be taken for good ones. */
+static int save(struct bench *bench, const char *path, bool failed)
+{
+    char text[4096];
+    snprintf(text, sizeof text, "%s%s", path, failed ? ".failed" : "");
+    for (unsigned e = 1; e < ENGINES; e++) {
+        bench->results.boot_seconds[e] = bench->engines[e].init_seconds;
+    }
+    if (results_save(&bench->results, text)) {
+        fprintf(stderr, "bench: save '%s': %s\n", text, strerror(errno));
+        return 1;
+    }
+    return failed;
 }
 
 int main(int argc, char **argv)
 {
     static const struct option known[] = {
-        {"rounds", required_argument, NULL, 'r'},     {"native", required_argument, NULL, '0'},
-        {"doppel", required_argument, NULL, '1'},     {"tcg", required_argument, NULL, '2'},
-        {"verbose", no_argument, NULL, 'v'},          {"limit-row", required_argument, NULL, 'l'},
-        {"limit-mean", required_argument, NULL, 'm'}, {NULL, 0, NULL, 0},
+        {"rounds", required_argument, NULL, 'r'},
+        {"native", required_argument, NULL, '0'},
+        {"doppel", required_argument, NULL, '1'},
+        {"tcg", required_argument, NULL, '2'},
+        {"verbose", no_argument, NULL, 'v'},
+        {"limit-row", required_argument, NULL, 'l'},
+        {"limit-mean", required_argument, NULL, 'm'},
+        {"save", required_argument, NULL, 's'},
+        {"model", required_argument, NULL, 'M'},
+        {"conditions", required_argument, NULL, 'c'},
+        {NULL, 0, NULL, 0},
     };
     static struct bench bench;
     int option, rounds = 1;
     bool verbose = false;
+    const char *path = NULL;
     while ((option = getopt_long(argc, argv, "", known, NULL)) != -1) {
         if (option == 'r') {
             rounds = atoi(optarg);
@@ -395,6 +368,12 @@ int main(int argc, char **argv)
             bench.limit_row = atof(optarg);
         } else if (option == 'm') {
             bench.limit_mean = atof(optarg);
+        } else if (option == 's') {
+            path = optarg;
+        } else if (option == 'M') {
+            snprintf(bench.results.model, sizeof bench.results.model, "%s", optarg);
+        } else if (option == 'c') {
+            snprintf(bench.results.conditions, sizeof bench.results.conditions, "%s", optarg);
         } else if (option >= '0' && option <= '2' &&
                    bench.engines[option - '0'].command_count < COMMANDS_MAX) {
             struct engine *engine = &bench.engines[option - '0'];
@@ -411,8 +390,9 @@ int main(int argc, char **argv)
             }
         }
     }
-    if (bench.row_count) {
-        print_rows(&bench);
+    if (bench.results.row_count) {
+        print_rows(&bench.results);
     }
-    return judge(&bench);
+    int failed = judge(&bench);
+    return path ? save(&bench, path, failed) : failed;
 }
