@@ -133,9 +133,6 @@ bool is_transparent(const struct insn *insn);
 bool is_copied_here(const struct compiler *c, const struct insn *insn);
 /* Does the instruction at this address of the unit's page go on in the next page? */
 bool crosses_page(const struct compiler *c, uint64_t pc);
-uint32_t site_new(struct compiler *c, enum site_kind kind);
-void outline(struct compiler *c, enum outline_kind kind, uint8_t *branch, uint32_t site,
-             uint64_t constant);
 /*
  * Bring the count of instructions up to date, `ahead` of the current one and those that follow it
  * in a run: for instructions that may leave the unit. Uses SCRATCH2.
@@ -150,6 +147,13 @@ void compile_deadline_check(struct compiler *c, uint64_t pc);
 void compile_execute(struct compiler *c);
 /* If kicks are waiting, leave with state.rip = `pc` before it runs. Flags are saved. */
 void compile_poll(struct compiler *c, uint64_t pc, size_t word);
+
+/* ---- compile_outline.c ---- */
+uint32_t site_new(struct compiler *c, enum site_kind kind);
+void outline(struct compiler *c, enum outline_kind kind, uint8_t *branch, uint32_t site,
+             uint64_t constant);
+/* Behind the straight path: the outlines, and entries and exits with the usual registers. */
+void emit_outlines(struct compiler *c);
 
 /* ---- compile_flags.c ---- */
 /* What one instruction means for the arithmetic flags. */
