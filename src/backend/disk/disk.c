@@ -16,8 +16,23 @@ int disk_submit(struct disk *disk, struct disk_request *request)
     if (disk->readonly && !is_read && request->operation != DISK_FLUSH) {
         return fail(-EROFS, "a change of a read-only disk");
     }
+    request->more = false;
     disk->ops->submit(disk, request);
     return 0;
+}
+
+void disk_hold(struct disk *disk)
+{
+    if (disk->ops->hold) {
+        disk->ops->hold(disk);
+    }
+}
+
+void disk_release(struct disk *disk)
+{
+    if (disk->ops->release) {
+        disk->ops->release(disk);
+    }
 }
 
 void disk_drain(struct disk *disk)

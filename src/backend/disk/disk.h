@@ -26,11 +26,16 @@ struct disk_request {
     /* `result` is 0 or a negative errno; all of `length` was transferred if 0. */
     void (*done)(struct disk_request *request, int result);
     struct disk_request *next; /* the backend's while it owns the request */
+    /* For done(): the same thread calls done() of another request of this disk right after it. */
+    bool more;
 };
 
 struct disk;
 struct disk_ops {
     void (*submit)(struct disk *disk, struct disk_request *request);
+    /* disk_hold() and disk_release(). NULL: each request is passed on at once. */
+    void (*hold)(struct disk *disk);
+    void (*release)(struct disk *disk);
     /* Wait until nothing is in flight. */
     void (*drain)(struct disk *disk);
     void (*free)(struct disk *disk);
@@ -50,6 +55,12 @@ struct disk {
  */
 int disk_submit(struct disk *disk, struct disk_request *request)
     __attribute__((warn_unused_result));
+/*
+ * What is submitted between the two may be kept back, so that the host is called once for all of
+ * it. Any thread; they nest, also between threads. Who holds waits for no request meanwhile.
+ */
+void disk_hold(struct disk *disk);
+void disk_release(struct disk *disk);
 /*
  * Returns when nothing is in flight, including what done() submitted meanwhile. Not from done(),
  * and without any lock that done() takes. NULL is fine for this and for disk_free().

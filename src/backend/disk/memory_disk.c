@@ -69,6 +69,7 @@ bool memory_disk_step(struct memory_disk *self)
     if (!error) {
         perform(self, request);
     }
+    request->more = self->burst && self->first;
     request->done(request, error);
     return true;
 }
@@ -87,8 +88,21 @@ static void memory_disk_free(struct disk *disk)
     free(self);
 }
 
+static void memory_disk_hold(struct disk *disk)
+{
+    memory_disk_of(disk)->holders++;
+}
+
+static void memory_disk_release(struct disk *disk)
+{
+    ASSERT(memory_disk_of(disk)->holders);
+    memory_disk_of(disk)->holders--;
+}
+
 static const struct disk_ops memory_disk_ops = {
     .submit = memory_disk_submit,
+    .hold = memory_disk_hold,
+    .release = memory_disk_release,
     .drain = memory_disk_drain,
     .free = memory_disk_free,
 };

@@ -13,6 +13,8 @@ struct memory_disk {
     unsigned waiting;
     int errors[DISK_WRITE_ZEROES + 1]; /* by operation: not 0 is the result of all such requests */
     unsigned completed[DISK_WRITE_ZEROES + 1];
+    bool burst;       /* say of each request that those behind it follow at once */
+    unsigned holders; /* who holds it now */
 };
 
 struct memory_disk *memory_disk_new(uint64_t size, bool readonly);

@@ -263,8 +263,30 @@ static void raw_free(struct disk *disk)
     raw_destroy(raw);
 }
 
+/* For the ring only: the workers take requests one by one. */
+static void raw_hold(struct disk *disk)
+{
+    struct raw_disk *raw = raw_of(disk);
+    pthread_mutex_lock(&raw->lock);
+    raw->holders++;
+    pthread_mutex_unlock(&raw->lock);
+}
+
+static void raw_release(struct disk *disk)
+{
+    struct raw_disk *raw = raw_of(disk);
+    pthread_mutex_lock(&raw->lock);
+    ASSERT(raw->holders);
+    if (--raw->holders == 0 && raw->engine == RAW_RING) {
+        raw_ring_flush(raw);
+    }
+    pthread_mutex_unlock(&raw->lock);
+}
+
 static const struct disk_ops raw_ops = {
     .submit = raw_submit,
+    .hold = raw_hold,
+    .release = raw_release,
     .drain = raw_drain,
     .free = raw_free,
 };

@@ -30,6 +30,7 @@ struct raw_disk {
     pthread_mutex_t lock; /* guards everything below, and the ring's submission side */
     pthread_cond_t idle;  /* in_flight became 0, or a thread started */
     unsigned in_flight;
+    unsigned holders; /* while there are any, the ring's entries may wait */
     pthread_t threads[RAW_WORKERS];
     unsigned thread_count, started_count;
     struct io_uring ring;
@@ -58,6 +59,8 @@ int raw_start_thread(struct raw_disk *raw, void *(*run)(void *raw));
 int raw_ring_open(struct raw_disk *raw);
 void raw_ring_close(struct raw_disk *raw);
 void raw_ring_submit(struct raw_disk *raw, struct disk_request *request);
+/* Hand what was kept back to the kernel. The lock is held. */
+void raw_ring_flush(struct raw_disk *raw);
 
 /* The worker threads. */
 int raw_workers_open(struct raw_disk *raw);

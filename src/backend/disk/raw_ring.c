@@ -67,6 +67,7 @@ static void *complete(void *argument)
         unsigned count = reap(raw, requests, results);
         for (unsigned i = 0; i < count; i++) {
             if (requests[i]) {
+                requests[i]->more = i + 1 < count && requests[i + 1];
                 raw_complete(raw, requests[i], settle(raw, requests[i], results[i]));
             } else {
                 stop = true;
@@ -101,13 +102,28 @@ static void prepare(const struct raw_disk *raw, struct io_uring_sqe *entry,
     }
 }
 
+void raw_ring_flush(struct raw_disk *raw)
+{
+    while (io_uring_sq_ready(&raw->ring)) {
+        int submitted = io_uring_submit(&raw->ring);
+        if (submitted <= 0) { /* the host is short of memory for a moment, or a signal came */
+            ASSERT(submitted == -EAGAIN || submitted == -EBUSY || submitted == -EINTR ||
+                   submitted == -ENOMEM || submitted == 0);
+            sched_yield();
+        }
+    }
+}
+
 /* `request` == NULL: the completion thread ends. */
 static void submit(struct raw_disk *raw, struct disk_request *request)
 {
     pthread_mutex_lock(&raw->lock);
-    /* Each entry is handed over below, so there is always a free one. */
     struct io_uring_sqe *entry = io_uring_get_sqe(&raw->ring);
-    ASSERT(entry);
+    if (!entry) { /* all of them are kept back */
+        raw_ring_flush(raw);
+        entry = io_uring_get_sqe(&raw->ring);
+        ASSERT(entry);
+    }
     if (request) {
         prepare(raw, entry, request);
     } else {
@@ -115,12 +131,8 @@ static void submit(struct raw_disk *raw, struct disk_request *request)
     }
     io_uring_sqe_set_flags(entry, IOSQE_FIXED_FILE);
     io_uring_sqe_set_data(entry, request);
-    int submitted;
-    while ((submitted = io_uring_submit(&raw->ring)) != 1) {
-        /* The host is short of memory for a moment, or a signal came. */
-        ASSERT(submitted == -EAGAIN || submitted == -EBUSY || submitted == -EINTR ||
-               submitted == -ENOMEM || submitted == 0);
-        sched_yield();
+    if (!request || !raw->holders) {
+        raw_ring_flush(raw);
     }
     pthread_mutex_unlock(&raw->lock);
 }

@@ -27,7 +27,7 @@ void virtio_init(struct virtio_device *virtio, const struct device_ops *device_o
                  const struct virtio_ops *ops, struct memory *memory, uint64_t features,
                  const char *id)
 {
-    ASSERT(ops->queue_count <= VIRTIO_QUEUES_MAX && ops->queue_size <= VIRTQUEUE_SIZE_MAX);
+    ASSERT(ops->queue_size <= VIRTQUEUE_SIZE_MAX);
     *virtio = (struct virtio_device){
         .ops = ops,
         .memory = memory,
@@ -35,8 +35,15 @@ void virtio_init(struct virtio_device *virtio, const struct device_ops *device_o
             features | VIRTIO_F_VERSION_1 | VIRTIO_F_INDIRECT_DESC | VIRTIO_F_EVENT_IDX,
     };
     device_init(&virtio->device, device_ops, id);
-    for (unsigned i = 0; i < ops->queue_count; i++) {
-        virtqueue_init(&virtio->queues[i], memory, ops->queue_size);
+    virtio_set_queue_count(virtio, ops->queue_count);
+}
+
+void virtio_set_queue_count(struct virtio_device *virtio, unsigned count)
+{
+    ASSERT(count <= VIRTIO_QUEUES_MAX && !virtio->transport);
+    virtio->queue_count = (uint16_t)count;
+    for (unsigned i = 0; i < count; i++) {
+        virtqueue_init(&virtio->queues[i], virtio->memory, virtio->ops->queue_size);
     }
 }
 
@@ -52,7 +59,7 @@ bool virtio_queue_is_live(const struct virtio_device *virtio, unsigned queue)
 {
     uint8_t relevant = VIRTIO_FEATURES_OK | VIRTIO_DRIVER_OK | VIRTIO_NEEDS_RESET | VIRTIO_FAILED;
     return (virtio->status & relevant) == (VIRTIO_FEATURES_OK | VIRTIO_DRIVER_OK) &&
-           !virtio->paused && !virtio->resetting && queue < virtio->ops->queue_count &&
+           !virtio->paused && !virtio->resetting && queue < virtio->queue_count &&
            virtio->queues[queue].enabled;
 }
 
@@ -66,7 +73,7 @@ void virtio_serve(struct virtio_device *virtio, unsigned queue)
 
 static void serve_all(struct virtio_device *virtio)
 {
-    for (unsigned i = 0; i < virtio->ops->queue_count; i++) {
+    for (unsigned i = 0; i < virtio->queue_count; i++) {
         virtio_serve(virtio, i);
     }
 }
@@ -84,22 +91,36 @@ bool virtio_pop(struct virtio_device *virtio, unsigned queue, struct virtio_chai
     return found;
 }
 
-void virtio_push(struct virtio_device *virtio, unsigned queue, uint16_t head, uint32_t written)
+/* Paused is fine: a request in flight may end. */
+static bool may_answer(const struct virtio_device *virtio)
 {
-    /* Paused is fine: a request in flight may end. */
-    if (virtio->resetting || (virtio->status & VIRTIO_NEEDS_RESET)) {
+    return !virtio->resetting && !(virtio->status & VIRTIO_NEEDS_RESET);
+}
+
+void virtio_put(struct virtio_device *virtio, unsigned queue, uint16_t head, uint32_t written)
+{
+    if (may_answer(virtio) && virtqueue_push(&virtio->queues[queue], head, written)) {
+        virtio_needs_reset(virtio);
+    }
+}
+
+void virtio_signal(struct virtio_device *virtio, unsigned queue)
+{
+    if (!may_answer(virtio)) {
         return;
     }
-    struct virtqueue *virtqueue = &virtio->queues[queue];
-    int wanted = virtqueue_push(virtqueue, head, written);
-    if (!wanted) {
-        wanted = virtqueue_wants_interrupt(virtqueue);
-    }
+    int wanted = virtqueue_wants_interrupt(&virtio->queues[queue]);
     if (wanted < 0) {
         virtio_needs_reset(virtio);
     } else if (wanted && virtio->transport) {
         virtio->transport_ops->queue_interrupt(virtio->transport, queue);
     }
+}
+
+void virtio_push(struct virtio_device *virtio, unsigned queue, uint16_t head, uint32_t written)
+{
+    virtio_put(virtio, queue, head, written);
+    virtio_signal(virtio, queue);
 }
 
 void virtio_config_changed(struct virtio_device *virtio)
@@ -132,7 +153,7 @@ static void reset_by_driver(struct virtio_device *virtio)
     }
     virtio->status = 0;
     virtio->features_accepted = 0;
-    for (unsigned i = 0; i < virtio->ops->queue_count; i++) {
+    for (unsigned i = 0; i < virtio->queue_count; i++) {
         virtqueue_reset(&virtio->queues[i]);
     }
     if (virtio->ops->reset) {
@@ -146,7 +167,7 @@ static void reset_by_driver(struct virtio_device *virtio)
 
 static void settle_features(struct virtio_device *virtio)
 {
-    for (unsigned i = 0; i < virtio->ops->queue_count; i++) {
+    for (unsigned i = 0; i < virtio->queue_count; i++) {
         virtio->queues[i].event_index = virtio_has(virtio, VIRTIO_F_EVENT_IDX);
         virtio->queues[i].indirect = virtio_has(virtio, VIRTIO_F_INDIRECT_DESC);
     }
@@ -195,7 +216,7 @@ void virtio_set_features(struct virtio_device *virtio, unsigned word, uint32_t f
 
 void virtio_enable_queue(struct virtio_device *virtio, unsigned queue)
 {
-    if (queue >= virtio->ops->queue_count || virtio->resetting) {
+    if (queue >= virtio->queue_count || virtio->resetting) {
         return;
     }
     if (virtqueue_is_sane(&virtio->queues[queue])) {
@@ -256,7 +277,13 @@ void virtio_device_resume(struct device *device)
 
 static void visit_queues(struct virtio_device *virtio, struct visitor *v)
 {
-    for (unsigned i = 0; i < virtio->ops->queue_count; i++) {
+    uint16_t count = virtio->queue_count;
+    visit_u16(v, "queue_count", &count);
+    if (visitor_mode(v) == VISITOR_READ && !visitor_error(v) && count != virtio->queue_count) {
+        visitor_fail(v, -EINVAL, "a virtio device was saved with another number of queues");
+        return;
+    }
+    for (unsigned i = 0; i < virtio->queue_count; i++) {
         struct virtqueue *queue = &virtio->queues[i];
         visit_begin(v, "queue", 1);
         virtqueue_visit(queue, v);

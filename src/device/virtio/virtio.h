@@ -33,14 +33,14 @@ enum {
 #define VIRTIO_F_EVENT_IDX     (UINT64_C(1) << 29)
 #define VIRTIO_F_VERSION_1     (UINT64_C(1) << 32)
 
-enum { VIRTIO_QUEUES_MAX = 4 };
+enum { VIRTIO_QUEUES_MAX = 18 };
 
 struct virtio_device;
 
 /* A device type. Everything is called with the lock held unless it says otherwise. */
 struct virtio_ops {
     uint16_t type;
-    uint16_t queue_count, queue_size;
+    uint16_t queue_count, queue_size; /* the count is a default: virtio_set_queue_count() */
     uint32_t config_size;
     /* [offset, offset + size) is inside the device's configuration; size is 1, 2, 4 or 8. */
     void (*config_read)(struct virtio_device *virtio, uint32_t offset, void *bytes, unsigned size);
@@ -82,6 +82,7 @@ struct virtio_device {
     bool paused;     /* no new work is begun */
     bool resetting;  /* a reset waits for host requests */
     uint32_t budget; /* chains that may still be taken in this call */
+    uint16_t queue_count;
     struct virtqueue queues[VIRTIO_QUEUES_MAX];
 };
 
@@ -101,6 +102,8 @@ void virtio_device_free(struct device *device);
 void virtio_init(struct virtio_device *virtio, const struct device_ops *device_ops,
                  const struct virtio_ops *ops, struct memory *memory, uint64_t features,
                  const char *id);
+/* How many queues this one device has, if not ops->queue_count. Before it has a transport. */
+void virtio_set_queue_count(struct virtio_device *virtio, unsigned count);
 /* Called by a type's free: also frees the transport. */
 void virtio_fini(struct virtio_device *virtio);
 
@@ -120,7 +123,13 @@ bool virtio_queue_is_live(const struct virtio_device *virtio, unsigned queue);
 void virtio_serve(struct virtio_device *virtio, unsigned queue);
 /* Take a chain. False: there is none (or the ring is broken: the device then needs a reset). */
 bool virtio_pop(struct virtio_device *virtio, unsigned queue, struct virtio_chain *ret_chain);
-/* virtqueue_push() and then the interrupt if the driver wants one. */
+/*
+ * Give several chains back with virtio_put(), then ask for one interrupt for all of them with
+ * virtio_signal(): the driver need not be told of each.
+ */
+void virtio_put(struct virtio_device *virtio, unsigned queue, uint16_t head, uint32_t written);
+void virtio_signal(struct virtio_device *virtio, unsigned queue);
+/* Both, for a chain that comes alone. */
 void virtio_push(struct virtio_device *virtio, unsigned queue, uint16_t head, uint32_t written);
 /* The driver broke the rules: stop serving it until it resets the device (2.1.2). */
 void virtio_needs_reset(struct virtio_device *virtio);

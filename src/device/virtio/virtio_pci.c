@@ -60,7 +60,7 @@ struct virtio_pci {
 
 static uint16_t vector_count(const struct virtio_pci *pci)
 {
-    return (uint16_t)(pci->virtio->ops->queue_count + 1);
+    return (uint16_t)(pci->virtio->queue_count + 1);
 }
 
 static void raise_interrupt(struct virtio_pci *pci, uint16_t vector, uint8_t isr)
@@ -99,12 +99,12 @@ static void common_fill(const struct virtio_pci *pci, struct common_registers *r
         .driver_feature_select = pci->driver_feature_select,
         .driver_feature = features_word(pci, virtio->features_accepted, pci->driver_feature_select),
         .config_msix_vector = pci->config_vector,
-        .num_queues = virtio->ops->queue_count,
+        .num_queues = virtio->queue_count,
         .device_status = virtio->status,
         .config_generation = virtio->config_generation,
         .queue_select = pci->queue_select,
     };
-    if (pci->queue_select < virtio->ops->queue_count) {
+    if (pci->queue_select < virtio->queue_count) {
         /* A queue that is not there has size 0 (4.1.4.3.1). */
         const struct virtqueue *queue = &virtio->queues[pci->queue_select];
         ret_registers->queue_size = queue->size;
@@ -146,7 +146,7 @@ static uint16_t accepted_vector(const struct virtio_pci *pci, uint64_t vector)
 static void queue_write(struct virtio_pci *pci, uint64_t offset, unsigned size,
                         struct common_registers registers)
 {
-    if (pci->queue_select >= pci->virtio->ops->queue_count) {
+    if (pci->queue_select >= pci->virtio->queue_count) {
         return;
     }
     struct virtqueue *queue = &pci->virtio->queues[pci->queue_select];
@@ -348,7 +348,7 @@ static void pci_visit(void *transport, struct visitor *v)
     visit_u32(v, "driver_feature_select", &pci->driver_feature_select);
     visit_u16(v, "queue_select", &pci->queue_select);
     visit_vector(pci, v, &pci->config_vector);
-    for (unsigned i = 0; i < pci->virtio->ops->queue_count; i++) {
+    for (unsigned i = 0; i < pci->virtio->queue_count; i++) {
         visit_vector(pci, v, &pci->queue_vectors[i]);
     }
     visit_u8(v, "isr", &pci->isr);
@@ -392,7 +392,7 @@ static struct virtio_pci *virtio_pci_new(struct virtio_device *virtio)
     pci_add_msix(&pci->function, MSIX_BAR, vector_count(pci));
     pci_add_intx(&pci->function);
     add_capability(pci, CAP_COMMON, COMMON_OFFSET, COMMON_SIZE, 0);
-    add_capability(pci, CAP_NOTIFY, NOTIFY_OFFSET, virtio->ops->queue_count * NOTIFY_SPACING,
+    add_capability(pci, CAP_NOTIFY, NOTIFY_OFFSET, virtio->queue_count * NOTIFY_SPACING,
                    NOTIFY_SPACING);
     add_capability(pci, CAP_ISR, ISR_OFFSET, ISR_SIZE, 0);
     if (virtio->ops->config_size) {
