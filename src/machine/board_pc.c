@@ -386,7 +386,12 @@ static int add_disk(struct vm *vm, unsigned index)
 {
     const struct disk_config *disk = &vm->config->disks[index];
     struct virtio_blk_config config = {
-        .memory = vm->memory, .clock = vm->clock, .report = on_disk_error, .owner = vm};
+        .memory = vm->memory,
+        .queues = vm->config->cpus,
+        .clock = vm->clock,
+        .report = on_disk_error,
+        .owner = vm,
+    };
     int r = disk_raw_open(disk->path, disk->readonly, disk->format_given, &config.disk);
     if (r) {
         return r;

@@ -38,9 +38,12 @@ static void blk_config_read(struct virtio_device *virtio, uint32_t offset, void 
         .capacity = blk->disk->size / BLK_SECTOR,
         .seg_max = SEGMENTS_MAX,
         .blk_size = BLK_SECTOR,
+        .physical_block_exponent = 3,
+        .min_io_size = BLK_PHYSICAL_BLOCK / BLK_SECTOR,
+        .num_queues = blk->virtio.queue_count,
         .max_discard_sectors = writable ? BLK_RANGE_SECTORS_MAX : 0,
         .max_discard_seg = writable,
-        .discard_sector_alignment = 4096 / BLK_SECTOR,
+        .discard_sector_alignment = BLK_PHYSICAL_BLOCK / BLK_SECTOR,
         .max_write_zeroes_sectors = writable ? BLK_RANGE_SECTORS_MAX : 0,
         .max_write_zeroes_seg = writable,
         .write_zeroes_may_unmap = writable,
@@ -67,6 +70,12 @@ static void blk_visit(struct virtio_device *virtio, struct visitor *v)
     }
 }
 
+/* What came back meanwhile is answered to nobody. */
+static void blk_reset(struct virtio_device *virtio)
+{
+    blk_of(virtio)->answered = 0;
+}
+
 static void blk_free(struct virtio_device *virtio)
 {
     struct virtio_blk *blk = blk_of(virtio);
@@ -84,6 +93,7 @@ static const struct virtio_ops blk_ops = {
     .config_size = sizeof(struct blk_registers),
     .config_read = blk_config_read,
     .notify = blk_notify,
+    .reset = blk_reset,
     .drain = blk_drain,
     .visit = blk_visit,
     .free = blk_free,
@@ -105,9 +115,12 @@ int virtio_blk_new(const struct virtio_blk_config *config, const char *id,
     if (config->serial) {
         memcpy(blk->serial, config->serial, strnlen(config->serial, BLK_SERIAL_SIZE));
     }
-    uint64_t features = BLK_F_SEG_MAX | BLK_F_BLK_SIZE | BLK_F_FLUSH;
+    uint64_t features = BLK_F_SEG_MAX | BLK_F_BLK_SIZE | BLK_F_FLUSH | BLK_F_TOPOLOGY;
+    unsigned queues = config->queues < BLK_QUEUES_MAX ? config->queues : BLK_QUEUES_MAX;
+    features |= queues > 1 ? BLK_F_MQ : 0;
     features |= config->disk->readonly ? BLK_F_RO : BLK_F_DISCARD | BLK_F_WRITE_ZEROES;
     virtio_init(&blk->virtio, &device_ops, &blk_ops, config->memory, features, id);
+    virtio_set_queue_count(&blk->virtio, queues ? queues : 1);
     *ret_virtio = &blk->virtio;
     return 0;
 }

@@ -1,6 +1,8 @@
 /*
- * virtio-blk: a disk (virtio 1.2 section 5.2). One queue; read, write, flush, identify, discard,
- * write zeroes. Contents come from a disk backend; requests run asynchronously.
+ * virtio-blk: a disk (virtio 1.2 section 5.2). One queue for each vCPU; read, write, flush,
+ * identify, discard, write zeroes. Contents come from a disk backend; requests run asynchronously.
+ * What comes with one notification goes to the host together, and what the host finished together
+ * is answered with one interrupt.
  */
 #pragma once
 
@@ -12,6 +14,7 @@ struct disk;
 struct virtio_blk_config {
     struct memory *memory; /* borrowed */
     struct disk *disk;     /* owned by the device once virtio_blk_new() succeeded */
+    unsigned queues;       /* 0: one; more than the device can have: as many as it can */
     const char *serial;    /* up to 20 bytes are shown to the guest; NULL: empty */
     struct clock clock;    /* paces report(); ops == NULL: every error is reported */
     /*

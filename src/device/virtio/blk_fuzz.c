@@ -29,7 +29,8 @@ static void request(struct test_board *board, struct fuzz_input *input)
         {.gpa = TEST_BUFFERS + SECTOR, .length = length, .write = type == 0 || type == 8},
         {.gpa = TEST_BUFFERS + 16, .length = 1, .write = true},
     };
-    if (!board->rings[0].size) {
+    unsigned queue = (what >> 6) % board->virtio->queue_count;
+    if (!board->rings[queue].size) {
         return;
     }
     if (type == 11 || type == 13) {
@@ -47,8 +48,8 @@ static void request(struct test_board *board, struct fuzz_input *input)
     if (type == 4) { /* a flush has no data */
         buffers[1] = buffers[2];
     }
-    test_add(board, 0, buffers, type == 4 ? 2 : 3);
-    test_kick(board, 0);
+    test_add(board, queue, buffers, type == 4 ? 2 : 3);
+    test_kick(board, queue);
 }
 
 static void disk_event(void *owner, struct fuzz_input *input)
@@ -61,6 +62,7 @@ static void disk_event(void *owner, struct fuzz_input *input)
     } else if (what & 0x80) {
         disk->errors[what % (DISK_WRITE_ZEROES + 1)] = what & 0x40 ? -EIO : 0;
     } else {
+        disk->burst = what & 0x20;
         memory_disk_step(disk);
     }
 }
@@ -77,8 +79,11 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     struct fuzz_input input = {data, size};
     test_board_init(&board);
     struct memory_disk *disk = memory_disk_new(DISK_SIZE, size && (data[0] & 1));
-    const struct virtio_blk_config config = {
-        .memory = board.memory, .disk = &disk->disk, .serial = "serial", .report = report};
+    const struct virtio_blk_config config = {.memory = board.memory,
+                                             .disk = &disk->disk,
+                                             .queues = size ? data[0] >> 1 & 3 : 0,
+                                             .serial = "serial",
+                                             .report = report};
     ASSERT(!virtio_blk_new(&config, "virtio-blk0", &virtio));
     test_plug(&board, virtio);
     struct setting setting = {&board, disk};

@@ -34,6 +34,7 @@ struct blk_request {
     struct disk_request disk; /* the piece in flight */
     struct virtio_blk *blk;
     struct blk_request *next; /* in the list of free ones */
+    unsigned queue;           /* where it came from */
     uint32_t type;
     uint64_t position; /* bytes of the data that are done */
     uint64_t length;   /* bytes of the data in all */
@@ -76,8 +77,17 @@ static void request_finish(struct blk_request *request, uint8_t status, uint64_t
     }
     /* The used length counts what was written without a gap (2.7.8.2). */
     uint32_t used = (uint32_t)(written == at ? at + 1 : written);
-    virtio_push(virtio, 0, request->chain.head, used);
+    virtio_put(virtio, request->queue, request->chain.head, used);
+    request->blk->answered |= UINT32_C(1) << request->queue;
     request_release(request);
+}
+
+/* Tell the driver of all answers since the last time. */
+static void signal_answers(struct virtio_blk *blk)
+{
+    for (; blk->answered; blk->answered &= blk->answered - 1) {
+        virtio_signal(&blk->virtio, (unsigned)__builtin_ctz(blk->answered));
+    }
 }
 
 static const char *request_verb(const struct blk_request *request)
@@ -251,10 +261,15 @@ static void request_done(struct disk_request *disk_request, int result)
     memory_return(blk->virtio.memory, request->spans, request->span_count,
                   request->type == TYPE_IN);
     request->span_count = 0;
-    bool was_full = blk->in_flight == REQUESTS_MAX;
+    bool was_full = blk->in_flight == REQUESTS_MAX, more = disk_request->more;
+    unsigned queue = request->queue;
     request_continue(request, result);
-    if (was_full) {
-        virtio_serve(&blk->virtio, 0);
+    /* The queue whose request made room comes last, so that none waits for ever. */
+    for (unsigned i = 1; was_full && i <= blk->virtio.queue_count; i++) {
+        virtio_serve(&blk->virtio, (queue + i) % blk->virtio.queue_count);
+    }
+    if (!more) {
+        signal_answers(blk);
     }
     pthread_mutex_unlock(&blk->virtio.device.lock);
 }
@@ -357,14 +372,18 @@ static void request_start(struct blk_request *request)
 void blk_notify(struct virtio_device *virtio, unsigned queue)
 {
     struct virtio_blk *blk = blk_of(virtio);
+    disk_hold(blk->disk);
     while (blk->in_flight < REQUESTS_MAX) {
         struct blk_request *request = request_take(blk);
         if (!virtio_pop(virtio, queue, &request->chain)) {
             request_release(request);
-            return;
+            break;
         }
+        request->queue = queue;
         request_start(request);
     }
+    disk_release(blk->disk);
+    signal_answers(blk); /* what needed nothing of the host is answered already */
 }
 
 void blk_free_requests(struct virtio_blk *blk)

@@ -50,7 +50,7 @@ static void note_report(void *owner, int error, const char *text)
     snprintf(s->reported_text, sizeof s->reported_text, "%s", text);
 }
 
-static void build(struct setup *s, bool readonly)
+static void build_queues(struct setup *s, bool readonly, unsigned queues)
 {
     *s = (struct setup){0};
     test_board_init(&s->board);
@@ -58,6 +58,7 @@ static void build(struct setup *s, bool readonly)
     const struct virtio_blk_config config = {
         .memory = s->board.memory,
         .disk = &s->disk->disk,
+        .queues = queues,
         .serial = "disk-0",
         .report = note_report,
         .owner = s,
@@ -65,6 +66,19 @@ static void build(struct setup *s, bool readonly)
     struct virtio_device *virtio;
     assert_int_equal(virtio_blk_new(&config, "virtio-blk0", &virtio), 0);
     test_plug(&s->board, virtio);
+}
+
+static void build(struct setup *s, bool readonly)
+{
+    build_queues(s, readonly, 0);
+}
+
+static int set_up_queues(void **state)
+{
+    static struct setup setup;
+    build_queues(&setup, false, 3);
+    *state = &setup;
+    return 0;
 }
 
 static int set_up(void **state)
@@ -147,6 +161,10 @@ static void identity(void **state)
     assert_int_equal(bus_mmio_read(s->board.bus, s->board.config, 4), DISK_SIZE / 512);
     assert_int_equal(bus_mmio_read(s->board.bus, s->board.config + 4, 4), 0);
     assert_int_equal(bus_mmio_read(s->board.bus, s->board.config + 20, 4), 512);
+    assert_true(test_features(&s->board) & 1 << 10); /* topology */
+    assert_int_equal(bus_mmio_read(s->board.bus, s->board.config + 24, 1), 3);
+    assert_int_equal(bus_mmio_read(s->board.bus, s->board.config + 26, 2), 8);
+    assert_false(test_features(&s->board) & 1 << 12); /* several queues */
 }
 
 static void read_and_write(void **state)
@@ -403,6 +421,109 @@ static void interrupts(void **state)
     assert_int_equal(s->board.messages[1], 1);
 }
 
+/* Offer `count` flushes to a queue, then notify. */
+static void offer_flushes(struct setup *s, unsigned queue, unsigned count)
+{
+    put_header(s, FLUSH, 0);
+    const struct test_buffer buffers[] = {{HEADER, 16, false}, {STATUS, 1, true}};
+    for (unsigned i = 0; i < count; i++) {
+        test_add(&s->board, queue, buffers, 2);
+    }
+    test_kick(&s->board, queue);
+}
+
+static unsigned take_all(struct setup *s, unsigned queue)
+{
+    uint32_t head, written;
+    unsigned count = 0;
+    while (test_take_used(&s->board, queue, &head, &written)) {
+        count++;
+    }
+    return count;
+}
+
+/* Requests are answered in the queue that they came by, with its vector. */
+static void several_queues(void **state)
+{
+    struct setup *s = *state;
+    assert_true(test_features(&s->board) & 1 << 12);
+    assert_int_equal(test_common_read(&s->board, 0x12, 2), 3);
+    assert_int_equal(bus_mmio_read(s->board.bus, s->board.config + 34, 2), 3);
+    test_enable_msix(&s->board);
+    test_start(&s->board, 1u << 29);
+    for (unsigned queue = 0; queue < 3; queue++) {
+        offer_flushes(s, queue, queue + 1);
+    }
+    assert_int_equal(s->disk->waiting, 6);
+    assert_int_equal(s->disk->holders, 0);
+    while (memory_disk_step(s->disk)) {
+    }
+    for (unsigned queue = 0; queue < 3; queue++) {
+        assert_int_equal(take_all(s, queue), queue + 1);
+        assert_int_equal(s->board.messages[queue + 1], queue + 1);
+    }
+}
+
+/* What the disk ends in one go is told with one interrupt, whatever queues it came by. */
+static void one_interrupt_for_a_burst(void **state)
+{
+    struct setup *s = *state;
+    test_enable_msix(&s->board);
+    test_start(&s->board, 1u << 29);
+    s->disk->burst = true;
+    offer_flushes(s, 0, 5);
+    offer_flushes(s, 2, 3);
+    while (memory_disk_step(s->disk)) {
+    }
+    assert_int_equal(take_all(s, 0), 5);
+    assert_int_equal(take_all(s, 2), 3);
+    assert_int_equal(s->board.messages[1], 1);
+    assert_int_equal(s->board.messages[2], 0);
+    assert_int_equal(s->board.messages[3], 1);
+}
+
+/* One queue fills the device; the others' requests get their turn all the same. */
+static void full_queue_does_not_starve_others(void **state)
+{
+    enum { COUNT = 100 };
+    struct setup *s = *state;
+    assert_true(test_negotiate(&s->board, test_features(&s->board)));
+    for (unsigned queue = 0; queue < 3; queue++) {
+        test_setup_queue(&s->board, queue, 256);
+    }
+    test_common_write(&s->board, 0x14, 1, 15);
+    offer_flushes(s, 1, COUNT);
+    offer_flushes(s, 0, 1);
+    assert_true(s->disk->waiting < COUNT);
+    assert_true(memory_disk_step(s->disk));
+    while (take_all(s, 0) == 0) {
+        assert_true(s->disk->completed[DISK_FLUSH] < COUNT);
+        assert_true(memory_disk_step(s->disk));
+    }
+    while (memory_disk_step(s->disk)) {
+    }
+    assert_int_equal(take_all(s, 1), COUNT);
+}
+
+/* A saved device fits one with as many queues only. */
+static void other_queues_are_refused(void **state)
+{
+    struct setup *s = *state;
+    struct setup other;
+    struct device *device = &s->board.virtio->device;
+    struct visitor *saver = visitor_new_write();
+    device->ops->visit(device, saver);
+    size_t size;
+    const void *saved = visitor_buffer(saver, &size);
+    build_queues(&other, false, 2);
+    struct visitor *loader = visitor_new_read(saved, size);
+    other.board.virtio->device.ops->visit(&other.board.virtio->device, loader);
+    assert_int_equal(visitor_error(loader), -EINVAL);
+    visitor_free(loader);
+    visitor_free(saver);
+    test_board_fini(&other.board);
+}
+
 static void broken_requests_need_a_reset(void **state)
 {
     static const struct test_buffer no_status[] = {{HEADER, 16, false}};
@@ -625,6 +746,11 @@ int main(void)
         TEST(large_request),
         TEST(more_than_in_flight),
         TEST(interrupts),
+        cmocka_unit_test_setup_teardown(several_queues, set_up_queues, tear_down),
+        cmocka_unit_test_setup_teardown(one_interrupt_for_a_burst, set_up_queues, tear_down),
+        cmocka_unit_test_setup_teardown(full_queue_does_not_starve_others, set_up_queues,
+                                        tear_down),
+        cmocka_unit_test_setup_teardown(other_queues_are_refused, set_up_queues, tear_down),
         TEST(broken_requests_need_a_reset),
         TEST(reset_with_requests_in_flight),
         TEST(negotiation),
