@@ -201,20 +201,30 @@ void virtqueue_unpop(struct virtqueue *queue)
     queue->next_available--;
 }
 
-int virtqueue_push(struct virtqueue *queue, uint16_t head, uint32_t written)
+int virtqueue_fill(struct virtqueue *queue, uint16_t place, uint16_t head, uint32_t written)
 {
-    uint64_t slot = queue->next_used & (queue->size - 1u);
+    uint64_t slot = ((unsigned)queue->next_used + place) & (queue->size - 1u);
     uint8_t entry[USED_ENTRY_SIZE];
     store_le32(entry, head);
     store_le32(entry + 4, written);
-    if (memory_write(queue->memory, queue->device_area + RING_ENTRIES + slot * USED_ENTRY_SIZE,
-                     entry, sizeof entry)) {
-        return -EPROTO;
-    }
-    /* After the entry: the driver reads that when it saw the index (2.7.8.2). */
-    queue->next_used++;
+    return memory_write(queue->memory, queue->device_area + RING_ENTRIES + slot * USED_ENTRY_SIZE,
+                        entry, sizeof entry)
+               ? -EPROTO
+               : 0;
+}
+
+int virtqueue_publish(struct virtqueue *queue, uint16_t count)
+{
+    /* After the entries: the driver reads them when it saw the index (2.7.8.2). */
+    queue->next_used = (uint16_t)(queue->next_used + count);
     gpa_t index = queue->device_area + RING_INDEX;
     return memory_write(queue->memory, index, &queue->next_used, 2) ? -EPROTO : 0;
+}
+
+int virtqueue_push(struct virtqueue *queue, uint16_t head, uint32_t written)
+{
+    int r = virtqueue_fill(queue, 0, head, written);
+    return r ? r : virtqueue_publish(queue, 1);
 }
 
 int virtqueue_wants_interrupt(struct virtqueue *queue)

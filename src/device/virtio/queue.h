@@ -73,6 +73,13 @@ void virtqueue_unpop(struct virtqueue *queue);
 int virtqueue_push(struct virtqueue *queue, uint16_t head, uint32_t written)
     __attribute__((warn_unused_result));
 /*
+ * The same for several chains that the driver must see together: fill an entry for each, at places
+ * 0, 1, 2..., then publish them all.
+ */
+int virtqueue_fill(struct virtqueue *queue, uint16_t place, uint16_t head, uint32_t written)
+    __attribute__((warn_unused_result));
+int virtqueue_publish(struct virtqueue *queue, uint16_t count) __attribute__((warn_unused_result));
+/*
  * Does the driver want an interrupt for what was pushed since the last call? 1, 0, or -EPROTO.
  */
 int virtqueue_wants_interrupt(struct virtqueue *queue) __attribute__((warn_unused_result));

@@ -246,6 +246,26 @@ static void used_ring_is_written(void **state)
     }
 }
 
+/* Chains that belong together: the driver sees none of them before it sees all. */
+static void used_entries_appear_together(void **state)
+{
+    struct setup *s = *state;
+    uint32_t entries[3][2];
+    s->queue.next_available = s->queue.next_used = SIZE - 1; /* and around the ring's end */
+    for (uint16_t i = 0; i < 3; i++) {
+        assert_int_equal(virtqueue_fill(&s->queue, i, 5 + i, 100u + i), 0);
+    }
+    assert_int_equal(get16(s, DEVICE + 2), 0);
+    assert_int_equal(virtqueue_publish(&s->queue, 3), 0);
+    assert_int_equal(get16(s, DEVICE + 2), SIZE + 2);
+    assert_int_equal(memory_read(s->memory, DEVICE + 4 + 8 * (SIZE - 1), entries[0], 8), 0);
+    assert_int_equal(memory_read(s->memory, DEVICE + 4, entries[1], 16), 0);
+    for (unsigned i = 0; i < 3; i++) {
+        assert_int_equal(entries[i][0], 5 + i);
+        assert_int_equal(entries[i][1], 100 + i);
+    }
+}
+
 static void indexes_wrap(void **state)
 {
     struct setup *s = *state;
@@ -384,6 +404,7 @@ int main(void)
         TEST(bad_indexes_are_refused),
         TEST(no_more_in_flight_than_descriptors),
         TEST(used_ring_is_written),
+        cmocka_unit_test_setup_teardown(used_entries_appear_together, set_up, tear_down),
         TEST(indexes_wrap),
         TEST(interrupt_flag_is_obeyed),
         TEST(interrupt_event_is_obeyed),

@@ -104,6 +104,21 @@ void virtio_put(struct virtio_device *virtio, unsigned queue, uint16_t head, uin
     }
 }
 
+void virtio_fill(struct virtio_device *virtio, unsigned queue, uint16_t place, uint16_t head,
+                 uint32_t written)
+{
+    if (may_answer(virtio) && virtqueue_fill(&virtio->queues[queue], place, head, written)) {
+        virtio_needs_reset(virtio);
+    }
+}
+
+void virtio_publish(struct virtio_device *virtio, unsigned queue, uint16_t count)
+{
+    if (may_answer(virtio) && virtqueue_publish(&virtio->queues[queue], count)) {
+        virtio_needs_reset(virtio);
+    }
+}
+
 void virtio_signal(struct virtio_device *virtio, unsigned queue)
 {
     if (!may_answer(virtio)) {
@@ -200,6 +215,9 @@ void virtio_set_status(struct virtio_device *virtio, uint8_t status)
     }
     virtio->status = status;
     if (status & ~before & VIRTIO_DRIVER_OK) {
+        if (virtio->ops->ready) {
+            virtio->ops->ready(virtio);
+        }
         serve_all(virtio); /* buffers may have been offered before */
     }
 }

@@ -46,6 +46,8 @@ struct virtio_ops {
     void (*config_read)(struct virtio_device *virtio, uint32_t offset, void *bytes, unsigned size);
     void (*config_write)(struct virtio_device *virtio, uint32_t offset, const void *bytes,
                          unsigned size); /* NULL: nothing is writable */
+    /* The driver is ready, and what it accepted is settled. NULL: nothing to do. */
+    void (*ready)(struct virtio_device *virtio);
     /* Work on a queue: virtio_queue_is_live(). */
     void (*notify)(struct virtio_device *virtio, unsigned queue);
     /* Forget all work; no host request is in flight. NULL: nothing to forget. */
@@ -129,7 +131,14 @@ bool virtio_pop(struct virtio_device *virtio, unsigned queue, struct virtio_chai
  */
 void virtio_put(struct virtio_device *virtio, unsigned queue, uint16_t head, uint32_t written);
 void virtio_signal(struct virtio_device *virtio, unsigned queue);
-/* Both, for a chain that comes alone. */
+/*
+ * virtio_put() for chains that the driver must see together: an entry for each at places 0, 1,
+ * 2..., then all of them at once.
+ */
+void virtio_fill(struct virtio_device *virtio, unsigned queue, uint16_t place, uint16_t head,
+                 uint32_t written);
+void virtio_publish(struct virtio_device *virtio, unsigned queue, uint16_t count);
+/* virtio_put() and virtio_signal(), for a chain that comes alone. */
 void virtio_push(struct virtio_device *virtio, unsigned queue, uint16_t head, uint32_t written);
 /* The driver broke the rules: stop serving it until it resets the device (2.1.2). */
 void virtio_needs_reset(struct virtio_device *virtio);
