@@ -17,6 +17,7 @@
 #include "control/commands.h"
 #include "control/gdb/server.h"
 #include "control/jail.h"
+#include "control/machine.h"
 #include "control/registry.h"
 #include "control/server.h"
 #include "control/stats.h"
@@ -153,10 +154,13 @@ static void on_stuck(void *owner, const char *message)
  */
 static int take_name(struct run *run)
 {
+    if (run->is_named && machine_exists(run->config.name)) {
+        return fail(-EEXIST, "there is a machine '%s' that is kept", run->config.name);
+    }
     if (run->is_named) {
         return registry_claim(run->config.name, &run->claim);
     }
-    if (registry_claim_any(&run->claim)) {
+    if (registry_claim_any(machine_exists, &run->claim)) {
         if (may_speak(run)) {
             report("doppel: no control socket: %s\n", trail_text());
         }

@@ -151,22 +151,26 @@ int registry_claim(const char *name, struct registry_claim *ret_claim)
     return r;
 }
 
-int registry_claim_any(struct registry_claim *ret_claim)
+void registry_invent(unsigned attempt, char ret_name[REGISTRY_NAME])
 {
     static const char *const names[] = {"adder",  "badger", "crane",  "dormouse", "egret", "finch",
                                         "gecko",  "heron",  "ibis",   "jackdaw",  "kite",  "lynx",
                                         "marten", "newt",   "otter",  "plover",   "quail", "raven",
                                         "shrew",  "tern",   "urchin", "vole",     "wren",  "yak"};
+    unsigned round = attempt / (unsigned)ARRAY_SIZE(names);
+    const char *word = names[((unsigned)getpid() + attempt) % ARRAY_SIZE(names)];
+    snprintf(ret_name, REGISTRY_NAME, round ? "%s-%u" : "%s", word, round + 1);
+}
+
+int registry_claim_any(bool (*is_taken)(const char *name), struct registry_claim *ret_claim)
+{
     char path[REGISTRY_PATH], name[REGISTRY_NAME];
     CLEANUP_FD int base = -1;
     ret_claim->lock = -1;
     int r = base_open(path, &base);
-    unsigned start = (unsigned)getpid();
     for (unsigned i = 0; !r && i < 1000; i++) {
-        unsigned round = i / (unsigned)ARRAY_SIZE(names);
-        const char *word = names[(start + i) % ARRAY_SIZE(names)];
-        snprintf(name, sizeof name, round ? "%s-%u" : "%s", word, round + 1);
-        if (!is_held(base, name)) {
+        registry_invent(i, name);
+        if (!is_held(base, name) && !(is_taken && is_taken(name))) {
             r = registry_claim(name, ret_claim);
             if (r != -EEXIST) {
                 return r;
@@ -176,6 +180,17 @@ int registry_claim_any(struct registry_claim *ret_claim)
         }
     }
     return r ? r : fail(-EEXIST, "no name is free for the machine: use --name");
+}
+
+bool registry_is_running(const char *name)
+{
+    char path[REGISTRY_PATH];
+    CLEANUP_FD int base = -1;
+    if (base_open(path, &base)) {
+        trail_clear();
+        return false;
+    }
+    return is_held(base, name);
 }
 
 int registry_find(const char *name, char ret_socket[REGISTRY_SOCKET])

@@ -11,6 +11,7 @@
  */
 #pragma once
 
+#include <stdbool.h>
 #include <stddef.h>
 #include <sys/types.h>
 
@@ -25,8 +26,13 @@ struct registry_claim {
 /* Take a name for this process: -EEXIST if a machine of that name runs. */
 int registry_claim(const char *name, struct registry_claim *ret_claim)
     __attribute__((warn_unused_result));
-/* Take a free name that nobody chose. */
-int registry_claim_any(struct registry_claim *ret_claim) __attribute__((warn_unused_result));
+/* Take a free name that nobody chose, and that is not `is_taken` otherwise (NULL: none is). */
+int registry_claim_any(bool (*is_taken)(const char *name), struct registry_claim *ret_claim)
+    __attribute__((warn_unused_result));
+/* A name for a machine that nobody named: for each `attempt`, from 0 on, another. */
+void registry_invent(unsigned attempt, char ret_name[REGISTRY_NAME]);
+/* Does a machine of that name run? */
+bool registry_is_running(const char *name);
 
 /* The control socket of a running machine; -ENOENT, with the names that run, if there is none. */
 int registry_find(const char *name, char ret_socket[REGISTRY_SOCKET])

@@ -98,19 +98,28 @@ static int number_parse(const char *text, unsigned long minimum, unsigned long m
     return 0;
 }
 
-static int set_name(struct vm_config *config, const char *value)
+int vm_name_check(const char *name)
 {
-    size_t length = strlen(value);
+    static const char others[] = "0123456789-_.+";
+    size_t length = strlen(name);
     if (length == 0 || length > 64) {
-        return fail(-EINVAL, "--name: 1 to 64 characters");
+        return fail(-EINVAL, "a name has 1 to 64 characters");
     }
-    for (const char *at = value; *at; at++) {
-        if ((unsigned char)*at <= ' ' || *at == 0x7f || *at == '/') {
-            return fail(-EINVAL, "--name: no spaces, slashes or control characters");
+    for (const char *at = name; *at; at++) {
+        bool is_letter = (*at >= 'a' && *at <= 'z') || (*at >= 'A' && *at <= 'Z');
+        if (!is_letter && (!strchr(others, *at) || (at == name && strchr("-_.+", *at)))) {
+            return fail(-EINVAL, "a name has letters, digits and -_.+ only, no spaces, and begins "
+                                 "with a letter or digit");
         }
     }
-    if (*value == '.') {
-        return fail(-EINVAL, "--name: does not begin with a dot");
+    return 0;
+}
+
+static int set_name(struct vm_config *config, const char *value)
+{
+    int r = vm_name_check(value);
+    if (r) {
+        return fail(r, "--name");
     }
     replace(&config->name, value);
     return 0;
@@ -384,21 +393,89 @@ const struct vm_option *vm_options(void)
     return options;
 }
 
-int vm_config_set(struct vm_config *config, const char *name, const char *value)
+static void add_setting(struct vm_config *config, const char *name, const char *value)
+{
+    size_t count = config->setting_count + 1;
+    config->settings = reallocarray(config->settings, count, sizeof *config->settings);
+    ASSERT(config->settings);
+    config->settings[config->setting_count++] =
+        (struct vm_setting){.name = copy_text(name), .value = value ? copy_text(value) : NULL};
+}
+
+static const struct vm_option *option_find(const char *name)
 {
     for (const struct vm_option *option = options; option->name; option++) {
-        if (strcmp(option->name, name)) {
-            continue;
+        if (!strcmp(option->name, name)) {
+            return option;
         }
-        if (option->argument && !value) {
-            return fail(-EINVAL, "--%s needs a value: %s", name, option->argument);
-        }
-        if (!option->argument && value) {
-            return fail(-EINVAL, "--%s takes no value", name);
-        }
-        return option->set(config, value);
     }
-    return fail(-ENOENT, "there is no option --%s", name);
+    return NULL;
+}
+
+/* Where in the value of an option a path begins; NULL: it has none. */
+static const char *path_in(const char *argument, const char *value)
+{
+    if (!strncmp(argument, "FILE", 4) || !strncmp(argument, "DIR", 3)) {
+        return value;
+    }
+    return strstr(argument, "file=PATH") && !strncmp(value, "file=", 5) ? value + 5 : NULL;
+}
+
+/* `value` with `directory` before its path, which begins at `path`. */
+static char *anchored(const char *argument, const char *value, const char *path,
+                      const char *directory)
+{
+    bool is_plain = !strcmp(argument, "FILE") || !strcmp(argument, "DIR");
+    size_t prefix = (size_t)(path - value);
+    char *text = malloc(prefix + 2 * strlen(directory) + strlen(path) + 2), *to = text;
+    ASSERT(text);
+    memcpy(to, value, prefix);
+    to += prefix;
+    for (const char *from = directory; *from; from++) {
+        *to++ = *from;
+        if (*from == ',' && !is_plain) {
+            *to++ = ','; /* resource.h */
+        }
+    }
+    *to++ = '/';
+    strcpy(to, path);
+    return text;
+}
+
+void vm_config_anchor(struct vm_config *config, const char *directory)
+{
+    for (size_t i = 0; i < config->setting_count; i++) {
+        struct vm_setting *setting = &config->settings[i];
+        const char *argument = option_find(setting->name)->argument;
+        const char *path = argument ? path_in(argument, setting->value) : NULL;
+        if (path && *path != '/') {
+            char *text = anchored(argument, setting->value, path, directory);
+            free(setting->value);
+            setting->value = text;
+        }
+    }
+}
+
+int vm_config_set(struct vm_config *config, const char *name, const char *value)
+{
+    const struct vm_option *option = option_find(name);
+    if (!option) {
+        return fail(-ENOENT, "there is no option --%s", name);
+    }
+    if (option->argument && !value) {
+        return fail(-EINVAL, "--%s needs a value: %s", name, option->argument);
+    }
+    if (!option->argument && value) {
+        return fail(-EINVAL, "--%s takes no value", name);
+    }
+    if (config->setting_count == VM_SETTINGS_MAX) {
+        return fail(-E2BIG, "--%s: there are %d options already", name, VM_SETTINGS_MAX);
+    }
+    int r = option->set(config, value);
+    if (!r && strcmp(name, "name")) {
+        add_setting(config, name, value);
+    }
+    return r;
 }
 
 /* What would bring in the host's timing, or chance. */
@@ -452,6 +529,11 @@ void vm_config_fini(struct vm_config *config)
         free(config->modules[i].path);
         free(config->modules[i].command);
     }
+    for (size_t i = 0; i < config->setting_count; i++) {
+        free(config->settings[i].name);
+        free(config->settings[i].value);
+    }
+    free(config->settings);
     free(config->name);
     free(config->kernel);
     free(config->initrd);

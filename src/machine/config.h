@@ -12,7 +12,7 @@
 #include "engine/engine.h"
 #include "x86/cpuid.h"
 
-enum { VM_CPUS_MAX = 8, VM_DISKS_MAX = 8, VM_MODULES_MAX = 16 };
+enum { VM_CPUS_MAX = 8, VM_DISKS_MAX = 8, VM_MODULES_MAX = 16, VM_SETTINGS_MAX = 256 };
 
 enum engine_choice { ENGINE_AUTO, ENGINE_TRANSLATE, ENGINE_INTERP };
 
@@ -32,6 +32,12 @@ struct disk_config {
 struct module_config {
     char *path;
     char *command; /* the string that the kernel gets with the module; NULL: the path */
+};
+
+/* One option as it was given. */
+struct vm_setting {
+    char *name;
+    char *value; /* NULL: a switch */
 };
 
 struct vm_config {
@@ -57,6 +63,12 @@ struct vm_config {
     char *trace_file; /* NULL: standard error */
     char *symbols;    /* a file with names of the guest's kernel, or NULL */
     bool perf_map;
+    /*
+     * What made this configuration, in order, without --name: given to vm_config_set() once more it
+     * makes the same again. Saved machines are that.
+     */
+    struct vm_setting *settings;
+    size_t setting_count;
 };
 
 /* The defaults: 512 MiB, one vCPU, model v2, the console on standard input and output. */
@@ -65,8 +77,12 @@ void vm_config_fini(struct vm_config *config);
 
 /* One line for each option, in the order in which help shows them. */
 struct vm_option {
-    const char *name;     /* without the leading dashes */
-    const char *argument; /* how help writes the value; NULL: a switch that takes none */
+    const char *name; /* without the leading dashes */
+    /*
+     * How help writes the value; NULL: a switch that takes none. If it begins with FILE or DIR the
+     * value begins with a path, and so does what follows "file=" if it says file=PATH.
+     */
+    const char *argument;
     const char *help;
     int (*set)(struct vm_config *config, const char *value);
 };
@@ -79,8 +95,16 @@ const struct vm_option *vm_options(void);
  */
 int vm_config_set(struct vm_config *config, const char *name, const char *value)
     __attribute__((warn_unused_result));
+/*
+ * Make the paths in `settings` absolute by `directory` (itself absolute), so that they mean the
+ * same files wherever they are used again. The other fields are left alone.
+ */
+void vm_config_anchor(struct vm_config *config, const char *directory);
 /* Does the whole make sense: is there a kernel, do the options agree? */
 int vm_config_check(const struct vm_config *config) __attribute__((warn_unused_result));
+
+/* May a machine be called so? Names stand in paths, in shells and on terminals. */
+int vm_name_check(const char *name) __attribute__((warn_unused_result));
 
 /* "512M", "2G", "1.5G" (K, M, G, T; powers of 1024) to bytes. */
 int size_parse(const char *text, uint64_t *ret_bytes) __attribute__((warn_unused_result));

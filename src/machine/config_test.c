@@ -149,6 +149,67 @@ static void test_bounds(void **state)
     vm_config_fini(&config);
 }
 
+/* What was set makes the same again; relative paths count from the folder that is given. */
+static void test_settings(void **state)
+{
+    static const char *const options[][3] = {
+        {"kernel", "boot/k", "/a,b/boot/k"},
+        {"initrd", "/i", "/i"},
+        {"append", "quiet", "quiet"},
+        {"disk", "d.img,format=raw", "/a,,b/d.img,format=raw"},
+        {"disk", "/e,,f,readonly", "/e,,f,readonly"},
+        {"console", "file=log", "file=/a,,b/log"},
+        {"console", "stdio", "stdio"},
+        {"no-reboot", NULL, NULL},
+    };
+    struct vm_config config, again;
+    vm_config_init(&config);
+    vm_config_init(&again);
+    assert_int_equal(vm_config_set(&config, "name", "web"), 0); /* is no setting */
+    assert_int_equal(vm_config_set(&config, "cpus", "99"), -EINVAL);
+    for (size_t i = 0; i < ARRAY_SIZE(options); i++) {
+        assert_int_equal(vm_config_set(&config, options[i][0], options[i][1]), 0);
+    }
+    vm_config_anchor(&config, "/a,b");
+    assert_int_equal(config.setting_count, ARRAY_SIZE(options));
+    for (size_t i = 0; i < ARRAY_SIZE(options); i++) {
+        const struct vm_setting *setting = &config.settings[i];
+        assert_string_equal(setting->name, options[i][0]);
+        assert_string_equal(setting->value ? setting->value : "",
+                            options[i][2] ? options[i][2] : "");
+        assert_int_equal(vm_config_set(&again, setting->name, setting->value), 0);
+    }
+    assert_string_equal(again.kernel, "/a,b/boot/k");
+    assert_string_equal(again.disks[0].path, "/a,b/d.img");
+    assert_string_equal(again.console_path, "/a,b/log");
+    assert_true(again.no_reboot);
+    while (config.setting_count < VM_SETTINGS_MAX) {
+        assert_int_equal(vm_config_set(&config, "cpus", "2"), 0);
+    }
+    assert_int_equal(vm_config_set(&config, "cpus", "3"), -E2BIG);
+    assert_int_equal(config.cpus, 2);
+    vm_config_fini(&again);
+    vm_config_fini(&config);
+}
+
+static void test_names(void **state)
+{
+    static const char *const good[] = {"a", "Web-2", "debian12.1_x", "0+0"};
+    static const char *const bad[] = {"",   "a b", "a/b", ".a",       "-a",
+                                      "_a", "a\n", "a\"", "\xc3\xa4", "a$"};
+    char longest[66];
+    memset(longest, 'n', 65);
+    longest[65] = 0;
+    assert_int_equal(vm_name_check(longest), -EINVAL);
+    assert_int_equal(vm_name_check(longest + 1), 0);
+    for (size_t i = 0; i < ARRAY_SIZE(good); i++) {
+        assert_int_equal(vm_name_check(good[i]), 0);
+    }
+    for (size_t i = 0; i < ARRAY_SIZE(bad); i++) {
+        assert_int_equal(vm_name_check(bad[i]), -EINVAL);
+    }
+}
+
 /* For every memory size: RAM adds up, nothing overlaps, the map given to the guest is sorted. */
 static void test_address_map(void **state)
 {
@@ -179,6 +240,7 @@ int main(void)
         cmocka_unit_test(test_sizes),    cmocka_unit_test(test_refusals),
         cmocka_unit_test(test_accepted), cmocka_unit_test(test_deterministic),
         cmocka_unit_test(test_bounds),   cmocka_unit_test(test_address_map),
+        cmocka_unit_test(test_settings), cmocka_unit_test(test_names),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
