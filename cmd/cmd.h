@@ -1,7 +1,10 @@
 /* What the files of the program share: one function for each command. */
 #pragma once
 
+#include <jansson.h>
 #include <stdbool.h>
+
+#include "arguments.h"
 
 /* Exit statuses. Odd numbers above 2 come from the guest's debug-exit port only. */
 enum {
@@ -18,5 +21,26 @@ int command_stats(int argc, char **argv);
 int command_doctor(int argc, char **argv);
 int command_help(int argc, char **argv);
 
+int command_list(const struct arguments *arguments);
+int command_show(const struct arguments *arguments);
+int command_stop(const struct arguments *arguments);
+/* pause, resume, reset */
+int command_tell(const struct arguments *arguments);
+
 /* Two lines for somebody who typed a command that needs more. */
 void help_first_steps(void);
+/* The help of a command of the table. */
+void help_command(const struct command *command);
+
+/* Print, and drop the reference; the exit status. */
+int json_print(json_t *value);
+
+/*
+ * Let a guest switch itself off within `seconds`; with `force` the machine ends after that in any
+ * case. Returns when its name is free. -ETIMEDOUT: it still runs.
+ */
+int machine_stop(const char *name, bool force, unsigned seconds)
+    __attribute__((warn_unused_result));
+/* What --timeout and --force say. */
+int stop_seconds(const struct arguments *arguments, unsigned *ret_seconds)
+    __attribute__((warn_unused_result));

@@ -10,14 +10,6 @@
 #include "control/jail.h"
 #include "machine/report.h"
 
-static const struct {
-    const char *name;
-    int (*call)(int argc, char **argv);
-} commands[] = {
-    {"run", command_run},   {"stats", command_stats}, {"doctor", command_doctor},
-    {"help", command_help}, {"--help", command_help}, {"-h", command_help},
-};
-
 /*
  * A file that we open must not become standard input or output because somebody closed those: the
  * guest's bytes would end up in it.
@@ -67,9 +59,10 @@ int main(int argc, char **argv)
         help_first_steps();
         return STATUS_USAGE;
     }
-    for (size_t i = 0; i < sizeof commands / sizeof commands[0]; i++) {
-        if (!strcmp(commands[i].name, argv[1])) {
-            return with_output(commands[i].call(argc - 1, argv + 1));
+    bool is_help = !strcmp(argv[1], "--help") || !strcmp(argv[1], "-h");
+    for (const struct command *command = commands; command->name; command++) {
+        if (!strcmp(command->name, is_help ? "help" : argv[1])) {
+            return with_output(command_call(command, argc - 1, argv + 1));
         }
     }
     report("doppel: there is no command '%s'; 'doppel help' lists them\n", argv[1]);

@@ -8,12 +8,6 @@
 #include "machine/report.h"
 
 static const char overview[] =
-    "doppel runs a virtual machine, with or without hardware virtualization.\n"
-    "\n"
-    "  doppel run --kernel FILE [options]   boot a kernel\n"
-    "  doppel stats NAME [--json] [--watch] where the time of a running guest goes\n"
-    "  doppel doctor [--json]               what this host offers, and which engine is used\n"
-    "  doppel help [run|stats|keys|status]  this text, or more about one thing\n"
     "\n"
     "Boot the kernel of this machine to the shell of its initial RAM disk:\n"
     "  doppel run --kernel /boot/vmlinuz --initrd /boot/initrd.img \\\n"
@@ -76,6 +70,40 @@ static void print_run(void)
     printf("\nA comma inside a value of a resource option is written twice (,,).\n");
 }
 
+static void print_overview(void)
+{
+    printf("doppel runs a virtual machine, with or without hardware virtualization.\n\n");
+    for (const struct command *command = commands; command->name; command++) {
+        char left[64];
+        snprintf(left, sizeof left, "doppel %s %s", command->name, command->operands);
+        printf("  %-36s %s\n", left, command->help);
+    }
+    fputs(overview, stdout);
+}
+
+void help_command(const struct command *command)
+{
+    printf("doppel %s %s%s\n\n%s\n", command->name, command->operands,
+           command->options ? " [options]" : "", command->help);
+    for (const struct command_option *at = command->options; at && at->name; at++) {
+        char left[64];
+        snprintf(left, sizeof left, "%s%s %s", at->name[1] ? "--" : "-", at->name,
+                 at->argument ? at->argument : "");
+        printf("%s  %-24s %s\n", at == command->options ? "\n" : "", left, at->help);
+    }
+}
+
+static bool print_command(const char *name)
+{
+    for (const struct command *command = commands; command->name; command++) {
+        if (!strcmp(command->name, name)) {
+            help_command(command);
+            return true;
+        }
+    }
+    return false;
+}
+
 void help_first_steps(void)
 {
     report("Boot a kernel:       doppel run --kernel /boot/vmlinuz --initrd /boot/initrd.img "
@@ -90,7 +118,7 @@ int command_help(int argc, char **argv)
         return STATUS_USAGE;
     }
     if (argc < 2) {
-        fputs(overview, stdout);
+        print_overview();
     } else if (!strcmp(argv[1], "run")) {
         print_run();
     } else if (!strcmp(argv[1], "stats")) {
@@ -99,8 +127,8 @@ int command_help(int argc, char **argv)
         fputs(keys, stdout);
     } else if (!strcmp(argv[1], "status")) {
         fputs(statuses, stdout);
-    } else {
-        report("doppel help: no page '%s' (known: run, stats, keys, status)\n", argv[1]);
+    } else if (!print_command(argv[1])) {
+        report("doppel help: no page '%s' (known: each command, keys, status)\n", argv[1]);
         return STATUS_USAGE;
     }
     return STATUS_OK;

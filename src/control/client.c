@@ -58,13 +58,19 @@ int control_connect(const char *name, struct control_connection **ret_connection
     CLEANUP(control_disconnect)
     struct control_connection *connection = calloc(1, sizeof *connection);
     ASSERT(connection);
-    connection->stream = fdopen(fd, "r+");
+    connection->stream = fdopen(fd, "r");
     if (!connection->stream) {
         return fail(-errno, "talk to machine '%s': %m", name);
     }
     TAKE_FD(fd); /* the stream's now */
     *ret_connection = TAKE(connection);
     return 0;
+}
+
+void control_be_patient(struct control_connection *connection, unsigned seconds)
+{
+    const struct timeval limit = {.tv_sec = seconds};
+    setsockopt(fileno(connection->stream), SOL_SOCKET, SO_RCVTIMEO, &limit, sizeof limit);
 }
 
 void control_disconnect(struct control_connection *connection)
@@ -77,15 +83,36 @@ void control_disconnect(struct control_connection *connection)
     }
 }
 
+/* No SIGPIPE from a machine that has ended: who asks wants to know, and its output is another's. */
+static int send_all(int fd, const char *bytes, size_t size)
+{
+    while (size) {
+        ssize_t sent = send(fd, bytes, size, MSG_NOSIGNAL);
+        if (sent < 0 && errno == EINTR) {
+            continue;
+        }
+        if (sent < 0) {
+            return -errno;
+        }
+        bytes += sent;
+        size -= (size_t)sent;
+    }
+    return 0;
+}
+
 static int send_request(struct control_connection *connection, json_t *request)
 {
     char *text = json_dumps(request, JSON_COMPACT);
     json_decref(request);
     ASSERT(text);
-    bool sent = fprintf(connection->stream, "%s\n", text) > 0 && !fflush(connection->stream);
-    int error = errno;
+    size_t size = strlen(text);
+    text[size] = '\n'; /* in the place of the NUL */
+    int r = send_all(fileno(connection->stream), text, size + 1);
     free(text);
-    return sent ? 0 : fail(error == EPIPE ? -EPIPE : -error, "the machine has ended");
+    if (r == -EAGAIN) {
+        return fail(-ETIMEDOUT, "the machine does not answer");
+    }
+    return r ? fail(r == -ECONNRESET ? -EPIPE : r, "the machine has ended") : 0;
 }
 
 /* A line of at most ANSWER_MAX bytes, as JSON. */
@@ -105,10 +132,10 @@ static int read_answer(struct control_connection *connection, json_t **ret_answe
     int error = byte == EOF && ferror(connection->stream) ? errno : 0;
     *ret_answer = byte == '\n' ? json_loadb(text, size, 0, NULL) : NULL;
     free(text);
-    if (byte == EOF && error == EAGAIN) {
+    if (byte == EOF && error == EAGAIN) { /* the stream is of no use any more */
         return fail(-ETIMEDOUT, "the machine does not answer");
     }
-    if (byte == EOF) {
+    if (byte == EOF) { /* ended, or reset by a machine that had not read all */
         return fail(-EPIPE, "the machine has ended");
     }
     return *ret_answer ? 0 : fail(-EPROTO, "the machine's answer is no JSON");

@@ -13,6 +13,8 @@ struct control_connection;
 /* Connect to a machine by its name. */
 int control_connect(const char *name, struct control_connection **ret_connection)
     __attribute__((warn_unused_result));
+/* Wait at most so long for an answer from here on. */
+void control_be_patient(struct control_connection *connection, unsigned seconds);
 void control_disconnect(struct control_connection *connection);
 /*
  * Send a request (like {"command": "stats"}; its reference is taken) and wait for the result, a new

@@ -1,14 +1,130 @@
 /* The table of commands; each is a call into the room that does the work. */
 #include "control/commands.h"
 
+#include <unistd.h>
+
+#include "base/error.h"
 #include "control/stats.h"
+#include "machine/vm.h"
 
 static json_t *run_stats(void *owner, const json_t *request)
 {
-    return stats_json(owner);
+    const struct control_target *target = owner;
+    return stats_json(target->vm);
+}
+
+static const char *state_of(const struct control_target *target)
+{
+    return vm_life(target->vm) == VM_PAUSED ? "paused" : "running";
+}
+
+/* A text of the user's, which may be anything, as JSON can have it. */
+static json_t *text_json(const char *text)
+{
+    json_t *string = text ? json_string(text) : json_null();
+    return string ? string : json_string("(not UTF-8)");
+}
+
+static json_t *disks_json(const struct vm_config *config)
+{
+    json_t *disks = json_array();
+    for (size_t i = 0; i < config->disk_count; i++) {
+        json_array_append_new(disks,
+                              json_pack("{s:o, s:b}", "path", text_json(config->disks[i].path),
+                                        "readonly", config->disks[i].readonly));
+    }
+    return disks;
+}
+
+void control_add_config(json_t *object, const struct vm_config *config)
+{
+    json_object_set_new(object, "cpus", json_integer(config->cpus));
+    json_object_set_new(object, "memory", json_integer((json_int_t)config->memory_size));
+    json_object_set_new(object, "kernel", text_json(config->kernel));
+    json_object_set_new(object, "initrd", text_json(config->initrd));
+    json_object_set_new(object, "append", text_json(config->command_line));
+    json_object_set_new(object, "disks", disks_json(config));
+}
+
+static json_t *run_info(void *owner, const json_t *request)
+{
+    const struct control_target *target = owner;
+    json_t *info =
+        json_pack("{s:s, s:s, s:i, s:s, s:I, s:b, s:b}", "name", vm_name(target->vm), "state",
+                  state_of(target), "pid", (int)getpid(), "engine", vm_engine_name(target->vm),
+                  "started", (json_int_t)target->started, "kept", target->is_kept, "power_button",
+                  vm_power_button_enabled(target->vm));
+    control_add_config(info, target->config);
+    return info;
+}
+
+static json_t *state_json(const struct control_target *target)
+{
+    return json_pack("{s:s}", "state", state_of(target));
+}
+
+static bool is_free(const struct control_target *target)
+{
+    if (target->is_debugged) {
+        fail(-EBUSY, "a debugger stops this machine and lets it go (--gdb), and nobody else");
+    }
+    return !target->is_debugged;
+}
+
+static json_t *run_pause(void *owner, const json_t *request)
+{
+    struct control_target *target = owner;
+    if (!is_free(target)) {
+        return NULL;
+    }
+    vm_pause(target->vm);
+    return state_json(target);
+}
+
+static json_t *run_resume(void *owner, const json_t *request)
+{
+    struct control_target *target = owner;
+    if (!is_free(target)) {
+        return NULL;
+    }
+    vm_resume(target->vm);
+    return state_json(target);
+}
+
+static json_t *run_reset(void *owner, const json_t *request)
+{
+    struct control_target *target = owner;
+    if (!is_free(target)) {
+        return NULL;
+    }
+    if (target->config->no_reboot) {
+        fail(-EPERM, "this machine was started with --no-reboot");
+        return NULL;
+    }
+    vm_request_reset(target->vm);
+    return state_json(target);
+}
+
+static json_t *run_power_button(void *owner, const json_t *request)
+{
+    struct control_target *target = owner;
+    return json_pack("{s:b}", "listens", vm_press_power_button(target->vm));
+}
+
+static json_t *run_quit(void *owner, const json_t *request)
+{
+    struct control_target *target = owner;
+    vm_request_end(target->vm, VM_END_QUIT, 0);
+    return state_json(target);
 }
 
 const struct session_command control_commands[] = {
+    {"info", run_info, NULL},
+    {"pause", run_pause, NULL},
+    {"power_button", run_power_button, NULL},
+    {"quit", run_quit, NULL},
+    {"reset", run_reset, NULL},
+    {"resume", run_resume, NULL},
     {"stats", run_stats, NULL},
     {NULL, NULL, NULL},
 };

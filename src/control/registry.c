@@ -13,6 +13,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "base/assert.h"
 #include "base/bytes.h"
 #include "base/cleanup.h"
 #include "base/error.h"
@@ -217,11 +218,12 @@ static int is_visible(const struct dirent *entry)
     return entry->d_name[0] != '.';
 }
 
-int registry_list(char *ret_names, size_t size)
+int registry_names(struct registry_names *ret_names)
 {
     char path[REGISTRY_PATH];
     struct dirent **entries;
     CLEANUP_FD int base = -1;
+    *ret_names = (struct registry_names){0};
     int r = base_open(path, &base);
     if (r) {
         return r;
@@ -230,14 +232,34 @@ int registry_list(char *ret_names, size_t size)
     if (count < 0) {
         return fail(-errno, "look into the folder of machines, %s: %m", path);
     }
-    *ret_names = '\0';
+    ret_names->names = calloc((size_t)count + 1, sizeof *ret_names->names);
+    ASSERT(ret_names->names);
     for (int i = 0; i < count; i++) {
-        size_t used = strlen(ret_names);
-        if (is_held(base, entries[i]->d_name)) {
-            snprintf(ret_names + used, size - used, "%s%s", used ? ", " : "", entries[i]->d_name);
+        const char *name = entries[i]->d_name;
+        if (strlen(name) < REGISTRY_NAME && is_held(base, name)) {
+            strcpy(ret_names->names[ret_names->count++], name);
         }
         free(entries[i]);
     }
     free(entries);
     return 0;
+}
+
+void registry_names_fini(struct registry_names *names)
+{
+    free(names->names);
+    *names = (struct registry_names){0};
+}
+
+int registry_list(char *ret_names, size_t size)
+{
+    struct registry_names names;
+    *ret_names = '\0';
+    int r = registry_names(&names);
+    for (size_t i = 0; i < names.count; i++) {
+        size_t used = strlen(ret_names);
+        snprintf(ret_names + used, size - used, "%s%s", i ? ", " : "", names.names[i]);
+    }
+    registry_names_fini(&names);
+    return r;
 }

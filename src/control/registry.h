@@ -37,5 +37,12 @@ bool registry_is_running(const char *name);
 /* The control socket of a running machine; -ENOENT, with the names that run, if there is none. */
 int registry_find(const char *name, char ret_socket[REGISTRY_SOCKET])
     __attribute__((warn_unused_result));
-/* Names of running machines, sorted, one after another with ", " between; "" if there are none. */
+/* The running machines, sorted by name. */
+struct registry_names {
+    char (*names)[REGISTRY_NAME];
+    size_t count;
+};
+int registry_names(struct registry_names *ret_names) __attribute__((warn_unused_result));
+void registry_names_fini(struct registry_names *names);
+/* The same as a text, one after another with ", " between; "" if there are none. */
 int registry_list(char *ret_names, size_t size) __attribute__((warn_unused_result));

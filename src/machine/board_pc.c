@@ -254,9 +254,9 @@ static int add_power(struct vm *vm)
         .power_off = on_power_off,
         .owner = vm,
     };
-    r = pm_new(&pm, &device);
+    r = pm_new(&pm, &board->pm);
     if (!r) {
-        add_device(board, device);
+        add_device(board, board->pm);
     }
     return r;
 }

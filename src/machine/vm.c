@@ -14,6 +14,7 @@
 #include "base/test_clock.h"
 #include "device/device.h"
 #include "device/irqchip/irqchip.h"
+#include "device/legacy/pm.h"
 #include "device/paravirt/kvmclock.h"
 #include "machine/trace.h"
 #include "machine/vm_internal.h"
@@ -349,6 +350,17 @@ void vm_request_reset(struct vm *vm)
         vcpu_threads_ask_stop(vm);
         loop_post(vm->loop, answer_reset, vm);
     }
+}
+
+bool vm_press_power_button(struct vm *vm)
+{
+    pm_press_power_button(vm->board.pm);
+    return pm_power_button_enabled(vm->board.pm);
+}
+
+bool vm_power_button_enabled(struct vm *vm)
+{
+    return pm_power_button_enabled(vm->board.pm);
 }
 
 static void end(struct vm *vm, enum vm_end_kind kind, uint32_t value, const char *message)

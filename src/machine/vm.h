@@ -74,6 +74,13 @@ int vm_reset(struct vm *vm) __attribute__((warn_unused_result));
 
 /* Ask for a reset (or, with no_reboot, the end). Any thread. */
 void vm_request_reset(struct vm *vm);
+/*
+ * Press the power button. Returns whether the guest listens to it, so that it may be expected to
+ * switch itself off; a guest that starts to listen later forgets the press. Any thread.
+ */
+bool vm_press_power_button(struct vm *vm);
+/* Does the guest listen to the power button? Any thread. */
+bool vm_power_button_enabled(struct vm *vm);
 /* End the machine; the first end counts. Any thread. */
 void vm_request_end(struct vm *vm, enum vm_end_kind kind, uint32_t value);
 

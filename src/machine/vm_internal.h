@@ -47,7 +47,7 @@ struct board {
     struct bus *bus;
     struct irqchip *irqchip; /* owned by its device */
     struct pci_bus *pci;
-    struct device *kvmclock;        /* borrowed from the list */
+    struct device *kvmclock, *pm;   /* borrowed from the list */
     struct console *serial_console; /* serial ports borrow theirs */
     struct device *devices[BOARD_DEVICES_MAX];
     size_t device_count;
