@@ -23,6 +23,13 @@ void net_ready(struct net *net)
     }
 }
 
+void net_again(struct net *net)
+{
+    if (net) {
+        net->ops->again(net);
+    }
+}
+
 void net_set_offloads(struct net *net, unsigned takes)
 {
     if (net && net->ops->set_offloads) {

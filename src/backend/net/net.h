@@ -66,6 +66,7 @@ struct net_ops {
     bool (*send)(struct net *net, const struct net_frame *frame);
     void (*flush)(struct net *net);
     void (*ready)(struct net *net);
+    void (*again)(struct net *net);
     /* NULL: frames are always complete, in both directions. */
     void (*set_offloads)(struct net *net, unsigned takes);
     void (*free)(struct net *net);
@@ -92,6 +93,8 @@ bool net_send(struct net *net, const struct net_frame *frame);
 void net_flush(struct net *net);
 /* The receiver takes frames again. Any thread; it is called back from the loop. */
 void net_ready(struct net *net);
+/* Call receiver.sendable() soon, from the loop: there is more to send, later. Any thread. */
+void net_again(struct net *net);
 /* NET_TAKES_*: what the receiver can do itself. */
 void net_set_offloads(struct net *net, unsigned takes);
 bool net_is_up(const struct net *net);

@@ -41,6 +41,11 @@ static void test_ready(struct net *net)
     test_of(net)->readies++;
 }
 
+static void test_again(struct net *net)
+{
+    test_of(net)->agains++;
+}
+
 static void test_set_offloads(struct net *net, unsigned takes)
 {
     test_of(net)->takes = takes;
@@ -56,6 +61,7 @@ static const struct net_ops test_ops = {
     .send = test_send,
     .flush = test_flush,
     .ready = test_ready,
+    .again = test_again,
     .set_offloads = test_set_offloads,
     .free = test_free,
 };

@@ -19,7 +19,7 @@ struct test_net {
     struct test_net_frame sent[TEST_NET_FRAMES]; /* more than fit are counted, not kept */
     size_t sent_count;
     size_t room; /* frames that may still be sent; SIZE_MAX at first */
-    unsigned flushes, readies;
+    unsigned flushes, readies, agains;
     unsigned takes; /* the last net_set_offloads() */
 };
 

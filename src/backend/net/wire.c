@@ -273,6 +273,20 @@ static void wire_ready(struct net *net)
     }
 }
 
+static void send_again(void *owner)
+{
+    struct net_wire *wire = owner;
+    if (wire->net.receiver.sendable) {
+        wire->net.receiver.sendable(wire->net.receiver.owner);
+    }
+}
+
+static void wire_again(struct net *net)
+{
+    struct net_wire *wire = wire_of(net);
+    loop_post(wire->config.loop, send_again, wire);
+}
+
 static void wire_free(struct net *net)
 {
     struct net_wire *wire = wire_of(net);
@@ -290,6 +304,7 @@ static const struct net_ops wire_ops = {
     .send = wire_send,
     .flush = wire_flush,
     .ready = wire_ready,
+    .again = wire_again,
     .free = wire_free,
 };
 

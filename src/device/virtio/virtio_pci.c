@@ -306,6 +306,8 @@ static unsigned add_capability(struct virtio_pci *pci, uint8_t type, uint32_t of
 static uint32_t class_of(uint16_t type)
 {
     switch (type) {
+    case VIRTIO_TYPE_NET:
+        return 0x020000; /* network, Ethernet */
     case VIRTIO_TYPE_BLOCK:
         return 0x018000; /* mass storage, other */
     case VIRTIO_TYPE_CONSOLE:
