@@ -30,6 +30,7 @@
 #include "device/legacy/serial.h"
 #include "device/paravirt/kvmclock.h"
 #include "device/pci/host.h"
+#include "device/storage/nvme.h"
 #include "device/virtio/blk.h"
 #include "device/virtio/console.h"
 #include "device/virtio/rng.h"
@@ -382,36 +383,70 @@ static int add_virtio_console(struct vm *vm)
     return plug(&vm->board, virtio, SLOT_CONSOLE);
 }
 
-static int add_disk(struct vm *vm, unsigned index)
+static int add_virtio_disk(struct vm *vm, unsigned index, struct disk *disk, const char *serial)
 {
-    const struct disk_config *disk = &vm->config->disks[index];
-    struct virtio_blk_config config = {
+    char id[24];
+    snprintf(id, sizeof id, "virtio-blk%u", index);
+    const struct virtio_blk_config config = {
         .memory = vm->memory,
+        .disk = disk,
         .queues = vm->config->cpus,
+        .serial = serial,
         .clock = vm->clock,
         .report = on_disk_error,
         .owner = vm,
     };
-    int r = disk_raw_open(disk->path, disk->readonly, disk->format_given, &config.disk);
-    if (r) {
-        return r;
-    }
-    if (config.disk->unlocked) {
-        report("doppel: WARNING: disk '%s' is used without a lock, which its file system does not "
-               "have: a second machine or program that uses it will destroy its contents\n",
-               disk->path);
-    }
-    char id[24], serial[20];
-    snprintf(id, sizeof id, "virtio-blk%u", index);
-    snprintf(serial, sizeof serial, "doppel%u", index);
-    config.serial = serial;
     struct virtio_device *virtio;
-    r = virtio_blk_new(&config, id, &virtio);
+    int r = virtio_blk_new(&config, id, &virtio);
     if (r) {
-        disk_free(config.disk);
+        disk_free(disk);
         return r;
     }
     return plug(&vm->board, virtio, SLOT_DISKS + index);
+}
+
+static int add_nvme_disk(struct vm *vm, unsigned index, struct disk *disk, const char *serial)
+{
+    char id[24];
+    snprintf(id, sizeof id, "nvme%u", index);
+    const struct nvme_config config = {
+        .memory = vm->memory,
+        .disk = disk,
+        .pci = vm->board.pci,
+        .slot = SLOT_DISKS + index,
+        .queues = vm->config->cpus,
+        .serial = serial,
+        .clock = vm->clock,
+        .report = on_disk_error,
+        .owner = vm,
+    };
+    struct device *device;
+    int r = nvme_new(&config, id, &device);
+    if (r) {
+        disk_free(disk);
+        return r;
+    }
+    add_device(&vm->board, device);
+    return 0;
+}
+
+static int add_disk(struct vm *vm, unsigned index)
+{
+    const struct disk_config *config = &vm->config->disks[index];
+    struct disk *disk;
+    int r = disk_raw_open(config->path, config->readonly, config->format_given, &disk);
+    if (r) {
+        return r;
+    }
+    if (disk->unlocked) {
+        report("doppel: WARNING: disk '%s' is used without a lock, which its file system does not "
+               "have: a second machine or program that uses it will destroy its contents\n",
+               config->path);
+    }
+    char serial[20];
+    snprintf(serial, sizeof serial, "doppel%u", index);
+    return config->is_nvme ? add_nvme_disk(vm, index, disk, serial)
+                           : add_virtio_disk(vm, index, disk, serial);
 }
 
 /* Its bytes are chance: none in the deterministic mode. */

@@ -259,6 +259,12 @@ static int disk_keys(const struct resource *resource, struct disk_config *disk)
                             key->value ? key->value : "");
             }
             disk->format_given = true;
+        } else if (!strcmp(key->name, "device")) {
+            disk->is_nvme = key->value && !strcmp(key->value, "nvme");
+            if (!disk->is_nvme && (!key->value || strcmp(key->value, "virtio"))) {
+                return fail(-EINVAL, "--disk: device '%s' is not known (known: virtio, nvme)",
+                            key->value ? key->value : "");
+            }
         } else {
             if (key->value) {
                 return fail(-EINVAL, "--disk: readonly takes no value");
@@ -271,7 +277,7 @@ static int disk_keys(const struct resource *resource, struct disk_config *disk)
 
 static int set_disk(struct vm_config *config, const char *value)
 {
-    static const char *const known[] = {"format", "readonly", NULL};
+    static const char *const known[] = {"format", "readonly", "device", NULL};
     struct resource resource;
     int r = resource_parse("disk", value, known, &resource);
     if (r) {
@@ -375,7 +381,8 @@ static const struct vm_option options[] = {
     {"cpu-model", "v2|v3|host", "what CPUID offers (default v2)", set_cpu_model},
     {"engine", "auto|translate|interp[,hot=sampled|all|none]", "how guest code runs (default auto)",
      set_engine},
-    {"disk", "FILE[,format=raw][,readonly]", "virtio disk; may be repeated", set_disk},
+    {"disk", "FILE[,format=raw][,readonly][,device=virtio|nvme]", "a disk; may be repeated",
+     set_disk},
     {"console", "stdio|virtio|file=PATH", "where the console goes (default stdio)", set_console},
     {"debug-exit", "PORT", "writing V to this port ends with status V*2+1", set_debug_exit},
     {"no-reboot", NULL, "end instead of resetting", set_no_reboot},

@@ -26,6 +26,7 @@ enum console_kind {
 struct disk_config {
     char *path;
     bool readonly;
+    bool is_nvme;      /* an NVMe controller; otherwise virtio-blk */
     bool format_given; /* the user declared the format: foreign magic numbers are contents */
 };
 

@@ -57,7 +57,9 @@ static const struct {
     {"cpus", "", "1 to 8"},
     {"cpu-model", "v4", "v2"},
     {"engine", "kvm", "auto, translate, interp"},
-    {"disk", "a.img,cache=none", "known: format, readonly"},
+    {"disk", "a.img,cache=none", "known: format, readonly, device"},
+    {"disk", "a.img,device=ide", "known: virtio, nvme"},
+    {"disk", "a.img,device", "known: virtio, nvme"},
     {"disk", "a.img,format=qcow2", "known: raw"},
     {"disk", "a.img,format", "known: raw"},
     {"disk", "a.img,readonly=yes", "no value"},
@@ -103,6 +105,7 @@ static void test_accepted(void **state)
     assert_int_equal(vm_config_set(&config, "disk", "with,,comma.img,format=raw,readonly"), 0);
     assert_string_equal(config.disks[0].path, "with,comma.img");
     assert_true(config.disks[0].readonly && config.disks[0].format_given);
+    assert_false(config.disks[0].is_nvme);
     assert_int_equal(vm_config_set(&config, "module", "m,command=m a=1,,2"), 0);
     assert_string_equal(config.modules[0].command, "m a=1,2");
     assert_int_equal(vm_config_set(&config, "debug-exit", "0xf4"), 0);
