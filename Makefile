@@ -11,7 +11,7 @@ VARIANT := $(notdir $(CC))$(if $(SAN),-$(subst $(comma),-,$(SAN)))
 OUT     := build/$(VARIANT)
 
 # Debian's libzydis-dev has no pkg-config file; its headers are on the default path.
-LIBRARIES := liburing libseccomp jansson zlib
+LIBRARIES := liburing libseccomp jansson zlib nettle ext2fs com_err
 FLAGS := -std=gnu17 -O2 -g -pthread -Isrc -MMD -MP -D_GNU_SOURCE -fno-strict-aliasing \
          -fno-omit-frame-pointer -Wall -Wextra -Werror -Wshadow -Wvla -Wundef -Wformat=2 \
          -Wstrict-prototypes -Wmissing-prototypes -Wold-style-definition -Wpointer-arith \
@@ -42,7 +42,7 @@ GENERAL_FLAGS := -mgeneral-regs-only $(if $(findstring clang,$(CC)),\
                  -fno-builtin-memset -fno-builtin-memcpy -fno-builtin-memmove,\
                  -fno-tree-loop-distribute-patterns)
 # Rooms that eat hostile bytes count with care.
-CAREFUL_ROOMS := src/device/ src/backend/ src/boot/ src/persist/ src/control/
+CAREFUL_ROOMS := src/device/ src/backend/ src/boot/ src/persist/ src/control/ src/image/
 CAREFUL_FLAGS := -Wconversion -Wno-sign-conversion
 
 SOURCES := $(shell find src -name '*.c' ! -name '*_test.c' ! -name '*_fuzz.c')
@@ -79,6 +79,8 @@ $(OUT)/%.o: %.c $(OUT)/flags
 $(OUT)/%.o: %.S $(OUT)/flags
 	@mkdir -p $(@D)
 	$(CC) $(FLAGS) -c -o $@ $<
+
+$(OUT)/src/image/recipe.o: $(wildcard src/image/recipe/*.sh)
 
 $(OUT)/%_test: $(OUT)/%_test.o $(ARCHIVE)
 	$(CC) -o $@ $< $(ARCHIVE) $(LINK) -lcmocka

@@ -17,6 +17,7 @@ enum {
 
 /* `argv[0]` is the command's own name. Each returns the exit status. */
 int command_run(int argc, char **argv);
+int command_image(int argc, char **argv);
 int command_stats(int argc, char **argv);
 int command_doctor(int argc, char **argv);
 int command_help(int argc, char **argv);

@@ -13,6 +13,7 @@
 #include <unistd.h>
 
 #include "backend/console/console.h"
+#include "backend/disk/disk.h"
 #include "base/cleanup.h"
 #include "base/error.h"
 #include "base/loop.h"
@@ -24,6 +25,7 @@
 #include "control/registry.h"
 #include "control/server.h"
 #include "control/stats.h"
+#include "image/kernel_read.h"
 #include "machine/report.h"
 #include "machine/stats.h"
 #include "machine/trace.h"
@@ -37,6 +39,8 @@ struct run {
     struct gdb_server *gdb_server;
     struct registry_claim claim;
     struct control_target target;
+    struct kernel kernel; /* of the first disk, if none was given */
+    struct found_kernel found;
     struct control_server *control;
     int signals;    /* a signalfd */
     bool was_asked; /* to end, by SIGTERM */
@@ -145,6 +149,41 @@ static int open_control(struct run *run)
                                                      control_commands, &run->target, &run->control);
 }
 
+static int open_first_disk(void *owner, struct disk **ret_disk)
+{
+    const struct disk_config *disk = owner;
+    return disk_raw_open(disk->path, true, disk->format_given, ret_disk);
+}
+
+/* Without --kernel: the one that the system on the first disk would start. */
+static int find_kernel(struct run *run)
+{
+    struct vm_config *config = run->config;
+    if (config->kernel) {
+        return 0;
+    }
+    int r = kernel_read(open_first_disk, &config->disks[0], &run->kernel);
+    if (r) {
+        return fail(r, "find the kernel of disk '%s' (--kernel FILE gives another)",
+                    config->disks[0].path);
+    }
+    run->found.kernel = (struct boot_file){.name = run->kernel.name,
+                                           .data = TAKE(run->kernel.kernel),
+                                           .size = run->kernel.kernel_size};
+    run->found.initrd = (struct boot_file){.name = run->kernel.name,
+                                           .data = TAKE(run->kernel.initrd),
+                                           .size = run->kernel.initrd_size};
+    config->found = &run->found;
+    if (!*config->command_line) {
+        free(config->command_line);
+        config->command_line = strdup(run->kernel.command_line);
+    }
+    if (may_speak(run)) {
+        report("doppel: %s: kernel %s of the disk\n", config->name, run->kernel.version);
+    }
+    return config->command_line ? 0 : -ENOMEM;
+}
+
 static int enter_jail(const struct run *run)
 {
     int listeners[2];
@@ -164,6 +203,9 @@ static int start(struct run *run, struct watch **ret_watch)
     signal(SIGXFSZ, SIG_IGN); /* an image that may not grow is an I/O error for the guest */
     session_prepare();
     int r = take_name(run);
+    if (!r) {
+        r = find_kernel(run);
+    }
     if (!r) {
         r = vm_new(run->config, &run->vm);
     }
@@ -317,6 +359,9 @@ int monitor_run(struct monitor *monitor)
                "rights of this user\n");
     }
     int status = run_machine(&run);
+    boot_file_free(&run.found.kernel);
+    boot_file_free(&run.found.initrd);
+    kernel_fini(&run.kernel);
     cleanup_close(&run.signals);
     cleanup_close(&run.claim.lock);
     return status;

@@ -504,8 +504,8 @@ static int check_deterministic(const struct vm_config *config)
 
 int vm_config_check(const struct vm_config *config)
 {
-    if (!config->kernel) {
-        return fail(-EINVAL, "no kernel given: use --kernel FILE");
+    if (!config->kernel && !config->disk_count) {
+        return fail(-EINVAL, "no kernel given: use --kernel FILE, or --disk FILE with a system");
     }
     if (config->module_count && config->initrd) {
         return fail(-EINVAL, "--initrd and --module exclude each other: a Multiboot kernel takes "

@@ -9,6 +9,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "boot/boot.h"
 #include "engine/engine.h"
 #include "x86/cpuid.h"
 
@@ -41,10 +42,15 @@ struct vm_setting {
     char *value; /* NULL: a switch */
 };
 
+/* A kernel that was found on a disk. vm_new() takes the files. */
+struct found_kernel {
+    struct boot_file kernel, initrd;
+};
+
 struct vm_config {
     char *name;
-    char *kernel;
-    char *initrd; /* NULL: none */
+    char *kernel; /* NULL: `found` */
+    char *initrd; /* NULL: none, or that of `found` */
     char *command_line;
     uint64_t memory_size;
     unsigned cpus;
@@ -64,6 +70,7 @@ struct vm_config {
     char *trace_file; /* NULL: standard error */
     char *symbols;    /* a file with names of the guest's kernel, or NULL */
     bool perf_map;
+    struct found_kernel *found; /* no option: whoever starts the machine sets it; not owned */
     /*
      * What made this configuration, in order, without --name: given to vm_config_set() once more it
      * makes the same again. Saved machines are that.

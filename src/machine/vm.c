@@ -37,10 +37,26 @@ enum {
     KVM_CLOCK_STABLE = 1u << 24, /* readings of different vCPUs never go backwards */
 };
 
+/* The kernel of a disk, with its initrd unless there is another. */
+static void take_found(struct vm *vm, struct found_kernel *found)
+{
+    vm->kernel = found->kernel;
+    found->kernel = (struct boot_file){0};
+    if (!vm->config->initrd) {
+        vm->initrd = found->initrd;
+        found->initrd = (struct boot_file){0};
+    }
+}
+
 static int read_boot_files(struct vm *vm)
 {
     const struct vm_config *config = vm->config;
-    int r = boot_file_read(config->kernel, BOOT_FILE_MAX, &vm->kernel);
+    int r = 0;
+    if (config->kernel) {
+        r = boot_file_read(config->kernel, BOOT_FILE_MAX, &vm->kernel);
+    } else {
+        take_found(vm, config->found);
+    }
     if (!r && config->initrd) {
         r = boot_file_read(config->initrd, BOOT_FILE_MAX, &vm->initrd);
     }
