@@ -1,6 +1,7 @@
 # Doppel's build: one page. File names are the build description:
 #   src/**/x.c        code              src/**/x_test.c   a unit test (a program, cmocka)
 #   cmd/*.c           the program       src/**/x_fuzz.c   a fuzzer (clang, libFuzzer)
+#   cmd/net/*.c       its network helper
 # Variants: CC=clang, SAN=address,undefined or SAN=thread; each has its own folder below build/.
 # (SAN=fuzz and SAN=coverage, with clang, are those of tests/fuzz.mk.)
 
@@ -50,19 +51,26 @@ ASM     := $(shell find src -name '*.S')
 TESTS   := $(shell find src -name '*_test.c')
 FUZZERS := $(shell find src -name '*_fuzz.c')
 COMMAND := $(wildcard cmd/*.c)
+HELPER  := $(wildcard cmd/net/*.c)
 
 OBJECTS         := $(SOURCES:%.c=$(OUT)/%.o) $(ASM:%.S=$(OUT)/%.o)
 COMMAND_OBJECTS := $(COMMAND:%.c=$(OUT)/%.o)
+HELPER_OBJECTS  := $(HELPER:%.c=$(OUT)/%.o)
 TEST_PROGRAMS   := $(TESTS:%.c=$(OUT)/%)
 ARCHIVE         := $(OUT)/libdoppel.a
 
-programs: $(OUT)/doppel $(TEST_PROGRAMS)
+programs: $(OUT)/doppel $(OUT)/doppel-net $(TEST_PROGRAMS)
 
-all: $(OUT)/doppel
-	@mkdir -p build && ln -sf $(VARIANT)/doppel build/doppel
+all: $(OUT)/doppel $(OUT)/doppel-net
+	@mkdir -p build && ln -sf $(VARIANT)/doppel $(VARIANT)/doppel-net build
 
 $(OUT)/doppel: $(COMMAND_OBJECTS) $(ARCHIVE)
 	$(CC) -o $@ $(COMMAND_OBJECTS) $(ARCHIVE) $(LINK)
+
+# The network helper: libslirp is in its process only. (slirp.pc asks for GLib's, which no header of
+# libslirp includes and Debian's libslirp-dev does not bring.)
+$(OUT)/doppel-net: $(HELPER_OBJECTS) $(ARCHIVE)
+	$(CC) -o $@ $(HELPER_OBJECTS) $(ARCHIVE) $(LINK) -lslirp
 
 $(ARCHIVE): $(OBJECTS) $(OUT)/objects
 	@rm -f $@

@@ -194,7 +194,8 @@ static int enter_jail(const struct run *run)
     if (run->gdb_server) {
         listeners[count++] = gdb_server_descriptor(run->gdb_server);
     }
-    return jail_enter(listeners, count);
+    int channels[VM_CHANNELS_MAX];
+    return jail_enter(listeners, count, channels, vm_channels(run->vm, channels));
 }
 
 static int start(struct run *run, struct watch **ret_watch)

@@ -50,6 +50,13 @@ static int parse(struct monitor *monitor, int argc, char **argv)
             monitor->verbose = true;
             continue;
         }
+        if (!strcmp(argv[i], "-p")) {
+            int r = set_option(monitor, "publish", argv[++i]);
+            if (r) {
+                return r;
+            }
+            continue;
+        }
         if (strncmp(argv[i], "--", 2) || !argv[i][2]) {
             return fail(-EINVAL, "'%s' is no option: they begin with --", argv[i]);
         }

@@ -10,6 +10,7 @@
 #include <fcntl.h>
 #include <linux/capability.h>
 #include <linux/fs.h>
+#include <linux/if_tun.h>
 #include <linux/landlock.h>
 #include <malloc.h>
 #include <seccomp.h>
@@ -198,6 +199,7 @@ static int allow_with_arguments(scmp_filter_ctx filter)
         {SCMP_SYS(ioctl), 1, FIONREAD},
         {SCMP_SYS(ioctl), 1, BLKDISCARD},
         {SCMP_SYS(ioctl), 1, BLKZEROOUT},
+        {SCMP_SYS(ioctl), 1, TUNSETOFFLOAD}, /* as the guest's driver wants it */
     };
     for (size_t i = 0; i < ARRAY_SIZE(rules); i++) {
         int r = seccomp_rule_add(filter, SCMP_ACT_ALLOW, rules[i].call, 1,
@@ -224,7 +226,18 @@ static int allow_listeners(scmp_filter_ctx filter, const int *listeners, size_t 
     return r;
 }
 
-static int fill_filter(scmp_filter_ctx filter, const int *listeners, size_t count)
+/* Helper processes, started before, pass us sockets that we could not make. */
+static int allow_channels(scmp_filter_ctx filter, const int *channels, size_t count)
+{
+    int r = 0;
+    for (size_t i = 0; i < count && !r; i++) {
+        r = seccomp_rule_add(filter, SCMP_ACT_ALLOW, SCMP_SYS(recvmsg), 1,
+                             argument_is(0, (scmp_datum_t)channels[i]));
+    }
+    return r;
+}
+
+static int fill_filter(scmp_filter_ctx filter)
 {
     /* one load for all threads, and kill for what is not named even in a foreign architecture */
     int r = seccomp_attr_set(filter, SCMP_FLTATR_CTL_TSYNC, 1);
@@ -241,18 +254,20 @@ static int fill_filter(scmp_filter_ctx filter, const int *listeners, size_t coun
     for (size_t i = 0; i < ARRAY_SIZE(refused) && !r; i++) {
         r = seccomp_rule_add(filter, SCMP_ACT_ERRNO(EPERM), refused[i], 0);
     }
-    r = r ? r : allow_listeners(filter, listeners, count);
     return r ? r : allow_with_arguments(filter);
 }
 
-int jail_enter(const int *listeners, size_t count)
+int jail_enter(const int *listeners, size_t listener_count, const int *channels,
+               size_t channel_count)
 {
     scmp_filter_ctx filter = seccomp_init(SCMP_ACT_KILL_PROCESS);
     if (!filter) {
         return fail(-ENOSYS,
                     "jail: this host has no system call filters (--jail off runs without)");
     }
-    int r = fill_filter(filter, listeners, count);
+    int r = fill_filter(filter);
+    r = r ? r : allow_listeners(filter, listeners, listener_count);
+    r = r ? r : allow_channels(filter, channels, channel_count);
     if (!r) {
         r = seccomp_load(filter);
     }

@@ -25,6 +25,8 @@ int jail_drop_rights(bool *ret_landlock) __attribute__((warn_unused_result));
 
 /*
  * The system call allow-list, for every thread of the process. On failure nothing may be run:
- * walls may be half built. Connections are accepted at the `count` sockets `listeners` only.
+ * walls may be half built. Connections are accepted at the sockets `listeners` only, and
+ * descriptors are received at the sockets `channels` only.
  */
-int jail_enter(const int *listeners, size_t count) __attribute__((warn_unused_result));
+int jail_enter(const int *listeners, size_t listener_count, const int *channels,
+               size_t channel_count) __attribute__((warn_unused_result));

@@ -130,7 +130,7 @@ static void enter(void)
     struct rlimit no_core = {0, 0};
     setrlimit(RLIMIT_CORE, &no_core);
     bool landlock;
-    if (jail_close_inherited() || jail_drop_rights(&landlock) || jail_enter(NULL, 0)) {
+    if (jail_close_inherited() || jail_drop_rights(&landlock) || jail_enter(NULL, 0, NULL, 0)) {
         _exit(100);
     }
 }
@@ -250,7 +250,7 @@ static void allocating_child(void)
         }
     }
     pthread_barrier_wait(&jail_door);
-    if (jail_enter(NULL, 0)) {
+    if (jail_enter(NULL, 0, NULL, 0)) {
         _exit(100);
     }
     pthread_barrier_wait(&jail_door);
@@ -319,7 +319,7 @@ static void opening_by_ring_child(void)
     if (jail_close_inherited() || io_uring_queue_init(1, &ring, 0)) {
         _exit(NO_RING);
     }
-    if (jail_drop_rights(&landlock) || jail_enter(NULL, 0)) {
+    if (jail_drop_rights(&landlock) || jail_enter(NULL, 0, NULL, 0)) {
         _exit(100);
     }
     io_uring_prep_openat(io_uring_get_sqe(&ring), AT_FDCWD, "/etc/passwd", O_RDONLY, 0);
@@ -378,7 +378,7 @@ static void accepting_child(void)
             _exit(100);
         }
     }
-    if (jail_drop_rights(&landlock) || jail_enter(doors, visit->count)) {
+    if (jail_drop_rights(&landlock) || jail_enter(doors, visit->count, NULL, 0)) {
         _exit(100);
     }
     accept4(doors[visit->door], NULL, NULL, visit->has_flags ? SOCK_CLOEXEC | SOCK_NONBLOCK : 0);

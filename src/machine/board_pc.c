@@ -35,6 +35,7 @@
 #include "device/virtio/console.h"
 #include "device/virtio/rng.h"
 #include "device/virtio/virtio_pci.h"
+#include "machine/board_net.h"
 #include "machine/report.h"
 #include "machine/vm_internal.h"
 
@@ -61,6 +62,7 @@ enum {
     SLOT_RNG = 1,
     SLOT_CONSOLE = 2,
     SLOT_DISKS = 3,
+    SLOT_NET = 16,
 };
 #define RAM_HOLE_BASE     GIB(3)
 #define RAM_HIGH_BASE     GIB(4)
@@ -460,6 +462,13 @@ static int add_virtio_rng(struct vm *vm)
     return r ? r : plug(&vm->board, virtio, SLOT_RNG);
 }
 
+static int add_network(struct vm *vm)
+{
+    struct virtio_device *virtio;
+    int r = board_net_new(vm, &virtio);
+    return r || !virtio ? r : plug(&vm->board, virtio, SLOT_NET);
+}
+
 static int add_virtio(struct vm *vm)
 {
     int r = add_virtio_rng(vm);
@@ -469,13 +478,14 @@ static int add_virtio(struct vm *vm)
     for (unsigned i = 0; i < vm->config->disk_count && !r; i++) {
         r = add_disk(vm, i);
     }
-    return r;
+    return r ? r : add_network(vm);
 }
 
 int board_new(struct vm *vm)
 {
     struct board_map map;
     board_map_make(vm->config->memory_size, &map);
+    vm->board.net_channel = -1;
     vm->board.bus = bus_new();
     int r = add_interrupts(vm);
     if (!r) {

@@ -299,6 +299,16 @@ static int set_disk(struct vm_config *config, const char *value)
     return r;
 }
 
+static int set_net(struct vm_config *config, const char *value)
+{
+    return net_config_set(&config->net, value);
+}
+
+static int set_publish(struct vm_config *config, const char *value)
+{
+    return net_config_forward(&config->net, value);
+}
+
 static int set_console(struct vm_config *config, const char *value)
 {
     static const char *const known[] = {NULL};
@@ -383,6 +393,10 @@ static const struct vm_option options[] = {
      set_engine},
     {"disk", "FILE[,format=raw][,readonly][,device=virtio|nvme]", "a disk; may be repeated",
      set_disk},
+    {"net", "none|user|tap,ifname=NAME|socket,path=PATH[,mac=MAC][,mtu=N]",
+     "the network (default none, with -p user)", set_net},
+    {"publish", "[ADDRESS:]HOST:GUEST[/udp]", "-p: forward a port of the host; may be repeated",
+     set_publish},
     {"console", "stdio|virtio|file=PATH", "where the console goes (default stdio)", set_console},
     {"debug-exit", "PORT", "writing V to this port ends with status V*2+1", set_debug_exit},
     {"no-reboot", NULL, "end instead of resetting", set_no_reboot},
@@ -424,6 +438,10 @@ static const char *path_in(const char *argument, const char *value)
 {
     if (!strncmp(argument, "FILE", 4) || !strncmp(argument, "DIR", 3)) {
         return value;
+    }
+    if (strstr(argument, "socket,path=PATH")) {
+        const char *path = strstr(value, ",path=");
+        return path ? path + 6 : NULL;
     }
     return strstr(argument, "file=PATH") && !strncmp(value, "file=", 5) ? value + 5 : NULL;
 }
@@ -495,6 +513,10 @@ static int check_deterministic(const struct vm_config *config)
         return fail(-EINVAL, "--time instructions works without disks only: when their requests "
                              "are done depends on the host");
     }
+    if (net_config_kind(&config->net) != NET_NONE) {
+        return fail(-EINVAL, "--time instructions works without a network only: when frames come "
+                             "depends on the host");
+    }
     if (config->cpu_model == CPU_MODEL_HOST) {
         return fail(-EINVAL, "--time instructions needs --cpu-model v2 or v3: what RDRAND gives "
                              "depends on the host");
@@ -510,6 +532,10 @@ int vm_config_check(const struct vm_config *config)
     if (config->module_count && config->initrd) {
         return fail(-EINVAL, "--initrd and --module exclude each other: a Multiboot kernel takes "
                              "modules, other kernels take an initrd");
+    }
+    int r = net_config_check(&config->net);
+    if (r) {
+        return r;
     }
     return config->time_mode == TIME_DETERMINISTIC ? check_deterministic(config) : 0;
 }
@@ -546,6 +572,7 @@ void vm_config_fini(struct vm_config *config)
     free(config->initrd);
     free(config->command_line);
     free(config->console_path);
+    net_config_fini(&config->net);
     free(config->trace_file);
     free(config->symbols);
     *config = (struct vm_config){0};

@@ -11,6 +11,7 @@
 
 #include "boot/boot.h"
 #include "engine/engine.h"
+#include "machine/config_net.h"
 #include "x86/cpuid.h"
 
 enum { VM_CPUS_MAX = 8, VM_DISKS_MAX = 8, VM_MODULES_MAX = 16, VM_SETTINGS_MAX = 256 };
@@ -63,6 +64,7 @@ struct vm_config {
     size_t disk_count;
     struct module_config modules[VM_MODULES_MAX];
     size_t module_count;
+    struct net_config net;
     int debug_exit_port; /* -1: no such device */
     bool no_reboot;
     enum time_mode time_mode;

@@ -69,6 +69,28 @@ static const struct {
     {"console", "pty", "stdio, virtio, file=PATH"},
     {"console", "file=", "stdio, virtio, file=PATH"},
     {"console", "stdio,mux", "unknown key"},
+    {"net", "bridge", "none, user, tap"},
+    {"net", "tap", "needs ifname"},
+    {"net", "tap,ifname=", "needs ifname"},
+    {"net", "tap,ifname=t,mtu=1500", "does not go"},
+    {"net", "user,path=x", "does not go"},
+    {"net", "user,speed=1", "known: ifname"},
+    {"net", "socket", "needs path"},
+    {"net", "user,mtu=1279", "1280 to 65520"},
+    {"net", "user,mtu=65521", "1280 to 65520"},
+    {"net", "user,mtu", "1280 to 65520"},
+    {"net", "user,mac=53:54:00:12:34:56", "no address of one"},
+    {"net", "user,mac=00:00:00:00:00:00", "no address of one"},
+    {"net", "user,mac=52:54:00:12:34:5", "no address of one"},
+    {"net", "user,mac=52-54-00-12-34-56", "no address of one"},
+    {"publish", "80", "8080:80"},
+    {"publish", "0:80", "8080:80"},
+    {"publish", "80:65536", "8080:80"},
+    {"publish", "8080:80/sctp", "8080:80"},
+    {"publish", "localhost:8080:80", "IPv4"},
+    {"publish", "::1:8080:80", "IPv4"},
+    {"publish", ":8080:80", "IPv4"},
+    {"publish", "", "8080:80"},
     {"debug-exit", "65536", "1 to 65535"},
     {"debug-exit", "0xfg", "not a number"},
     {"name", "a b", "no spaces"},
@@ -119,11 +141,49 @@ static void test_accepted(void **state)
     vm_config_fini(&config);
 }
 
+static void test_network(void **state)
+{
+    struct vm_config config;
+    vm_config_init(&config);
+    struct net_config *net = &config.net;
+    assert_int_equal(vm_config_set(&config, "kernel", "k"), 0);
+    assert_int_equal(net_config_kind(net), NET_NONE);
+    assert_int_equal(vm_config_set(&config, "publish", "8080:80"), 0);
+    assert_int_equal(vm_config_set(&config, "publish", "0.0.0.0:53:5353/udp"), 0);
+    assert_int_equal(net_config_kind(net), NET_USER);
+    assert_string_equal(net->forwards[0].address, "127.0.0.1");
+    assert_int_equal(net->forwards[0].host_port, 8080);
+    assert_int_equal(net->forwards[0].guest_port, 80);
+    assert_false(net->forwards[0].is_udp);
+    assert_string_equal(net->forwards[1].address, "0.0.0.0");
+    assert_true(net->forwards[1].is_udp);
+    assert_int_equal(vm_config_set(&config, "net", "user,mtu=1500,mac=52:54:00:Ab:cd:ef"), 0);
+    assert_int_equal(net->mtu, 1500);
+    assert_int_equal(net->address[3], 0xab);
+    assert_int_equal(vm_config_check(&config), 0);
+    assert_int_equal(vm_config_set(&config, "net", "socket,path=a,,b"), 0);
+    assert_string_equal(net->target, "a,b");
+    assert_false(net->has_address);
+    assert_int_equal(vm_config_check(&config), -EINVAL); /* ports are the user-mode network's */
+    for (unsigned i = 2; i < NET_FORWARDS_MAX; i++) {
+        assert_int_equal(vm_config_set(&config, "publish", "1:1"), 0);
+    }
+    assert_int_equal(vm_config_set(&config, "publish", "1:1"), -EINVAL);
+    vm_config_anchor(&config, "/here");
+    bool found = false;
+    for (size_t i = 0; i < config.setting_count; i++) {
+        const char *value = config.settings[i].value;
+        found |= value && !strcmp(value, "socket,path=/here/a,,b");
+    }
+    assert_true(found);
+    vm_config_fini(&config);
+}
+
 /* Each of these alone would let two runs differ. */
 static void test_deterministic(void **state)
 {
     static const char *const options[][2] = {
-        {"cpus", "2"}, {"disk", "d"}, {"cpu-model", "host"}, {NULL, NULL}};
+        {"cpus", "2"}, {"disk", "d"}, {"cpu-model", "host"}, {"net", "user"}, {NULL, NULL}};
     for (unsigned i = 0; i < ARRAY_SIZE(options); i++) {
         struct vm_config config;
         vm_config_init(&config);
@@ -240,10 +300,11 @@ static void test_address_map(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_sizes),    cmocka_unit_test(test_refusals),
-        cmocka_unit_test(test_accepted), cmocka_unit_test(test_deterministic),
-        cmocka_unit_test(test_bounds),   cmocka_unit_test(test_address_map),
-        cmocka_unit_test(test_settings), cmocka_unit_test(test_names),
+        cmocka_unit_test(test_sizes),       cmocka_unit_test(test_refusals),
+        cmocka_unit_test(test_accepted),    cmocka_unit_test(test_deterministic),
+        cmocka_unit_test(test_network),     cmocka_unit_test(test_bounds),
+        cmocka_unit_test(test_address_map), cmocka_unit_test(test_settings),
+        cmocka_unit_test(test_names),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

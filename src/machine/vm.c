@@ -227,6 +227,15 @@ int vm_new(const struct vm_config *config, struct vm **ret_vm)
     return 0;
 }
 
+size_t vm_channels(const struct vm *vm, int *fds)
+{
+    size_t count = 0;
+    if (vm->board.net_channel >= 0) {
+        fds[count++] = vm->board.net_channel;
+    }
+    return count;
+}
+
 static void free_boot_files(struct vm *vm)
 {
     boot_file_free(&vm->kernel);

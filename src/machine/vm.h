@@ -43,6 +43,12 @@ struct vm_end {
 int vm_new(const struct vm_config *config, struct vm **ret_vm) __attribute__((warn_unused_result));
 /* Stops and joins the threads. NULL is fine. */
 void vm_free(struct vm *vm);
+/*
+ * The sockets on which helper processes pass others to the machine: the jail lets it receive there.
+ * Returns how many are in `fds`, at most VM_CHANNELS_MAX.
+ */
+enum { VM_CHANNELS_MAX = 2 };
+size_t vm_channels(const struct vm *vm, int *fds);
 
 /* Start the threads and let the engine set up its vCPUs. No path is opened from here on. */
 int vm_start(struct vm *vm) __attribute__((warn_unused_result));

@@ -51,6 +51,7 @@ struct board {
     struct console *serial_console; /* serial ports borrow theirs */
     struct device *devices[BOARD_DEVICES_MAX];
     size_t device_count;
+    int net_channel; /* where the network helper passes sockets; -1: none. Its backend's. */
 };
 
 struct vm {

@@ -297,6 +297,9 @@ static void wire_free(struct net *net)
     frame_reader_fini(&wire->reader);
     frame_writer_fini(&wire->writer);
     pthread_mutex_destroy(&wire->lock);
+    if (wire->config.freed) {
+        wire->config.freed(wire->config.owner);
+    }
     free(wire);
 }
 

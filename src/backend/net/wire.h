@@ -17,6 +17,7 @@ struct net_wire_config {
     /* The peer is gone or talks nonsense; the socket is closed. On the loop's thread. NULL: fine.
      */
     void (*lost)(void *owner);
+    void (*freed)(void *owner); /* the wire was; NULL: fine */
     void *owner;
 };
 

@@ -1,0 +1,89 @@
+"""tests/net/session.py NAME LIMIT DOPPEL [OPTION...]: run a guest of the network tests beside its
+servers, forward a connection and end the network helper when the guest is ready for that, and tell
+what became of each part. Status 0 if all was well. In a network namespace of its own."""
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+
+import servers
+
+FORWARDED = 18000
+name, limit, command = sys.argv[1], int(sys.argv[2]), sys.argv[3:]
+problems, rest = [], []
+
+
+def check_forward():
+    data = os.urandom(300000)
+    with socket.create_connection(("127.0.0.1", FORWARDED), timeout=30) as connection:
+        threading.Thread(target=lambda: (connection.sendall(data),
+                                         connection.shutdown(socket.SHUT_WR))).start()
+        back = b""
+        while piece := connection.recv(65536):
+            back += piece
+    if back != data:
+        problems.append(f"forwarded port: {len(back)} bytes came back, of {len(data)}")
+
+
+def children(pid):
+    with open(f"/proc/{pid}/task/{pid}/children", encoding="ascii") as file:
+        return [int(child) for child in file.read().split()]
+
+
+def kill_worker(machine):
+    """The process that is the network is the child of the machine's child."""
+    workers = [worker for keeper in children(machine.pid) for worker in children(keeper)]
+    if len(workers) != 1:
+        problems.append(f"{len(workers)} network processes")
+    for worker in workers:
+        os.kill(worker, signal.SIGKILL)
+
+
+def watch(machine):
+    good = set()
+    for line in machine.stdout:
+        line = line.rstrip()
+        if "listening" in line:
+            threading.Thread(target=check_forward).start()
+        elif line == "ready for a bounce":
+            time.sleep(0.2)
+            kill_worker(machine)
+        elif match := re.match(r"part ([^:]*): ok ?(.*)", line):
+            good.add(match[1])
+            if match[2]:
+                print(f"   {name}: {match[1]}: {match[2]}")
+        elif line.startswith("part "):
+            problems.append(line)
+        elif line:
+            rest.append(line)
+    return good
+
+
+def main():
+    servers.start()
+    start = time.monotonic()
+    with subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+                          stderr=subprocess.STDOUT, text=True, errors="replace") as machine:
+        killer = threading.Timer(limit, machine.kill)
+        killer.start()
+        good = watch(machine)
+        status = machine.wait()
+        killer.cancel()
+    if status != 0:
+        problems.append(f"status {status}")
+    if "end" not in good:
+        problems.append("the guest did not come to the end")
+    for line in rest if problems else []:
+        print("   guest:", line)
+    for problem in problems:
+        print("FAILED", name + ":", problem)
+    if not problems:
+        print(f"ok {name}: {len(good)} parts, {time.monotonic() - start:.0f} s")
+    return 1 if problems else 0
+
+
+sys.exit(main())
