@@ -92,7 +92,7 @@ static int lock_down(void)
     (void)memory;
 #endif
     int r = jail_drop_rights(&landlock);
-    return r ? r : jail_enter(NULL, 0);
+    return r ? r : jail_enter(NULL, 0, NULL, 0);
 }
 
 static int look(struct disk *disk, int output)
