@@ -18,6 +18,7 @@ enum {
 /* `argv[0]` is the command's own name. Each returns the exit status. */
 int command_run(int argc, char **argv);
 int command_image(int argc, char **argv);
+int command_launch(int argc, char **argv);
 int command_stats(int argc, char **argv);
 int command_doctor(int argc, char **argv);
 int command_help(int argc, char **argv);
@@ -25,6 +26,12 @@ int command_help(int argc, char **argv);
 int command_list(const struct arguments *arguments);
 int command_show(const struct arguments *arguments);
 int command_stop(const struct arguments *arguments);
+int command_start(const struct arguments *arguments);
+int command_restart(const struct arguments *arguments);
+int command_rename(const struct arguments *arguments);
+int command_rm(const struct arguments *arguments);
+int command_console(const struct arguments *arguments);
+int command_logs(const struct arguments *arguments);
 /* pause, resume, reset */
 int command_tell(const struct arguments *arguments);
 
@@ -32,6 +39,17 @@ int command_tell(const struct arguments *arguments);
 void help_first_steps(void);
 /* The help of a command of the table. */
 void help_command(const struct command *command);
+
+/* Options of run and launch beside the machine's; ends with a NULL name. */
+const struct command_option *run_own_options(void);
+/* What --jail off means. */
+void jail_warn(void);
+
+/* Call for each machine that is named; errors are told, and the first one is the status. */
+int for_each(const struct arguments *arguments,
+             int (*call)(const struct arguments *arguments, const char *name));
+/* With --json: one line about a machine. */
+void print_state(const struct arguments *arguments, const char *name, const char *state);
 
 /* Print, and drop the reference; the exit status. */
 int json_print(json_t *value);
@@ -42,6 +60,8 @@ int json_print(json_t *value);
  */
 int machine_stop(const char *name, bool force, unsigned seconds)
     __attribute__((warn_unused_result));
+/* Wait until its name is free: everything of its process is gone then. False: it is not. */
+bool machine_wait_end(const char *name, unsigned seconds);
 /* What --timeout and --force say. */
 int stop_seconds(const struct arguments *arguments, unsigned *ret_seconds)
     __attribute__((warn_unused_result));

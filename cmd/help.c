@@ -21,6 +21,7 @@ static const char overview[] =
 
 static const char keys[] = "Keys, when standard input is a terminal:\n"
                            "  Ctrl-a x       end the machine\n"
+                           "  Ctrl-a d       leave it running, where it is another process\n"
                            "  Ctrl-a h       show these keys\n"
                            "  Ctrl-a b       send a break (Linux: magic SysRq)\n"
                            "  Ctrl-a Ctrl-a  send Ctrl-a\n";
@@ -55,19 +56,28 @@ static const char stats[] =
     "  doppel run --trace code ...   guest and host code side by side\n"
     "  doppel run --perf-map ...     names for 'perf record -p PID' and 'perf report'\n";
 
-static void print_run(void)
+static void print_run(const char *command)
 {
-    printf("doppel run --kernel FILE [options]\n\n");
+    printf("doppel %s --kernel FILE [options]\n\n", command);
     for (const struct vm_option *option = vm_options(); option->name; option++) {
         char left[64];
         snprintf(left, sizeof left, "--%s %s", option->name,
                  option->argument ? option->argument : "");
         printf("  %-40s %s\n", left, option->help);
     }
-    printf("  %-40s %s\n", "--gdb PORT|PATH[,wait=on]", "let GDB debug the machine");
-    printf("  %-40s %s\n", "--jail on|off", "lock the process down before the guest runs");
-    printf("  %-40s %s\n", "-v", "speak also where standard error is no terminal");
-    printf("\nA comma inside a value of a resource option is written twice (,,).\n");
+    for (const struct command_option *option = run_own_options(); option->name; option++) {
+        char left[64];
+        snprintf(left, sizeof left, "%s%s %s", option->name[1] ? "--" : "-", option->name,
+                 option->argument ? option->argument : "");
+        printf("  %-40s %s\n", left, option->help);
+    }
+    printf("\nA comma inside a value of a resource option is written twice (,,).\n\n"
+           "'run --kernel' lives as long as its process, as other monitors do, and keeps nothing. "
+           "With\n"
+           "--keep, and by 'launch' (unless --rm is given), a machine has a folder and a process "
+           "of its\n"
+           "own: 'run --keep' shows its console, which can be left and seen again ('doppel "
+           "console').\n");
 }
 
 static void print_overview(void)
@@ -119,8 +129,8 @@ int command_help(int argc, char **argv)
     }
     if (argc < 2) {
         print_overview();
-    } else if (!strcmp(argv[1], "run")) {
-        print_run();
+    } else if (!strcmp(argv[1], "run") || !strcmp(argv[1], "launch")) {
+        print_run(argv[1]);
     } else if (!strcmp(argv[1], "stats")) {
         fputs(stats, stdout);
     } else if (!strcmp(argv[1], "keys")) {

@@ -30,16 +30,15 @@ static int tell(struct control_connection *connection, const char *command)
     return r;
 }
 
-static void print_state(const struct arguments *arguments, const char *name, const char *state)
+void print_state(const struct arguments *arguments, const char *name, const char *state)
 {
     if (arguments_has(arguments, "json")) {
         printf("{\"name\":\"%s\",\"state\":\"%s\"}\n", name, state); /* names need no escapes */
     }
 }
 
-/* For each machine; the first failure is the status. */
-static int for_each(const struct arguments *arguments,
-                    int (*call)(const struct arguments *arguments, const char *name))
+int for_each(const struct arguments *arguments,
+             int (*call)(const struct arguments *arguments, const char *name))
 {
     int status = STATUS_OK;
     for (unsigned i = 0; i < arguments->count; i++) {
@@ -80,8 +79,7 @@ static uint64_t now_ns(void)
     return (uint64_t)now.tv_sec * 1000000000 + (uint64_t)now.tv_nsec;
 }
 
-/* Is its name free again? Everything of it is gone then. */
-static bool has_ended(const char *name, unsigned seconds)
+bool machine_wait_end(const char *name, unsigned seconds)
 {
     const struct timespec moment = {.tv_nsec = LOOK_NS};
     uint64_t deadline = now_ns() + seconds * UINT64_C(1000000000);
@@ -128,8 +126,9 @@ static int ask_to_end(struct control_connection *connection, const char *name, u
     }
     if (r == -EPIPE) {
         trail_clear();
-        return has_ended(name, END_SECONDS) ? 0
-                                            : fail(-ETIMEDOUT, "machine '%s' does not go", name);
+        return machine_wait_end(name, END_SECONDS)
+                   ? 0
+                   : fail(-ETIMEDOUT, "machine '%s' does not go", name);
     }
     return r ? r
              : fail(-ETIMEDOUT,
@@ -145,8 +144,9 @@ static int end_now(struct control_connection *connection, const char *name)
         trail_clear();
         r = 0;
     }
-    return r || has_ended(name, END_SECONDS) ? r
-                                             : fail(-ETIMEDOUT, "machine '%s' does not go", name);
+    return r || machine_wait_end(name, END_SECONDS)
+               ? r
+               : fail(-ETIMEDOUT, "machine '%s' does not go", name);
 }
 
 int machine_stop(const char *name, bool force, unsigned seconds)

@@ -33,7 +33,7 @@
 #include "stats_table.h"
 
 struct run {
-    const struct monitor *monitor;
+    struct monitor *monitor;
     struct vm_config *config;
     struct vm *vm;
     struct gdb_server *gdb_server;
@@ -49,7 +49,7 @@ struct run {
 /* Lines that may be left out: shown on a terminal, or if asked for. */
 static bool may_speak(const struct run *run)
 {
-    return run->monitor->verbose || isatty(STDERR_FILENO);
+    return run->monitor->verbose || run->monitor->is_background || isatty(STDERR_FILENO);
 }
 
 /*
@@ -100,6 +100,8 @@ static void on_signal(void *owner, unsigned events)
     }
     if (info.ssi_signo == SIGCONT) {
         console_stdio_continued();
+    } else if (info.ssi_signo == SIGHUP && run->monitor->is_background) {
+        return; /* the terminal that it was started from is not its own */
     } else if (info.ssi_signo != SIGTERM || !ask_to_end(run)) {
         vm_request_end(run->vm, VM_END_QUIT, info.ssi_signo);
     }
@@ -120,7 +122,8 @@ static void on_stuck(void *owner, const char *message)
  */
 static int take_name(struct run *run)
 {
-    if (run->monitor->is_named && machine_exists(run->config->name)) {
+    if (run->monitor->is_named && !run->monitor->is_background &&
+        machine_exists(run->config->name)) {
         return fail(-EEXIST, "there is a machine '%s' that is kept", run->config->name);
     }
     if (run->monitor->is_named) {
@@ -142,6 +145,7 @@ static int open_control(struct run *run)
         .vm = run->vm,
         .config = run->config,
         .started = time(NULL),
+        .is_kept = run->monitor->is_background,
         .is_debugged = run->monitor->gdb,
     };
     return run->claim.lock < 0 ? 0
@@ -227,6 +231,9 @@ static int start(struct run *run, struct watch **ret_watch)
     if (run->config->no_reboot && !run->monitor->gdb) { /* a debugger may start the machine anew */
         vm_never_resets(run->vm);
     }
+    if (run->monitor->waits && !run->monitor->gdb) {
+        vm_start_paused(run->vm);
+    }
     if (run->monitor->gdb) {
         r = gdb_server_open(run->monitor->gdb, &run->gdb_server);
         r = r ? r : gdb_server_attach(run->gdb_server, run->vm);
@@ -261,7 +268,8 @@ static int start(struct run *run, struct watch **ret_watch)
     return r;
 }
 
-static int status_of(const struct run *run, const struct vm_end *end)
+/* The exit status, and a sentence for it. */
+static int status_of(const struct vm_end *end, const char **ret_text)
 {
     const char *text = "";
     int status = STATUS_OK;
@@ -285,12 +293,11 @@ static int status_of(const struct run *run, const struct vm_end *end)
         break;
     case VM_END_NONE:
     case VM_END_ERROR:
-        report("doppel: %s: %s\n", run->config->name, end->message);
-        return STATUS_DIED;
+        text = end->message;
+        status = STATUS_DIED;
+        break;
     }
-    if (may_speak(run)) {
-        report("doppel: %s: %s\n", run->config->name, text);
-    }
+    *ret_text = text;
     return status;
 }
 
@@ -320,29 +327,52 @@ static void write_stats(struct vm *vm)
     free(text);
 }
 
-static int run_machine(struct run *run)
+/* To whoever waits for the start. */
+static void tell_news(struct run *run, const char *text)
 {
-    struct watch *watch = NULL;
-    int r = start(run, &watch);
-    struct vm_end end = {0};
-    if (!r) {
-        vm_run(run->vm, &end);
+    int *news = &run->monitor->news;
+    if (*news >= 0) {
+        ssize_t ignored = write(*news, text, strlen(text));
+        (void)ignored;
+        cleanup_close(news);
+        *news = -1;
     }
-    if (run->config->trace & 1u << TRACE_STATS && !r) {
-        write_stats(run->vm);
+}
+
+static int end_machine(struct run *run, const struct vm_end *end)
+{
+    const char *text;
+    int status = status_of(end, &text);
+    if (may_speak(run) || status == STATUS_DIED) {
+        report("doppel: %s: %s\n", run->config->name, text);
     }
-    watch_free(watch);
+    control_server_end(run->control, (uint8_t)status, text);
     control_server_close(run->control);
-    if (r) {
-        gdb_server_free(run->gdb_server);
-        vm_free(run->vm);
-        report("doppel: %s\n", trail_text());
-        return STATUS_FAILED;
-    }
-    int status = status_of(run, &end);
     if (run->gdb_server) {
         gdb_server_end(run->gdb_server, (uint8_t)status);
     }
+    return status;
+}
+
+static int run_machine(struct run *run)
+{
+    static const char runs[] = {MONITOR_RUNS, '\0'};
+    struct watch *watch = NULL;
+    struct vm_end end = {0};
+    int r = start(run, &watch), status = STATUS_FAILED;
+    if (!r) {
+        tell_news(run, runs);
+        vm_run(run->vm, &end);
+        if (run->config->trace & 1u << TRACE_STATS) {
+            write_stats(run->vm);
+        }
+        status = end_machine(run, &end);
+    } else {
+        control_server_close(run->control);
+        report("doppel: %s\n", trail_text());
+        tell_news(run, trail_text());
+    }
+    watch_free(watch);
     gdb_server_free(run->gdb_server);
     vm_free(run->vm);
     if (end.kind == VM_END_QUIT && end.value) {
@@ -355,10 +385,6 @@ int monitor_run(struct monitor *monitor)
 {
     struct run run = {
         .monitor = monitor, .config = &monitor->config, .signals = -1, .claim = {.lock = -1}};
-    if (!monitor->jail) {
-        report("doppel: WARNING: --jail off: a guest that breaks out of the monitor has all the "
-               "rights of this user\n");
-    }
     int status = run_machine(&run);
     boot_file_free(&run.found.kernel);
     boot_file_free(&run.found.initrd);

@@ -2,8 +2,8 @@
 #include "control/client.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <stdbool.h>
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
@@ -19,7 +19,9 @@
 enum { WAIT_SECONDS = 10, ANSWER_MAX = 16 << 20 };
 
 struct control_connection {
-    FILE *stream;
+    int fd;
+    char bytes[16384]; /* read, and not looked at yet */
+    size_t first, count;
 };
 
 CLEANUP_DEFINE(struct control_connection, control_disconnect)
@@ -58,11 +60,7 @@ int control_connect(const char *name, struct control_connection **ret_connection
     CLEANUP(control_disconnect)
     struct control_connection *connection = calloc(1, sizeof *connection);
     ASSERT(connection);
-    connection->stream = fdopen(fd, "r");
-    if (!connection->stream) {
-        return fail(-errno, "talk to machine '%s': %m", name);
-    }
-    TAKE_FD(fd); /* the stream's now */
+    connection->fd = TAKE_FD(fd);
     *ret_connection = TAKE(connection);
     return 0;
 }
@@ -70,15 +68,13 @@ int control_connect(const char *name, struct control_connection **ret_connection
 void control_be_patient(struct control_connection *connection, unsigned seconds)
 {
     const struct timeval limit = {.tv_sec = seconds};
-    setsockopt(fileno(connection->stream), SOL_SOCKET, SO_RCVTIMEO, &limit, sizeof limit);
+    setsockopt(connection->fd, SOL_SOCKET, SO_RCVTIMEO, &limit, sizeof limit);
 }
 
 void control_disconnect(struct control_connection *connection)
 {
     if (connection) {
-        if (connection->stream) {
-            fclose(connection->stream);
-        }
+        cleanup_close(&connection->fd);
         free(connection);
     }
 }
@@ -107,7 +103,7 @@ static int send_request(struct control_connection *connection, json_t *request)
     ASSERT(text);
     size_t size = strlen(text);
     text[size] = '\n'; /* in the place of the NUL */
-    int r = send_all(fileno(connection->stream), text, size + 1);
+    int r = send_all(connection->fd, text, size + 1);
     free(text);
     if (r == -EAGAIN) {
         return fail(-ETIMEDOUT, "the machine does not answer");
@@ -115,30 +111,85 @@ static int send_request(struct control_connection *connection, json_t *request)
     return r ? fail(r == -ECONNRESET ? -EPIPE : r, "the machine has ended") : 0;
 }
 
-/* A line of at most ANSWER_MAX bytes, as JSON. */
+/* Have something to look at: 1, or 0 at the end, or a negative errno. */
+static int fill(struct control_connection *connection)
+{
+    while (!connection->count) {
+        ssize_t size = read(connection->fd, connection->bytes, sizeof connection->bytes);
+        if (size < 0 && errno == EINTR) {
+            continue;
+        }
+        if (size <= 0) {
+            return size ? -errno : 0;
+        }
+        connection->first = 0;
+        connection->count = (size_t)size;
+    }
+    return 1;
+}
+
+/* A line of at most ANSWER_MAX bytes: 1, or 0 at the end, or a negative errno. free() it. */
+static int read_line(struct control_connection *connection, char **text, size_t *size)
+{
+    for (bool is_whole = false; !is_whole;) {
+        int r = fill(connection);
+        if (r <= 0) {
+            return r;
+        }
+        const char *from = connection->bytes + connection->first;
+        const char *end = memchr(from, '\n', connection->count);
+        size_t piece = end ? (size_t)(end - from) : connection->count;
+        if (*size + piece > ANSWER_MAX) {
+            return -EMSGSIZE;
+        }
+        *text = realloc(*text, *size + piece + 1);
+        ASSERT(*text);
+        memcpy(*text + *size, from, piece);
+        *size += piece;
+        is_whole = end;
+        connection->first += piece + is_whole;
+        connection->count -= piece + is_whole;
+    }
+    return 1;
+}
+
 static int read_answer(struct control_connection *connection, json_t **ret_answer)
 {
-    size_t size = 0, room = 0;
     char *text = NULL;
-    int byte;
-    while ((byte = getc_unlocked(connection->stream)) != EOF && byte != '\n' && size < ANSWER_MAX) {
-        if (size == room) {
-            room = room ? 2 * room : 4096;
-            text = realloc(text, room);
-            ASSERT(text);
-        }
-        text[size++] = (char)byte;
-    }
-    int error = byte == EOF && ferror(connection->stream) ? errno : 0;
-    *ret_answer = byte == '\n' ? json_loadb(text, size, 0, NULL) : NULL;
+    size_t size = 0;
+    int r = read_line(connection, &text, &size);
+    *ret_answer = r > 0 ? json_loadb(text, size, 0, NULL) : NULL;
     free(text);
-    if (byte == EOF && error == EAGAIN) { /* the stream is of no use any more */
+    if (r == -EAGAIN) {
         return fail(-ETIMEDOUT, "the machine does not answer");
     }
-    if (byte == EOF) { /* ended, or reset by a machine that had not read all */
+    if (r == 0 || r == -ECONNRESET) { /* the latter: it had not read all that was sent */
         return fail(-EPIPE, "the machine has ended");
     }
+    if (r < 0) {
+        return fail(r, "read the machine's answer: %s", strerror(-r));
+    }
     return *ret_answer ? 0 : fail(-EPROTO, "the machine's answer is no JSON");
+}
+
+int control_descriptor(struct control_connection *connection)
+{
+    int flags = fcntl(connection->fd, F_GETFL);
+    fcntl(connection->fd, F_SETFL, flags | O_NONBLOCK);
+    return connection->fd;
+}
+
+ssize_t control_read(struct control_connection *connection, void *bytes, size_t size)
+{
+    int r = fill(connection);
+    if (r <= 0) {
+        return r;
+    }
+    size_t count = connection->count < size ? connection->count : size;
+    memcpy(bytes, connection->bytes + connection->first, count);
+    connection->first += count;
+    connection->count -= count;
+    return (ssize_t)count;
 }
 
 int control_call(struct control_connection *connection, json_t *request, json_t **ret_result)

@@ -7,6 +7,7 @@
 #pragma once
 
 #include <jansson.h>
+#include <sys/types.h>
 
 struct control_connection;
 
@@ -22,3 +23,11 @@ void control_disconnect(struct control_connection *connection);
  */
 int control_call(struct control_connection *connection, json_t *request, json_t **ret_result)
     __attribute__((warn_unused_result));
+
+/*
+ * For a connection that a command has turned over (session.h): its descriptor, without blocking
+ * from here on, and what was read from it already, and then what comes. -EAGAIN: nothing now; 0:
+ * the end.
+ */
+int control_descriptor(struct control_connection *connection);
+ssize_t control_read(struct control_connection *connection, void *bytes, size_t size);

@@ -4,6 +4,7 @@
 #include <unistd.h>
 
 #include "base/error.h"
+#include "control/console_stream.h"
 #include "control/stats.h"
 #include "machine/vm.h"
 
@@ -118,13 +119,30 @@ static json_t *run_quit(void *owner, const json_t *request)
     return state_json(target);
 }
 
+static void on_quit(void *owner)
+{
+    const struct control_target *target = owner;
+    vm_request_end(target->vm, VM_END_QUIT, 0);
+}
+
+static json_t *turn_console(void *owner, const json_t *request, const struct session_waker *waker,
+                            struct session_stream *ret_stream)
+{
+    struct control_target *target = owner;
+    const struct console_stream_config config = {
+        .hub = vm_console(target->vm), .waker = *waker, .quit = on_quit, .owner = target};
+    console_stream_open(&config, ret_stream);
+    return json_pack("{s:s, s:b}", "name", vm_name(target->vm), "kept", target->is_kept);
+}
+
 const struct session_command control_commands[] = {
-    {"info", run_info, NULL},
-    {"pause", run_pause, NULL},
-    {"power_button", run_power_button, NULL},
-    {"quit", run_quit, NULL},
-    {"reset", run_reset, NULL},
-    {"resume", run_resume, NULL},
-    {"stats", run_stats, NULL},
-    {NULL, NULL, NULL},
+    {"console", NULL, NULL, turn_console},
+    {"info", run_info, NULL, NULL},
+    {"pause", run_pause, NULL, NULL},
+    {"power_button", run_power_button, NULL, NULL},
+    {"quit", run_quit, NULL, NULL},
+    {"reset", run_reset, NULL, NULL},
+    {"resume", run_resume, NULL, NULL},
+    {"stats", run_stats, NULL, NULL},
+    {NULL, NULL, NULL, NULL},
 };

@@ -44,6 +44,7 @@ static const int allowed[] = {
     SCMP_SYS(fsync),
     SCMP_SYS(fdatasync),
     SCMP_SYS(fallocate),
+    SCMP_SYS(ftruncate), /* the log of a console begins anew */
     SCMP_SYS(fstat),
     SCMP_SYS(close),
     SCMP_SYS(io_uring_enter),

@@ -17,6 +17,9 @@
 #include "base/error.h"
 
 static const char part[] = "machines", lock_name[] = "lock", config_name[] = "machine.json";
+/* An empty file in the folder of a machine that nobody keeps: it goes when nobody holds its lock.
+ */
+static const char drop_name[] = "drop";
 /* Commands hold the lock for a moment; a machine that runs, for as long as it does. */
 enum { TRIES = 100, TRY_NS = 20000000, INVENTIONS = 1000 };
 
@@ -47,7 +50,7 @@ static int is_machine(const struct dirent *entry)
     return entry->d_name[0] != '.';
 }
 
-static int is_left_over(const struct dirent *entry)
+static bool is_left_over(const struct dirent *entry)
 {
     return !strncmp(entry->d_name, ".new-", 5) || !strncmp(entry->d_name, ".old-", 5);
 }
@@ -66,12 +69,35 @@ static void remove_left_over(int base, const char *name)
     }
 }
 
+/* A machine that has ended and is not kept: out of sight first, under its lock. */
+static void drop_ended(int base, const char *name)
+{
+    char path[REGISTRY_NAME + sizeof drop_name + 1], aside[REGISTRY_NAME + 8];
+    struct stat facts;
+    snprintf(path, sizeof path, "%.64s/%s", name, drop_name);
+    if (fstatat(base, path, &facts, AT_SYMLINK_NOFOLLOW)) {
+        return;
+    }
+    CLEANUP_FD int folder = openat(base, name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
+    CLEANUP_FD int lock =
+        folder >= 0 ? openat(folder, lock_name, O_RDWR | O_NOFOLLOW | O_CLOEXEC) : -1;
+    snprintf(aside, sizeof aside, ".old-%.64s", name);
+    if (lock >= 0 && !flock(lock, LOCK_EX | LOCK_NB) && !renameat(base, name, base, aside) &&
+        folder_remove(base, aside, lock_name)) {
+        trail_clear();
+    }
+}
+
 static void sweep(int base)
 {
     struct dirent **entries;
-    int count = scandirat(base, ".", &entries, is_left_over, NULL);
+    int count = scandirat(base, ".", &entries, NULL, NULL);
     for (int i = 0; i < count; i++) {
-        remove_left_over(base, entries[i]->d_name);
+        if (is_left_over(entries[i])) {
+            remove_left_over(base, entries[i]->d_name);
+        } else if (is_machine(entries[i])) {
+            drop_ended(base, entries[i]->d_name);
+        }
         free(entries[i]);
     }
     if (count >= 0) {
@@ -289,6 +315,9 @@ static int put_in(const struct machine *machine, const struct machine_plan *plan
     snprintf(facts.image, sizeof facts.image, "%s", plan->image ? plan->image : "");
     vm_config_anchor(plan->config, here);
     int r = plan->fill ? plan->fill(plan->owner, machine->folder, plan->config) : 0;
+    if (!r && plan->removes) {
+        r = file_replace(machine->folder, drop_name, "", 0);
+    }
     return r ? r : machine_save(machine, plan->config, &facts);
 }
 

@@ -4,8 +4,9 @@
  *
  *     machine.json   what it is made of (machine_file.h)
  *     lock           held by the process that runs it, and by each command that changes the folder
- *     console.log    what the guest wrote, bounded; the part before it is console.log.old
+ *     console.0.log, console.1.log   what the guest wrote (backend/console/log.h)
  *     doppel.log     what Doppel said while it ran in the background
+ *     drop           it is not kept when it has ended
  *     disks, keys    whatever machine_plan.fill puts there
  *
  * Promises: a folder appears whole under its name or not at all, and goes the same way; what killed

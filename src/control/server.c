@@ -2,11 +2,13 @@
 #include "control/server.h"
 
 #include <errno.h>
+#include <poll.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/un.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "base/assert.h"
@@ -14,6 +16,9 @@
 #include "base/cleanup.h"
 #include "base/error.h"
 #include "base/loop.h"
+#include "control/console_stream.h"
+
+enum { SEND_ROUNDS = 64, FAREWELL_MS = 1000 };
 
 struct client {
     struct control_server *server;
@@ -47,12 +52,12 @@ static void client_close(struct client *client)
     client->session = NULL;
 }
 
-/* Send what there is. False: the client is gone. */
+/* Send what there is, for a while: others want their turn. False: the client is gone. */
 static bool client_send(struct client *client)
 {
     size_t size;
     const char *bytes = session_output(client->session, &size);
-    while (size) {
+    for (unsigned round = 0; size && round < SEND_ROUNDS; round++) {
         ssize_t sent = write(client->fd, bytes, size);
         if (sent < 0 && errno == EINTR) {
             continue;
@@ -83,24 +88,40 @@ static bool client_receive(struct client *client)
     return true;
 }
 
+/* What to wait for: 0 if there is nothing more to talk about. */
+static unsigned client_wish(struct client *client, unsigned events)
+{
+    size_t waiting;
+    session_output(client->session, &waiting);
+    bool listens = !client->ended && session_room(client->session);
+    bool is_left = client->ended && session_is_stream(client->session);
+    bool is_gone = (events & LOOP_HANGUP) && !listens;
+    if (is_left || is_gone || (!waiting && (client->ended || session_is_over(client->session)))) {
+        return 0;
+    }
+    unsigned wish = (waiting ? LOOP_WRITABLE : 0) | (listens ? LOOP_READABLE : 0);
+    return wish ? wish : LOOP_HANGUP;
+}
+
 /* Level-triggered, so each round does one read: a busy client cannot hold the loop. */
 static void on_client(void *owner, unsigned events)
 {
     struct client *client = owner;
-    size_t waiting;
     bool alive = client_send(client) && client_receive(client) && client_send(client);
-    if (alive) {
-        session_output(client->session, &waiting);
-        if (!waiting && (client->ended || session_is_over(client->session))) {
-            alive = false;
-        } else if (watch_set(client->watch, waiting ? LOOP_WRITABLE : LOOP_READABLE)) {
-            trail_clear();
-            alive = false;
-        }
+    unsigned wish = alive ? client_wish(client, events) : 0;
+    if (wish && watch_set(client->watch, wish & (LOOP_READABLE | LOOP_WRITABLE))) {
+        trail_clear();
+        wish = 0;
     }
-    if (!alive) {
+    if (!wish) {
         client_close(client);
     }
+}
+
+/* Its stream has something new. */
+static void wake_client(void *owner)
+{
+    on_client(owner, 0);
 }
 
 static bool is_user(int fd, uid_t user)
@@ -150,6 +171,7 @@ static void on_connection(void *owner, unsigned events)
     client->fd = fd;
     client->ended = false;
     client->session = session_new(server->commands, server->owner);
+    session_set_waker(client->session, &(struct session_waker){wake_client, client});
     if (watch_new(server->loop, fd, LOOP_READABLE, on_client, client, &client->watch)) {
         trail_clear();
         client_close(client);
@@ -203,6 +225,42 @@ int control_server_open(struct loop *loop, const char *path, const struct sessio
     }
     *ret_server = TAKE(server);
     return 0;
+}
+
+static int64_t now_ms(void)
+{
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return now.tv_sec * 1000 + now.tv_nsec / 1000000;
+}
+
+/* Everything that it has not got yet, as long as it takes it. */
+static void say_farewell(struct client *client, const char *words, size_t size, int64_t deadline)
+{
+    size_t waiting = 1;
+    while (waiting) {
+        int64_t left = deadline - now_ms();
+        struct pollfd wish = {.fd = client->fd, .events = POLLOUT};
+        if (left <= 0 || poll(&wish, 1, (int)left) <= 0 || !client_send(client)) {
+            return;
+        }
+        session_output(client->session, &waiting);
+    }
+    ssize_t ignored = write(client->fd, words, size);
+    (void)ignored;
+}
+
+void control_server_end(struct control_server *server, uint8_t status, const char *text)
+{
+    char words[CONSOLE_FRAME_MAX];
+    size_t size = console_stream_last_words(words, status, text);
+    int64_t deadline = now_ms() + FAREWELL_MS;
+    for (size_t i = 0; server && i < ARRAY_SIZE(server->clients); i++) {
+        struct client *client = &server->clients[i];
+        if (client->fd >= 0 && session_is_stream(client->session)) {
+            say_farewell(client, words, size, deadline);
+        }
+    }
 }
 
 void control_server_close(struct control_server *server)

@@ -8,6 +8,8 @@
  */
 #pragma once
 
+#include <stdint.h>
+
 #include "control/session.h"
 
 struct loop;
@@ -21,5 +23,10 @@ int control_server_open(struct loop *loop, const char *path, const struct sessio
     __attribute__((warn_unused_result));
 /* The socket at which it accepts clients, for the jail. */
 int control_server_descriptor(const struct control_server *server);
+/*
+ * The machine has ended: viewers of its console get what it still wrote, and these last words. At
+ * most a second for clients that are slow.
+ */
+void control_server_end(struct control_server *server, uint8_t status, const char *text);
 /* Clients are cut off. The path stays: nothing in the jail can remove it. NULL is fine. */
 void control_server_close(struct control_server *server);

@@ -44,7 +44,7 @@ static json_t *run_number(void *owner, const json_t *request)
 
 static const char *const keys[] = {"number", NULL};
 static const struct session_command commands[] = {
-    {"large", run_large, NULL}, {"number", run_number, keys}, {NULL, NULL, NULL}};
+    {"large", run_large, NULL, NULL}, {"number", run_number, keys, NULL}, {NULL, NULL, NULL, NULL}};
 
 static char folder[] = "/tmp/doppel-server-test-XXXXXX";
 

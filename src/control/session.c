@@ -15,6 +15,8 @@ struct session {
     char *output; /* the answer that is being sent, or NULL */
     size_t output_size, output_sent;
     bool is_over;
+    struct session_waker waker;
+    struct session_stream stream; /* once it has an object: nothing else is talked */
 };
 
 void session_prepare(void)
@@ -33,9 +35,22 @@ struct session *session_new(const struct session_command *commands, void *owner)
 void session_free(struct session *session)
 {
     if (session) {
+        if (session->stream.object) {
+            session->stream.free(session->stream.object);
+        }
         free(session->output);
         free(session);
     }
+}
+
+void session_set_waker(struct session *session, const struct session_waker *waker)
+{
+    session->waker = *waker;
+}
+
+bool session_is_stream(const struct session *session)
+{
+    return session->stream.object;
 }
 
 /* ---- answers ---- */
@@ -150,7 +165,9 @@ static void run_request(struct session *session, json_t *request)
         return;
     }
     trail_clear();
-    json_t *result = command->run(session->owner, request);
+    json_t *result = command->turn
+                         ? command->turn(session->owner, request, &session->waker, &session->stream)
+                         : command->run(session->owner, request);
     if (!result) {
         refuse(session, request, "failed", trail_text());
         trail_clear();
@@ -173,10 +190,22 @@ static void run_line(struct session *session, const char *line, size_t size)
     json_decref(request);
 }
 
+/* What came behind the command that turned the connection over. */
+static void pass_on(struct session *session)
+{
+    size_t room = session->stream.room(session->stream.object);
+    size_t size = session->input_size < room ? session->input_size : room;
+    if (size) {
+        session->stream.receive(session->stream.object, session->input, size);
+        session->input_size -= size;
+        memmove(session->input, session->input + size, session->input_size);
+    }
+}
+
 /* Run what is complete, one request at a time: the next when its answer has been taken. */
 static void advance(struct session *session)
 {
-    while (!session->output && !session->is_over) {
+    while (!session->output && !session->is_over && !session->stream.object) {
         char *end = memchr(session->input, '\n', session->input_size);
         if (!end) {
             break;
@@ -189,7 +218,9 @@ static void advance(struct session *session)
         session->input_size -= size + 1;
         memmove(session->input, end + 1, session->input_size);
     }
-    if (!session->output && !session->is_over && session->input_size == SESSION_LINE_MAX) {
+    if (session->stream.object) {
+        pass_on(session);
+    } else if (!session->output && !session->is_over && session->input_size == SESSION_LINE_MAX) {
         session->is_over = true;
         refuse(session, NULL, "too_long", "a request has at most 65536 bytes");
     }
@@ -197,25 +228,40 @@ static void advance(struct session *session)
 
 size_t session_room(const struct session *session)
 {
+    if (session->stream.object) {
+        return session->input_size ? 0 : session->stream.room(session->stream.object);
+    }
     return session->output || session->is_over ? 0 : SESSION_LINE_MAX - session->input_size;
 }
 
 void session_receive(struct session *session, const char *bytes, size_t size)
 {
     ASSERT(size <= session_room(session));
+    if (session->stream.object) {
+        session->stream.receive(session->stream.object, bytes, size);
+        return;
+    }
     memcpy(session->input + session->input_size, bytes, size);
     session->input_size += size;
     advance(session);
 }
 
-const char *session_output(const struct session *session, size_t *ret_size)
+const char *session_output(struct session *session, size_t *ret_size)
 {
+    if (!session->output && session->stream.object) {
+        pass_on(session); /* it may have room now */
+        return session->stream.output(session->stream.object, ret_size);
+    }
     *ret_size = session->output_size - session->output_sent;
     return session->output ? session->output + session->output_sent : "";
 }
 
 void session_sent(struct session *session, size_t size)
 {
+    if (!session->output && session->stream.object) {
+        session->stream.sent(session->stream.object, size);
+        return;
+    }
     session->output_sent += size;
     ASSERT(session->output_sent <= session->output_size);
     if (session->output && session->output_sent == session->output_size) {
@@ -228,5 +274,6 @@ void session_sent(struct session *session, size_t size)
 
 bool session_is_over(const struct session *session)
 {
-    return session->is_over;
+    return session->is_over ||
+           (session->stream.object && session->stream.is_over(session->stream.object));
 }

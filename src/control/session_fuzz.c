@@ -23,8 +23,8 @@ static json_t *run_echo(void *owner, const json_t *request)
 }
 
 static const char *const echo_keys[] = {"text", NULL};
-static const struct session_command commands[] = {{"echo", run_echo, echo_keys},
-                                                  {NULL, NULL, NULL}};
+static const struct session_command commands[] = {{"echo", run_echo, echo_keys, NULL},
+                                                  {NULL, NULL, NULL, NULL}};
 
 /* Take some bytes of the answer; a whole one is looked at. */
 static void take(struct session *session, size_t piece)

@@ -28,7 +28,7 @@ static json_t *run_refuse(void *owner, const json_t *request)
 
 static const char *const add_keys[] = {"number", NULL};
 static const struct session_command commands[] = {
-    {"add", run_add, add_keys}, {"refuse", run_refuse, NULL}, {NULL, NULL, NULL}};
+    {"add", run_add, add_keys, NULL}, {"refuse", run_refuse, NULL, NULL}, {NULL, NULL, NULL, NULL}};
 
 struct fixture {
     struct session *session;

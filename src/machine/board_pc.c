@@ -14,6 +14,7 @@
 #include <time.h>
 
 #include "backend/console/console.h"
+#include "backend/console/hub.h"
 #include "backend/disk/disk.h"
 #include "base/assert.h"
 #include "base/bytes.h"
@@ -126,6 +127,8 @@ static void on_console_command(void *owner, enum console_command command)
     switch (command) {
     case CONSOLE_QUIT:
         vm_request_end(owner, VM_END_QUIT, 0);
+        break;
+    case CONSOLE_DETACH: /* there is nothing to leave: the console is this process's own */
         break;
     }
 }
@@ -303,20 +306,34 @@ static int open_stdio(struct vm *vm, struct console **ret_console)
     return console_stdio_open(&config, ret_console);
 }
 
+/* The console that the configuration names, behind a hub for viewers. */
+static int open_console(struct vm *vm, struct console **ret_console)
+{
+    struct console *inner = NULL;
+    int r = 0;
+    if (vm->config->console == CONSOLE_FILE) {
+        r = console_file_open(vm->config->console_path, vm->loop, &inner);
+    } else if (vm->config->console_log[0] < 0) {
+        r = open_stdio(vm, &inner);
+    }
+    if (r) {
+        return r;
+    }
+    const struct console_hub_config config = {
+        .loop = vm->loop,
+        .inner = inner,
+        .inner_types = vm->config->console != CONSOLE_FILE && inner && console_stdio_is_terminal(),
+        .log = {vm->config->console_log[0], vm->config->console_log[1]},
+    };
+    *ret_console = console_hub_new(&config);
+    vm->board.hub = console_hub_of(*ret_console);
+    return 0;
+}
+
 static int add_serial(struct vm *vm)
 {
     struct board *board = &vm->board;
-    int r = 0;
-    switch (vm->config->console) {
-    case CONSOLE_STDIO:
-        r = open_stdio(vm, &board->serial_console);
-        break;
-    case CONSOLE_FILE:
-        r = console_file_open(vm->config->console_path, vm->loop, &board->serial_console);
-        break;
-    case CONSOLE_VIRTIO:
-        break;
-    }
+    int r = vm->config->console == CONSOLE_VIRTIO ? 0 : open_console(vm, &board->serial_console);
     if (r) {
         return r;
     }
@@ -372,7 +389,7 @@ static int add_virtio_console(struct vm *vm)
         return 0;
     }
     struct virtio_console_config config = {.memory = vm->memory};
-    int r = open_stdio(vm, &config.console);
+    int r = open_console(vm, &config.console);
     if (r) {
         return r;
     }

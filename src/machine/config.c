@@ -550,6 +550,7 @@ void vm_config_init(struct vm_config *config)
         .cpu_model = CPU_MODEL_V2,
         .debug_exit_port = -1,
         .time_mode = TIME_HOST,
+        .console_log = {-1, -1},
     };
 }
 

@@ -74,6 +74,11 @@ struct vm_config {
     bool perf_map;
     struct found_kernel *found; /* no option: whoever starts the machine sets it; not owned */
     /*
+     * No option: whoever starts the machine in the background sets it. Descriptors of the log of its
+     * console (backend/console/log.h), in the place of standard input and output; -1: none.
+     */
+    int console_log[2];
+    /*
      * What made this configuration, in order, without --name: given to vm_config_set() once more it
      * makes the same again. Saved machines are that.
      */

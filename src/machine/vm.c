@@ -460,6 +460,11 @@ struct loop *vm_loop(struct vm *vm)
     return vm->loop;
 }
 
+struct console_hub *vm_console(struct vm *vm)
+{
+    return vm->board.hub;
+}
+
 const char *vm_engine_name(const struct vm *vm)
 {
     return vm->engine_ops->name;

@@ -16,6 +16,7 @@
 
 #include "machine/config.h"
 
+struct console_hub;
 struct loop;
 struct vm;
 struct visitor;
@@ -98,6 +99,8 @@ int vm_visit(struct vm *vm, struct visitor *v) __attribute__((warn_unused_result
 
 enum vm_life vm_life(const struct vm *vm);
 struct loop *vm_loop(struct vm *vm);
+/* The console, for viewers. */
+struct console_hub *vm_console(struct vm *vm);
 /* Text to where --trace writes. */
 void vm_write_trace(struct vm *vm, const char *text);
 const char *vm_name(const struct vm *vm);

@@ -49,6 +49,7 @@ struct board {
     struct pci_bus *pci;
     struct device *kvmclock, *pm;   /* borrowed from the list */
     struct console *serial_console; /* serial ports borrow theirs */
+    struct console_hub *hub;        /* the console that the configuration names; borrowed */
     struct device *devices[BOARD_DEVICES_MAX];
     size_t device_count;
     int net_channel; /* where the network helper passes sockets; -1: none. Its backend's. */

@@ -75,12 +75,17 @@ CLEANUP_DEFINE(struct console, console_free)
 struct loop;
 
 /* What the user asked for with the escape character on a terminal. */
-enum console_command { CONSOLE_QUIT };
+enum console_command {
+    CONSOLE_QUIT,   /* Ctrl-a x */
+    CONSOLE_DETACH, /* Ctrl-a d, where that is possible */
+};
 
 struct console_stdio_config {
     struct loop *loop;
-    /* Ctrl-a x. Runs on the loop's thread. */
+    /* Runs on the loop's thread. */
     void (*command)(void *owner, enum console_command command);
+    bool can_detach;    /* the machine is another process */
+    bool is_introduced; /* somebody else tells of the keys */
     void *owner;
 };
 /*

@@ -40,6 +40,7 @@ struct stdio_console {
     struct loop *loop; /* borrowed */
     void (*command)(void *owner, enum console_command command);
     void *command_owner;
+    bool can_detach;
 
     int input;                    /* ours; -1: ended */
     bool is_terminal;             /* input is a terminal */
@@ -96,15 +97,18 @@ static void deliver(struct stdio_console *stdio)
     }
 }
 
-static void print_help(void)
+static void print_help(const struct stdio_console *stdio)
 {
     static const char help[] = "\r\nCtrl-a x  end the virtual machine\r\n"
                                "Ctrl-a b  send a break\r\n"
                                "Ctrl-a h  this help\r\n"
                                "Ctrl-a Ctrl-a  send Ctrl-a\r\n";
-    if (write(STDERR_FILENO, help, sizeof help - 1) < 0) {
-        return; /* there is nobody to tell */
+    static const char detach[] = "Ctrl-a d  leave the machine running\r\n";
+    ssize_t written = write(STDERR_FILENO, help, sizeof help - 1);
+    if (stdio->can_detach) {
+        written = write(STDERR_FILENO, detach, sizeof detach - 1);
     }
+    (void)written; /* there is nobody else to tell */
 }
 
 /* The character after the escape character. Returns whether it is meant for the device. */
@@ -117,6 +121,12 @@ static bool obey(struct stdio_console *stdio, uint8_t character)
             stdio->command(stdio->command_owner, CONSOLE_QUIT);
         }
         return false;
+    case 'd':
+        if (stdio->can_detach) {
+            deliver(stdio);
+            stdio->command(stdio->command_owner, CONSOLE_DETACH);
+        }
+        return false;
     case 'b':
         deliver(stdio); /* what was typed before the break comes before it */
         if (receiver->send_break) {
@@ -124,7 +134,7 @@ static bool obey(struct stdio_console *stdio, uint8_t character)
         }
         return false;
     case 'h':
-        print_help();
+        print_help(stdio);
         return false;
     default:
         return character == ESCAPE;
@@ -410,7 +420,7 @@ static int open_input(struct stdio_console *stdio)
         }
         stdio->is_terminal = true;
         stdio->is_away = !terminal_is_entered();
-        stdio->is_introduced = !stdio->is_away;
+        stdio->is_introduced |= !stdio->is_away;
     }
     stdio->input = own_descriptor(STDIN_FILENO, O_RDONLY, &is_nonblocking);
     return 0;
@@ -455,6 +465,8 @@ int console_stdio_open(const struct console_stdio_config *config, struct console
     CLEANUP(console_free) struct console *console = &stdio->console;
     stdio->command = config->command;
     stdio->command_owner = config->owner;
+    stdio->can_detach = config->can_detach;
+    stdio->is_introduced = config->is_introduced;
     int error = open_input(stdio);
     if (!error) {
         error = arrange_events(stdio);
