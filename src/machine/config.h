@@ -74,8 +74,8 @@ struct vm_config {
     bool perf_map;
     struct found_kernel *found; /* no option: whoever starts the machine sets it; not owned */
     /*
-     * No option: whoever starts the machine in the background sets it. Descriptors of the log of its
-     * console (backend/console/log.h), in the place of standard input and output; -1: none.
+     * No option: whoever starts the machine in the background sets it. Descriptors of the log of
+     * its console (backend/console/log.h), in the place of standard input and output; -1: none.
      */
     int console_log[2];
     /*
