@@ -53,6 +53,17 @@ int command_start(const struct arguments *arguments)
     return start_and_attach(arguments->operands[0]);
 }
 
+/* It is fine if somebody else stops it, or it ends by itself. */
+static int stop_if_running(const char *name, bool force, unsigned seconds)
+{
+    int r = machine_stop(name, force, seconds);
+    if (r && !registry_is_running(name)) {
+        trail_clear();
+        r = 0;
+    }
+    return r;
+}
+
 static int restart_one(const struct arguments *arguments, const char *name)
 {
     unsigned seconds;
@@ -63,7 +74,7 @@ static int restart_one(const struct arguments *arguments, const char *name)
                 : 0; /* opening it tells */
     }
     if (!r && registry_is_running(name)) {
-        r = machine_stop(name, arguments_has(arguments, "force"), seconds);
+        r = stop_if_running(name, arguments_has(arguments, "force"), seconds);
     }
     return r ? r : start_one(arguments, name);
 }
@@ -100,7 +111,7 @@ static int remove_one(const struct arguments *arguments, const char *name)
     struct machine *machine;
     int r = 0;
     if (arguments_has(arguments, "force") && machine_exists(name) && registry_is_running(name)) {
-        r = machine_stop(name, true, 0);
+        r = stop_if_running(name, true, 0);
     }
     if (!r) {
         r = machine_open(name, &machine);

@@ -153,6 +153,10 @@ int machine_stop(const char *name, bool force, unsigned seconds)
 {
     CLEANUP(control_disconnect) struct control_connection *connection = NULL;
     int r = control_connect(name, &connection);
+    if (r == -ECONNREFUSED && machine_wait_end(name, END_SECONDS)) { /* it is just ending */
+        trail_clear();
+        return 0;
+    }
     if (r) {
         return r;
     }
