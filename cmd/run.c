@@ -81,7 +81,7 @@ static int parse(struct run *run, int argc, char **argv)
             continue;
         }
         if (!strcmp(argv[i], "-p")) {
-            int r = set_option(monitor, "publish", argv[++i]);
+            int r = set_option(run, "publish", argv[++i]);
             if (r) {
                 return r;
             }
