@@ -87,6 +87,22 @@ static void compile_execute_last(struct compiler *c)
     c->ended = true;
 }
 
+void emit_code_address(struct compiler *c, unsigned reg, uint64_t address)
+{
+    if (!(c->mode & MODE_ANYWHERE)) {
+        emit_constant(&c->e, reg, address);
+        return;
+    }
+    /* An operand's distance from its instruction is 32 bits: from the page it may be more. */
+    int64_t distance = (int64_t)address - 1; /* binding_of() is one more than the page */
+    int32_t first = distance > INT32_MAX ? INT32_MAX : (int32_t)distance;
+    emit_load(&c->e, reg, offsetof(struct block, code_page));
+    emit_lea(&c->e, reg, reg, first);
+    if (distance != first) {
+        emit_lea(&c->e, reg, reg, (int32_t)(distance - first));
+    }
+}
+
 /* ---- decode ---- */
 
 /* A debugger's breakpoint: the run loop has to see it. */
@@ -229,6 +245,9 @@ static void compile_instruction(struct compiler *c)
         compile_execute_last(c);
     } else if (!is_copied_here(c, insn) || !compile_copy(c)) {
         compile_execute(c);
+    } else if ((c->mode & MODE_ANYWHERE) && insn->info.meta.isa_ext == ZYDIS_ISA_EXT_X87) {
+        emit_load(&c->e, SCRATCH2, offsetof(struct block, code_page)); /* for x87.c */
+        emit_store(&c->e, SCRATCH2, offsetof(struct block, x87_page));
     }
 }
 
@@ -470,7 +489,7 @@ bool compile(struct block *block, gva_t gva, gpa_t gpa, uint64_t second_page, ui
     *unit = (struct unit){
         .page = gpa >> PAGE_SHIFT,
         .second_page = NO_PAGE,
-        .virtual_page = align_down(gva, PAGE_SIZE),
+        .virtual_page = mode & MODE_ANYWHERE ? 0 : align_down(gva, PAGE_SIZE),
         .offset = gpa & (PAGE_SIZE - 1),
         .mode = mode,
         .first_site = vm->site_count,

@@ -28,6 +28,7 @@ static uint32_t exit_site(struct compiler *c, uint64_t target)
     uint32_t site = site_new(c, same ? SITE_CHAIN : SITE_LINK);
     c->vm->sites[site].target = target;
     if (!same) {
+        c->vm->sites[site].resume = 0;
         c->vm->sites[site].link = c->vm->link_count[privilege]++; /* make_room() left some */
     }
     return site;
@@ -46,9 +47,20 @@ void compile_branch_poll(struct compiler *c)
 
 void emit_loop_poll(struct compiler *c, uint64_t target)
 {
-    if (target <= compiler_pc(c)) {
+    if ((int64_t)target <= (int64_t)compiler_pc(c)) {
         compile_branch_poll(c);
     }
+}
+
+void emit_link(struct compiler *c, unsigned transfer, uint32_t number)
+{
+    const struct site *site = &c->vm->sites[number];
+    if (c->mode & MODE_USER) {
+        emit_code_address(c, SCRATCH, site->target);
+    }
+    emit_constant(&c->e, SCRATCH2, number);
+    emit_gs_transfer(&c->e, transfer,
+                     links_offset(mode_privilege(c->mode)) + 8 * (size_t)site->link);
 }
 
 void compile_direct(struct compiler *c, uint8_t opcode, uint64_t target)
@@ -72,10 +84,7 @@ void compile_direct(struct compiler *c, uint8_t opcode, uint64_t target)
         flags_to_block(c);
         registers_leave(c);
         site = exit_site(c, target);
-        emit_constant(e, SCRATCH2, site);
-        emit_gs_transfer(e, opcode == 0xe9 ? 4 : 2,
-                         links_offset(mode_privilege(c->mode)) +
-                             8 * (size_t)c->vm->sites[site].link);
+        emit_link(c, opcode == 0xe9 ? 4 : 2, site);
     }
     c->ended = true;
 }

@@ -34,8 +34,13 @@ bool compile_address(struct compiler *c, const struct insn_operand *operand, uin
     if (is_relative) {
         displacement += compiler_next_pc(c);
     }
-    if (is_relative ||
-        (memory->base == ZYDIS_REGISTER_NONE && memory->index == ZYDIS_REGISTER_NONE)) {
+    if (is_relative && (c->mode & MODE_ANYWHERE)) {
+        emit_code_address(c, SCRATCH, displacement);
+        if (!is_wide) {
+            emit_registers(e, false, OP_STORE, SCRATCH, SCRATCH); /* its lower half */
+        }
+    } else if (is_relative ||
+               (memory->base == ZYDIS_REGISTER_NONE && memory->index == ZYDIS_REGISTER_NONE)) {
         if (!is_wide) {
             displacement = (uint32_t)displacement;
         }
@@ -508,8 +513,12 @@ void compile_direct_lea(struct compiler *c)
     unsigned target = (unsigned)direct_register(c, insn->operands[0].reg.value);
     int base = direct_register(c, memory->base), index = direct_register(c, memory->index);
     uint64_t displacement = (uint64_t)memory->displacement;
-    if (is_relative || (base < 0 && index < 0)) {
-        displacement += is_relative ? compiler_next_pc(c) : 0;
+    if (is_relative) {
+        emit_code_address(c, target, displacement + compiler_next_pc(c));
+        if (!is_wide) {
+            emit_registers(&c->e, false, OP_STORE, target, target); /* its lower half */
+        }
+    } else if (base < 0 && index < 0) {
         emit_constant(&c->e, target, is_wide ? displacement : (uint32_t)displacement);
     } else {
         emit_lea_full(&c->e, is_wide, target, base, index, memory->scale ? memory->scale : 1,

@@ -65,16 +65,17 @@ static void emit_exit(struct compiler *c, const struct outline *o)
 {
     struct emitter *e = &c->e;
     struct site *site = &c->vm->sites[o->site];
-    site->resume = emit_offset(e);
+    uint32_t start = emit_offset(e);
     c->flags = o->flags;
     c->recipe = site->recipe;
     flags_to_block(c);
     registers_leave(c);
-    emit_constant(e, SCRATCH2, o->site);
     if (site->kind == SITE_LINK) {
-        emit_gs_transfer(e, 4, links_offset(mode_privilege(c->mode)) + 8 * (size_t)site->link);
+        emit_link(c, 4, o->site);
         return;
     }
+    site->resume = start;
+    emit_constant(e, SCRATCH2, o->site);
     if (has_own_registers(c)) {
         align_patch(c, 1);
         site->far = emit_offset(e) + 1;
@@ -165,10 +166,31 @@ static void emit_registers_exchanged(struct compiler *c)
     emit_jump(e, c->vm->stubs.fault_host);
 }
 
+void emit_enter_page(struct compiler *c, unsigned offset)
+{
+    if (c->mode & MODE_ANYWHERE) {
+        emit_lea(&c->e, SCRATCH, SCRATCH, 1 - (int32_t)offset);
+        emit_store(&c->e, SCRATCH, offsetof(struct block, code_page));
+    }
+}
+
+/* Where other pages enter: at SCRATCH, which says where this page is. */
+static void emit_link_entry(struct compiler *c)
+{
+    struct unit *unit = c->unit;
+    unit->link_entry = unit->saved_entry;
+    if (c->mode & MODE_ANYWHERE) {
+        unit->link_entry = emit_offset(&c->e);
+        emit_enter_page(c, unit->offset);
+        emit_jump(&c->e, unit->saved_entry);
+    }
+}
+
 void emit_outlines(struct compiler *c)
 {
     for (unsigned i = 0; i < c->outline_count; i++) {
         emit_outline(c, &c->work->outlines[i]);
     }
     emit_registers_exchanged(c);
+    emit_link_entry(c);
 }

@@ -218,7 +218,7 @@ static void emit_call_frame(struct compiler *c)
     uint64_t address = compiler_next_pc(c);
     emit_lea(e, SCRATCH, GUEST_RSP, -8);
     compile_check(c, 8, true);
-    if ((uint64_t)(int64_t)(int32_t)address == address) {
+    if (!(c->mode & MODE_ANYWHERE) && (uint64_t)(int64_t)(int32_t)address == address) {
         emit_memory(e, true, 0xc7, 0, SCRATCH, 0); /* mov qword [scratch], imm32 */
         emit32(e, (uint32_t)address);
         emit_lea(e, GUEST_RSP, GUEST_RSP, -8);
@@ -226,7 +226,7 @@ static void emit_call_frame(struct compiler *c)
         emit32(e, (uint32_t)address);
         return;
     }
-    emit_constant(e, SCRATCH2, address);
+    emit_code_address(c, SCRATCH2, address);
     emit_memory(e, true, OP_STORE, SCRATCH2, SCRATCH, 0);
     emit_lea(e, GUEST_RSP, GUEST_RSP, -8);
     emit8(e, 0x41); /* push scratch2 */
@@ -284,6 +284,7 @@ bool compile_call(struct compiler *c)
     emit8(e, 0x64);
     emit8(e, 0x24);
     emit8(e, 8);
+    emit_enter_page(c, c->offsets[c->current + 1]); /* SCRATCH: see emit_return() */
     registers_enter(c);
     c->flags = FLAGS_SAVED;
     compile_deadline_check(c, compiler_next_pc(c));

@@ -146,7 +146,8 @@ static bool operand_of(const struct compiler *c, const struct insn *insn,
     bool is_relative = memory->base == ZYDIS_REGISTER_RIP;
     if (insn->info.address_width != 64 || operand->size == 0 || operand->size > 8 * 64 ||
         memory->displacement > FAR || memory->displacement < -FAR ||
-        memory->segment == ZYDIS_REGISTER_FS || memory->segment == ZYDIS_REGISTER_GS) {
+        (is_relative && (c->mode & MODE_ANYWHERE)) || memory->segment == ZYDIS_REGISTER_FS ||
+        memory->segment == ZYDIS_REGISTER_GS) {
         return false;
     }
     *ret_group = (struct stride_group){

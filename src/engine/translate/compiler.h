@@ -57,7 +57,7 @@ struct compiler {
     struct block *block;
     struct unit *unit;
     uint16_t mode;
-    uint64_t virtual_page;
+    uint64_t virtual_page; /* MODE_ANYWHERE: 0, and what is counted from it is relative */
 
     struct workspace *work; /* what need not be zero at the start */
     struct insn *insns;     /* decoded ahead */
@@ -131,6 +131,8 @@ bool is_transparent(const struct insn *insn);
 /* ---- compile.c ---- */
 /* Is it copied under this CPU model and mode? */
 bool is_copied_here(const struct compiler *c, const struct insn *insn);
+/* `reg` = an address that is counted from c->virtual_page. Leaves the flags alone. */
+void emit_code_address(struct compiler *c, unsigned reg, uint64_t address);
 /* Does the instruction at this address of the unit's page go on in the next page? */
 bool crosses_page(const struct compiler *c, uint64_t pc);
 /*
@@ -152,6 +154,8 @@ void compile_poll(struct compiler *c, uint64_t pc, size_t word);
 uint32_t site_new(struct compiler *c, enum site_kind kind);
 void outline(struct compiler *c, enum outline_kind kind, uint8_t *branch, uint32_t site,
              uint64_t constant);
+/* The unit goes on from another page: SCRATCH is the guest-virtual address of `offset`. */
+void emit_enter_page(struct compiler *c, unsigned offset);
 /* Behind the straight path: the outlines, and entries and exits with the usual registers. */
 void emit_outlines(struct compiler *c);
 
@@ -332,6 +336,11 @@ bool compile_variable_target(struct compiler *c);
 void align_patch(struct compiler *c, unsigned before);
 bool compile_jump(struct compiler *c);
 bool compile_condition(struct compiler *c);
+/*
+ * The jump (4) or call (2) of a SITE_LINK. Flags are saved, the usual registers in place. Uses both
+ * scratch registers.
+ */
+void emit_link(struct compiler *c, unsigned transfer, uint32_t site);
 /* A direct exit to `target` if a condition holds. The flags are in the CPU. */
 void compile_exit(struct compiler *c, unsigned condition, uint64_t target);
 /* A direct exit to `target`: jmp (0xe9) or call (0xe8) at this place. */

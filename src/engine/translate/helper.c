@@ -17,7 +17,7 @@ struct place place_at(const struct block *block, uint32_t number)
     bool is_inline = site->kind == SITE_EXECUTE && site->resume;
     uint64_t resume = cache_address(vm, site_resume(site));
     struct place place = {
-        .rip = unit->virtual_page + site->offset,
+        .rip = block_unit_page(block, unit) + site->offset,
         .gpa = unit->page << PAGE_SHIFT | site->offset,
         .unit = unit,
         .inline_address = is_inline ? resume : 0,
@@ -155,7 +155,7 @@ uint64_t helper_poll(struct block *block, uint32_t number)
 {
     place_of(block, number); /* for the flags */
     block_gather(block);
-    block->vcpu.state.rip = block->vm->sites[number].target;
+    block->vcpu.state.rip = block_target(block, &block->vm->sites[number]);
     block->vcpu.instructions += block->vm->sites[number].uncounted;
     vcpu_count(&block->vcpu, COUNT_EXIT_POLL);
     block_trace(block, TRACE_EXITS, "poll", "at", block->vcpu.state.rip);
@@ -164,7 +164,7 @@ uint64_t helper_poll(struct block *block, uint32_t number)
 
 uint64_t helper_deadline(struct block *block, uint32_t number)
 {
-    block->vcpu.state.rip = block->vm->sites[number].target;
+    block->vcpu.state.rip = block_target(block, &block->vm->sites[number]);
     vcpu_count(&block->vcpu, COUNT_EXIT_DEADLINE);
     return block_leave(block, LEAVE_AGAIN);
 }
@@ -173,28 +173,29 @@ uint64_t helper_link(struct block *block, uint32_t number)
 {
     struct translate_vm *vm = block->vm;
     const struct site *site = &vm->sites[number];
-    uint64_t rip = site->target;
-    uint16_t mode = block->mode | (site->kind == SITE_PLAIN ? MODE_PLAIN : 0);
+    uint64_t rip = block_target(block, site);
+    const struct unit *from = &vm->units[site->unit];
+    uint16_t mode =
+        block->mode | (site->kind == SITE_PLAIN ? MODE_PLAIN : 0) | (from->mode & MODE_ANYWHERE);
     block->vcpu.state.rip = rip;
     bool is_link = site->kind == SITE_LINK;
     vcpu_count(&block->vcpu, is_link ? COUNT_EXIT_LINK : COUNT_EXIT_CHAIN);
     block_trace(block, TRACE_EXITS, is_link ? "link" : "chain", "to", rip);
     if (is_link) {
-        uint64_t host = block_find_link(block, number);
+        uint64_t host = block_find_link(block, number, mode);
         return host ? host : block_leave_to_translate(block, mode);
     }
     pthread_mutex_lock(&vm->lock);
-    struct unit *from = &vm->units[site->unit];
     /* Exits to an instruction across pages are links, never chains. */
     struct unit *target =
-        unit_find(vm, from->page, NO_PAGE, rip & (PAGE_SIZE - 1), from->virtual_page, mode);
+        unit_find(vm, from->page, NO_PAGE, rip & (PAGE_SIZE - 1), align_down(rip, PAGE_SIZE), mode);
     if (target && !from->is_retired) {
         site_link(vm, number, target);
         block_trace(block, TRACE_CHAINS, "chain", "host",
                     cache_address(vm, target->parts[PART_STRAIGHT].start));
     }
     pthread_mutex_unlock(&vm->lock);
-    return target ? cache_address(vm, target->saved_entry) : block_leave_to_translate(block, mode);
+    return target ? cache_address(vm, target->saved_entry) : block_go_on(block, mode);
 }
 
 uint64_t helper_stale(struct block *block, uint32_t number)

@@ -49,7 +49,7 @@ uint64_t block_leave_step(struct block *block, enum step step);
 /* The unit at rip in this mode, or 0 if there is none yet (or its page is not there). */
 uint64_t block_find(struct block *block, uint64_t rip, uint16_t mode);
 /* The unit that a SITE_LINK leads to, whose slot is filled; or 0. */
-uint64_t block_find_link(struct block *block, uint32_t site);
+uint64_t block_find_link(struct block *block, uint32_t site, uint16_t mode);
 /* What was looked up for state.rip is void: go on there in a mode, or leave to translate. */
 uint64_t block_look_again(struct block *block, uint16_t mode);
 /* After C code has changed the state: go on in units (at inline_address if it is not 0), or leave.

@@ -24,7 +24,7 @@ static uint64_t place_start_over_plain(struct block *block, const struct place *
 {
     block->vcpu.state.rip = place->rip;
     block->vcpu.instructions += (uint64_t)place->uncounted;
-    return block_continue_plain(block);
+    return block_go_on(block, block->mode | MODE_PLAIN);
 }
 
 static void count_miss(struct block *block, bool writes)

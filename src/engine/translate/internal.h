@@ -37,6 +37,7 @@ enum {
     UNIT_MAX_LINKS = 2 * UNIT_MAX_INSTRUCTIONS,
     UNITS_MAX = 1 << 19,
     SITES_MAX = 1 << 22,
+    PAGES_MAX = 1 << 17,
     KERNEL_LINKS_MAX = 1 << 17, /* cross-page exits of kernel code: a slot for each vCPU */
     USER_LINKS_MAX = 1 << 18,   /* of user code: a slot for each vCPU and address space */
     FILLED_NOTED = 1 << 12,     /* entries that can be emptied one by one */
@@ -63,6 +64,7 @@ enum mode_bits {
     MODE_AVX512 = 1u << 5,
     MODE_TSD = 1u << 6, /* CR4.TSD at CPL 3: RDTSC faults */
     MODE_FSGSBASE = 1u << 7,
+    MODE_ANYWHERE = 1u << 13,  /* made for any virtual address (user code): block->code_page */
     MODE_PLAIN = 1u << 14,     /* no groups of operands: for the places where they do not fit */
     MODE_INTERPRET = 1u << 15, /* not translated: other code sizes, single step, breakpoints... */
 };
@@ -134,11 +136,22 @@ struct filled {
     uint32_t noted[FILLED_NOTED];
 };
 
+/*
+ * Where pages with user code are in an address space: an entry for each number in vm->pages, which
+ * is the page's guest-virtual address, plus 1, or 0 if nobody has looked a unit of it up.
+ */
+static inline uint64_t binding_of(uint64_t gva)
+{
+    return align_down(gva, PAGE_SIZE) + 1;
+}
+
 /* The part of the vCPU block that each address space has of its own. */
 struct space_data {
     struct tlb tlb;
     struct jump_entry jumps[JUMP_ENTRIES]; /* of user code */
     uint64_t links[USER_LINKS_MAX];
+    uint64_t bindings[PAGES_MAX];
+    struct filled links_filled;
 };
 
 struct space {
@@ -146,7 +159,7 @@ struct space {
     struct space_data *data; /* right behind it */
     uint64_t root;           /* CR3 less PCID and flags; valid if in_use */
     uint64_t last_used;
-    struct filled links_filled, jumps_filled;
+    struct filled bindings_filled, jumps_filled;
     uint16_t pcid;
     uint16_t mode; /* of the units that its user code was looked up as */
     bool in_use;
@@ -172,6 +185,8 @@ struct block {
     uint64_t stride_limit;         /* compile_stride.c */
     uint64_t recipe_kept[2];       /* RECIPE_KEPT */
     uint64_t variables[VARIABLES]; /* immediates that a unit has read at its start */
+    uint64_t code_page;            /* binding_of() the MODE_ANYWHERE unit that runs */
+    uint64_t x87_page;             /* the same, of the last such unit that ran an x87 instruction */
     uint64_t slot_address;         /* guest-virtual, while a slot changes its page */
     uint64_t stub_kept[3];         /* registers that a stub has in use */
     uint32_t fault_site;           /* from the signal handler to the stub */
@@ -257,17 +272,19 @@ struct extent {
 
 struct unit {
     uint64_t page;         /* guest-physical page number */
-    uint64_t virtual_page; /* guest-virtual address of that page */
+    uint64_t virtual_page; /* guest-virtual address of that page; MODE_ANYWHERE: 0 */
     uint64_t second_page;  /* of an instruction across two pages; NO_PAGE: all in one */
     uint32_t saved_entry;  /* cache offset: enter with flags saved in the block */
     uint32_t host_entry;   /* cache offset: enter with flags in the CPU */
+    uint32_t link_entry;   /* from other pages: flags saved, SCRATCH = guest-virtual address */
     /* The same for chains from units with the same registers displaced. */
     uint32_t inner_saved_entry, inner_host_entry;
     uint32_t loop_entry; /* such a one, with flags that loop_recipe makes; 0: none */
     struct recipe loop_recipe;
     struct extent parts[PARTS]; /* of its code */
     uint32_t next_in_hash, next_in_page, next_in_second;
-    uint32_t incoming; /* sites chained to this unit */
+    uint32_t page_number; /* in vm->pages */
+    uint32_t incoming;    /* sites chained to this unit */
     uint32_t first_site, site_count;
     uint32_t source;        /* cache offset of struct source, if it checks itself; else 0 */
     uint32_t fault_exit[2]; /* cache offsets: a host fault, with flags in the block or the CPU */
@@ -317,7 +334,7 @@ struct site {
     bool is_store;     /* REP STOS, not MOVS */
     bool is_group;     /* the check asks for more than the access: interp meets the fault */
     bool has_slot;     /* SITE_READ, SITE_WRITE: `slot` */
-    uint32_t resume;
+    uint32_t resume;   /* SITE_LINK: the link_entry of target_unit */
     union {
         uint32_t patch;
         uint32_t link;
@@ -327,12 +344,12 @@ struct site {
     union {
         uint32_t reentry; /* checks, SITE_EXECUTE: go on here, not at `resume`, if it is not 0 */
         uint32_t far;     /* SITE_CHAIN: rel32 to units with other registers displaced, or 0 */
+        uint32_t target_page; /* SITE_LINK: number of the page that it leads to, or 0 */
     };
     struct recipe recipe; /* FLAGS_RECIPE */
     uint32_t next_incoming;
     uint32_t target_unit; /* SITE_CHAIN, SITE_PLAIN: linked to, or 0; SITE_LINK: last found */
-    uint64_t target;      /* SITE_CHAIN, SITE_PLAIN, SITE_LINK, SITE_POLL: guest-virtual address */
-    uint64_t target_page; /* SITE_LINK: guest-physical, of target_unit, whose entry is `resume` */
+    uint64_t target;      /* SITE_CHAIN, SITE_PLAIN, SITE_LINK, SITE_POLL: see block_target() */
 };
 
 /* Where C goes on at a check or an instruction in interp: with the usual registers. */
@@ -360,11 +377,12 @@ struct stubs {
      * return.
      */
     uint32_t memory[PRIVILEGES][TLB_ACCESSES];
-    uint32_t execute;                 /* SCRATCH2 = site */
-    uint32_t link;                    /* SCRATCH2 = site: a chain or link that is not resolved */
-    uint32_t poll;                    /* SCRATCH2 = site */
-    uint32_t time;                    /* SCRATCH2 = site: the deadline is near */
-    uint32_t stale;                   /* SCRATCH2 = site: the unit was made from other bytes */
+    uint32_t execute; /* SCRATCH2 = site */
+    uint32_t link;    /* SCRATCH2 = site: a chain or link that is not resolved */
+    uint32_t fill;  /* the same of a link of user code whose slot is empty; SCRATCH = its target */
+    uint32_t poll;  /* SCRATCH2 = site */
+    uint32_t time;  /* SCRATCH2 = site: the deadline is near */
+    uint32_t stale; /* SCRATCH2 = site: the unit was made from other bytes */
     uint32_t fault_host, fault_saved; /* SCRATCH2 = site, set by the signal handler */
     uint32_t indirect[PRIVILEGES];    /* SCRATCH = guest-virtual target: look it up */
     uint32_t indirect_slow;           /* the same, after the look-up failed */
@@ -395,7 +413,12 @@ struct page_units {
     uint64_t hold;       /* cycles that it stays so, without new code */
     uint64_t hold_until; /* then it is watched again */
     bool is_hot;         /* units of user code that are made here have slots */
-    uint16_t displaced;  /* of hot units */
+    /*
+     * The virtual address at which user code of the page ran first: units for it have constants. At
+     * all others, as libraries are in each process, MODE_ANYWHERE units run.
+     */
+    uint64_t home;
+    uint16_t displaced; /* of hot units */
     struct register_use use;
 };
 
@@ -484,6 +507,10 @@ bool units_are_full(const struct translate_vm *vm);
 void pages_begin_compile(struct translate_vm *vm, uint64_t page, uint64_t second_page);
 void pages_end_compile(struct translate_vm *vm, uint64_t page, uint64_t second_page);
 void unit_add(struct translate_vm *vm, struct unit *unit);
+/* Does user code of the page run as MODE_ANYWHERE units at this address? */
+bool page_is_away(struct translate_vm *vm, uint64_t page, gva_t virtual_page);
+/* The page is being compiled for user code at this address, maybe for the first time. */
+void page_settle(struct translate_vm *vm, uint64_t page, gva_t virtual_page);
 /* Before a unit that checks itself is added: make room among its versions. */
 void unit_limit_versions(struct translate_vm *vm, const struct unit *unit);
 /* The youngest unit with the key of `unit` that is older than it, or NULL. */
@@ -518,7 +545,9 @@ struct page_units *page_find(struct translate_vm *vm, uint64_t page);
 /* Forget everything: the cache is full. The world is stopped. */
 void units_forget(struct translate_vm *vm);
 void site_link(struct translate_vm *vm, uint32_t site, struct unit *target);
-/* A SITE_LINK leads to this unit as long as it is not retired and the mapping is the same. */
+/*
+ * A SITE_LINK leads to this unit as long as it is not retired and its page is where the link says.
+ */
 void site_remember(struct translate_vm *vm, uint32_t site, struct unit *target);
 /* The unit that owns a host address, or NULL. Async-signal-safe. */
 struct unit *unit_at(struct translate_vm *vm, uint64_t host);
@@ -526,6 +555,10 @@ struct unit *unit_at(struct translate_vm *vm, uint64_t host);
 static inline enum tlb_access site_access(const struct site *site)
 {
     return site->kind == SITE_WRITE ? TLB_WRITE : TLB_READ;
+}
+static inline bool is_anywhere(const struct unit *unit)
+{
+    return unit->mode & MODE_ANYWHERE;
 }
 static inline uint32_t unit_number(const struct translate_vm *vm, const struct unit *unit)
 {
@@ -563,6 +596,8 @@ void link_fill(struct block *block, uint32_t link, uint64_t host);
 /* Enter a place in the jump cache. */
 void jump_fill(struct block *block, enum privilege privilege, uint64_t gva, uint64_t host);
 void spaces_fini(struct block *block);
+/* A page with user code is at this address in the current space. */
+void page_bind(struct block *block, uint32_t page_number, gva_t gva);
 /* Forget the look-ups of one privilege in the current space. */
 void space_forget_lookups(struct block *block, enum privilege privilege);
 void spaces_forget_code(struct block *block);
@@ -622,8 +657,13 @@ enum step block_translate_fetch(struct block *block, gva_t rip, gpa_t *ret_gpa);
 uint64_t block_second_page(struct block *block, gva_t rip);
 /* Host address of the unit for state.rip, or of the leave stub with the reason set. */
 uint64_t block_continue(struct block *block);
-/* The same for the variant of the unit that has no groups of operands. */
-uint64_t block_continue_plain(struct block *block);
+/*
+ * The same for a unit of some mode: MODE_PLAIN, and MODE_ANYWHERE also where units of that address
+ * would run else.
+ */
+uint64_t block_go_on(struct block *block, uint16_t mode);
+/* The mode of the units that run at rip, which is in this page. With vm->lock. */
+uint16_t block_variant(struct block *block, uint64_t page, uint64_t rip, uint16_t mode);
 
 /* ---- trace.c ---- */
 /* Tell an event, if engine_traces() says that somebody wants it. Any thread; keeps vector state. */
@@ -724,6 +764,16 @@ static inline gva_t exec_large_page(gva_t gva, uint64_t size)
 {
     uint64_t region = tlb_region_size(size);
     return align_down(gva, region) ^ (1ull << 62 | region >> 1);
+}
+/* The guest-virtual address of a unit that runs, or of a site's target. */
+static inline gva_t block_unit_page(const struct block *block, const struct unit *unit)
+{
+    return is_anywhere(unit) ? block->code_page - 1 : unit->virtual_page;
+}
+static inline gva_t block_target(const struct block *block, const struct site *site)
+{
+    const struct unit *unit = &block->vm->units[site->unit];
+    return site->target + (is_anywhere(unit) ? block->code_page - 1 : 0);
 }
 static inline struct jump_entry *block_jumps(struct block *block, enum privilege privilege)
 {

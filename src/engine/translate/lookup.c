@@ -74,11 +74,43 @@ static struct jump_entry *jump_entry(struct block *block, uint64_t rip, uint16_t
     return &block_jumps(block, mode_privilege(mode))[jump_index(rip)];
 }
 
+uint16_t block_variant(struct block *block, uint64_t page, uint64_t rip, uint16_t mode)
+{
+    /* Breakpoints are at addresses, and so is what deterministic time counts up to. */
+    if (!(mode & MODE_USER) || block->vcpu.debug ||
+        block->vm->config.time_mode == TIME_DETERMINISTIC) {
+        return mode & ~MODE_ANYWHERE;
+    }
+    bool is_away = page_is_away(block->vm, page, align_down(rip, PAGE_SIZE));
+    return mode | (is_away ? MODE_ANYWHERE : 0);
+}
+
+/*
+ * The unit at rip, which is at gpa: its page is bound there. A unit for this address alone will
+ * always do, and may be all there is (where it checks itself). With vm->lock.
+ */
+static struct unit *find_unit(struct block *block, uint64_t rip, gpa_t gpa, uint64_t second,
+                              uint16_t mode)
+{
+    struct translate_vm *vm = block->vm;
+    uint64_t page = gpa >> PAGE_SHIFT, virtual_page = align_down(rip, PAGE_SIZE);
+    uint16_t offset = gpa & (PAGE_SIZE - 1), variant = block_variant(block, page, rip, mode);
+    struct unit *unit = unit_find(vm, page, second, offset, virtual_page, variant);
+    if (!unit && (variant & MODE_ANYWHERE)) {
+        unit = unit_find(vm, page, second, offset, virtual_page, variant & ~MODE_ANYWHERE);
+    }
+    if (unit && (mode & MODE_USER)) {
+        page_bind(block, unit->page_number, rip);
+    }
+    return unit;
+}
+
 uint64_t block_find(struct block *block, uint64_t rip, uint16_t mode)
 {
     struct translate_vm *vm = block->vm;
     struct jump_entry *jump = jump_entry(block, rip, mode);
     gpa_t gpa;
+    block->address = rip; /* for the link_entry */
     if (jump->gva == rip) {
         return jump->host;
     }
@@ -87,9 +119,8 @@ uint64_t block_find(struct block *block, uint64_t rip, uint16_t mode)
     }
     uint64_t second = block_second_page(block, rip);
     pthread_mutex_lock(&vm->lock);
-    struct unit *unit = unit_find(vm, gpa >> PAGE_SHIFT, second, gpa & (PAGE_SIZE - 1),
-                                  align_down(rip, PAGE_SIZE), mode);
-    uint64_t host = unit ? cache_address(vm, unit->saved_entry) : 0;
+    struct unit *unit = find_unit(block, rip, gpa, second, mode);
+    uint64_t host = unit ? cache_address(vm, unit->link_entry) : 0;
     pthread_mutex_unlock(&vm->lock);
     if (host && (mode & MODE_PLAIN)) {
         *jump = (struct jump_entry){.gva = rip, .host = host};
@@ -101,29 +132,25 @@ uint64_t block_find(struct block *block, uint64_t rip, uint16_t mode)
 }
 
 /* Not by way of the jump cache: what direct branches lead to would fill it. */
-uint64_t block_find_link(struct block *block, uint32_t number)
+uint64_t block_find_link(struct block *block, uint32_t number, uint16_t mode)
 {
     struct translate_vm *vm = block->vm;
     const struct site *site = &vm->sites[number];
-    uint64_t rip = site->target, host = 0;
+    uint64_t rip = block_target(block, site), host = 0;
     uint32_t link = site->link, generation = vm->generation;
     gpa_t gpa;
+    block->address = rip; /* for the link_entry */
     if (block_translate_fetch(block, rip, &gpa) != STEP_NEXT) {
         return 0;
     }
     uint64_t second = block_second_page(block, rip);
     pthread_mutex_lock(&vm->lock);
     /* The translations may have waited: is the site still what it was? */
-    bool is_current = vm->generation == generation;
-    if (is_current && site->target_unit && site->target_page == gpa >> PAGE_SHIFT) {
-        host = cache_address(vm, site->resume);
-    } else if (is_current) {
-        struct unit *unit = unit_find(vm, gpa >> PAGE_SHIFT, second, gpa & (PAGE_SIZE - 1),
-                                      align_down(rip, PAGE_SIZE), block->mode);
-        if (unit) {
-            site_remember(vm, number, unit);
-            host = cache_address(vm, unit->saved_entry);
-        }
+    struct unit *unit =
+        vm->generation == generation ? find_unit(block, rip, gpa, second, mode) : NULL;
+    if (unit) {
+        site_remember(vm, number, unit);
+        host = cache_address(vm, unit->link_entry);
     }
     pthread_mutex_unlock(&vm->lock);
     if (host) {
@@ -133,8 +160,7 @@ uint64_t block_find_link(struct block *block, uint32_t number)
     return host;
 }
 
-/* Go on at state.rip in a mode; the run loop translates, or meets a fetch fault again. */
-static uint64_t continue_in(struct block *block, uint16_t mode)
+uint64_t block_go_on(struct block *block, uint16_t mode)
 {
     uint64_t host = block_find(block, block->vcpu.state.rip, mode);
     return host ? host : block_leave_to_translate(block, mode);
@@ -145,19 +171,14 @@ uint64_t block_continue(struct block *block)
     if (block->mode & MODE_INTERPRET) {
         return block_leave(block, LEAVE_AGAIN);
     }
-    return continue_in(block, block->mode);
+    return block_go_on(block, block->mode);
 }
 
 uint64_t block_look_again(struct block *block, uint16_t mode)
 {
     jump_entry(block, block->vcpu.state.rip, mode)->gva =
         jump_nowhere(jump_index(block->vcpu.state.rip));
-    return continue_in(block, mode);
-}
-
-uint64_t block_continue_plain(struct block *block)
-{
-    return continue_in(block, block->mode | MODE_PLAIN);
+    return block_go_on(block, mode);
 }
 
 /* ---- kicks ---- */

@@ -1,6 +1,6 @@
 /*
  * Address spaces: each page-table root that the guest switches between (by PCID) keeps its soft
- * TLB, jump caches and links. The vCPU block is mapped once in front of each of them, so that a
+ * TLB, jump cache and links. The vCPU block is mapped once in front of each of them, so that a
  * switch is one write of the GS base.
  */
 #include <asm/prctl.h>
@@ -81,7 +81,9 @@ static void plain_jumps_clear(struct block *block)
 
 static void links_empty(struct block *block, uint64_t *links, uint32_t first, uint32_t end)
 {
-    uint64_t unresolved = cache_address(block->vm, block->vm->stubs.link);
+    bool is_kernel = links == block->kernel_links;
+    const struct stubs *stubs = &block->vm->stubs;
+    uint64_t unresolved = cache_address(block->vm, is_kernel ? stubs->link : stubs->fill);
     for (uint32_t i = first; i < end; i++) {
         links[i] = unresolved;
     }
@@ -98,8 +100,25 @@ static void links_clear(struct block *block, uint64_t *links, struct filled *fil
 void link_fill(struct block *block, uint32_t link, uint64_t host)
 {
     bool is_user = block->mode & MODE_USER;
-    filled_note(is_user ? &block->space->links_filled : &block->kernel_links_filled, link);
+    filled_note(is_user ? &block->space->data->links_filled : &block->kernel_links_filled, link);
     *(is_user ? &block->space->data->links[link] : &block->kernel_links[link]) = host;
+}
+
+static void bindings_clear(struct space *space)
+{
+    uint32_t first, end;
+    while (filled_take(&space->bindings_filled, &first, &end)) {
+        bytes_fill(&space->data->bindings[first], 0, (end - first) * sizeof(uint64_t));
+    }
+}
+
+void page_bind(struct block *block, uint32_t page_number, gva_t gva)
+{
+    uint64_t *binding = &block->space->data->bindings[page_number];
+    if (!*binding) {
+        filled_note(&block->space->bindings_filled, page_number);
+    }
+    *binding = binding_of(gva);
 }
 
 void jump_fill(struct block *block, enum privilege privilege, uint64_t gva, uint64_t host)
@@ -128,7 +147,7 @@ void links_prepare(struct translate_vm *vm)
     static const uint32_t limits[PRIVILEGES] = {KERNEL_LINKS_MAX, USER_LINKS_MAX};
     for (unsigned p = 0; p < PRIVILEGES; p++) {
         while (vm->links_ready[p] < limits[p] &&
-               vm->links_ready[p] < vm->link_count[p] + 2 * UNIT_MAX_INSTRUCTIONS) {
+               vm->links_ready[p] < vm->link_count[p] + UNIT_MAX_LINKS) {
             uint32_t first = vm->links_ready[p];
             for (unsigned i = 0; i < vm->block_count; i++) {
                 if (vm->blocks[i]) {
@@ -205,7 +224,8 @@ static void user_forget(struct block *block, struct space *space)
 {
     jumps_clear(space->data->jumps, &space->jumps_filled);
     plain_jumps_clear(block);
-    links_clear(block, space->data->links, &space->links_filled);
+    links_clear(block, space->data->links, &space->data->links_filled);
+    bindings_clear(space);
     if (space == block->space) {
         exec_clear(block, PRIVILEGE_USER);
         stack_reset(block, PRIVILEGE_USER);

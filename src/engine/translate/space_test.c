@@ -20,7 +20,7 @@ struct fixture {
     struct test_engine engine;
     struct cpuid_table *cpuid;
     struct block *block;
-    uint64_t unresolved; /* what a link slot holds that is not filled */
+    uint64_t unresolved[PRIVILEGES]; /* what a link slot holds that is not filled */
 };
 
 static int setup(void **state)
@@ -41,7 +41,9 @@ static int setup(void **state)
     fixture.block = (struct block *)fixture.engine.vcpu;
     fixture.block->vcpu.state.cr4 |= CR4_PCIDE;
     links_prepare(fixture.block->vm);
-    fixture.unresolved = cache_address(fixture.block->vm, fixture.block->vm->stubs.link);
+    const struct translate_vm *vm = fixture.block->vm;
+    fixture.unresolved[PRIVILEGE_KERNEL] = cache_address(vm, vm->stubs.link);
+    fixture.unresolved[PRIVILEGE_USER] = cache_address(vm, vm->stubs.fill);
     return 0;
 }
 
@@ -97,7 +99,7 @@ static void check_user(const struct fixture *fixture, bool there)
     assert_int_equal(data->jumps[jump_index(USER_PAGE + JUMP)].gva == USER_PAGE + JUMP, there);
     const struct jump_entry *plain = &fixture->block->plain_jumps[PRIVILEGE_USER][JUMP];
     assert_true(there || plain->gva != USER_PAGE + JUMP);
-    assert_int_equal(data->links[LINK], there ? HOST : fixture->unresolved);
+    assert_int_equal(data->links[LINK], there ? HOST : fixture->unresolved[PRIVILEGE_USER]);
 }
 
 static void check_kernel(const struct fixture *fixture, bool there)
@@ -105,7 +107,8 @@ static void check_kernel(const struct fixture *fixture, bool there)
     const struct block *block = fixture->block;
     assert_int_equal(block->kernel_jumps[jump_index(KERNEL_PAGE + JUMP)].gva == KERNEL_PAGE + JUMP,
                      there);
-    assert_int_equal(block->kernel_links[LINK], there ? HOST : fixture->unresolved);
+    assert_int_equal(block->kernel_links[LINK],
+                     there ? HOST : fixture->unresolved[PRIVILEGE_KERNEL]);
 }
 
 /* The top frame of a private stack must not be one that was pushed before. */
@@ -198,10 +201,11 @@ static void one_page_can_be_flushed(void **state)
     check_kernel(fixture, false);
 }
 
-static bool are_unresolved(const struct fixture *fixture, const uint64_t *links, uint32_t end)
+static bool are_unresolved(const struct fixture *fixture, enum privilege privilege,
+                           const uint64_t *links, uint32_t end)
 {
     for (uint32_t i = 0; i < end; i++) {
-        if (links[i] != fixture->unresolved) {
+        if (links[i] != fixture->unresolved[privilege]) {
             return false;
         }
     }
@@ -227,7 +231,7 @@ static void any_number_of_links_is_forgotten(void **state)
             }
             assert_int_equal(links[numbers[i] - 1], HOST);
             space_forget_lookups(block, (enum privilege)p);
-            assert_true(are_unresolved(fixture, links, 3 * FILLED_NOTED));
+            assert_true(are_unresolved(fixture, (enum privilege)p, links, 3 * FILLED_NOTED));
         }
     }
 }
@@ -240,15 +244,15 @@ static void links_are_ready_before_they_are_used(void **state)
     for (unsigned p = 0; p < PRIVILEGES; p++) {
         for (; !units_are_full(vm); vm->link_count[p] += UNIT_MAX_INSTRUCTIONS) {
             links_prepare(vm);
-            assert_true(vm->links_ready[p] >= vm->link_count[p] + 2 * UNIT_MAX_INSTRUCTIONS);
+            assert_true(vm->links_ready[p] >= vm->link_count[p] + UNIT_MAX_LINKS);
             assert_true(vm->links_ready[p] <= limits[p]);
         }
         vm->link_count[p] = 0;
     }
-    assert_true(
-        are_unresolved(fixture, fixture->block->kernel_links, vm->links_ready[PRIVILEGE_KERNEL]));
+    assert_true(are_unresolved(fixture, PRIVILEGE_KERNEL, fixture->block->kernel_links,
+                               vm->links_ready[PRIVILEGE_KERNEL]));
     for (unsigned i = 0; i < SPACES_MAX; i++) {
-        assert_true(are_unresolved(fixture, fixture->block->spaces[i].data->links,
+        assert_true(are_unresolved(fixture, PRIVILEGE_USER, fixture->block->spaces[i].data->links,
                                    vm->links_ready[PRIVILEGE_USER]));
     }
 }

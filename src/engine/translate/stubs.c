@@ -75,6 +75,7 @@ static uint32_t emit_enter(struct emitter *e)
     }
     emit_store(e, RSP, offsetof(struct block, host_rsp));
     emit_move(e, SCRATCH2, RSI);
+    emit_load(e, SCRATCH, offsetof(struct block, address)); /* for a link_entry */
     emit_load(e, RSP, offsetof(struct block, stack));
     emit_load_registers(e);
     emit_registers(e, false, 0xff, 4, SCRATCH2);
@@ -224,6 +225,73 @@ static uint32_t emit_miss(struct emitter *e, enum privilege p, enum tlb_access a
     return start;
 }
 
+/* ---- links of user code ---- */
+
+/* Take note that the slot whose number is in RCX is filled (space.c: filled_note()). Uses RAX. */
+static void emit_note_link(struct emitter *e)
+{
+    const size_t filled = SPACE_OFFSET + offsetof(struct space_data, links_filled);
+    emit_gs(e, false, OP_LOAD, RAX, filled + offsetof(struct filled, count));
+    emit_registers(e, false, 0x81, 7, RAX); /* cmp */
+    emit32(e, FILLED_NOTED);
+    uint8_t *many = emit_branch_forward(e, CONDITION_A);
+    uint8_t *full = emit_branch_forward(e, CONDITION_Z);
+    emit8(e, 0x65); /* mov gs:[rax * 4 + noted], ecx */
+    emit8(e, OP_STORE);
+    emit8(e, RCX << 3 | 4);
+    emit8(e, 2 << 6 | RAX << 3 | 5);
+    emit32(e, (uint32_t)(filled + offsetof(struct filled, noted)));
+    emit_set_target(e, full);
+    emit_gs(e, false, 0xff, 0, filled + offsetof(struct filled, count)); /* inc */
+    emit_set_target(e, many);
+    emit_lea(e, RAX, RCX, 1);
+    emit_gs(e, false, OP_CMP, RAX, filled + offsetof(struct filled, end));
+    uint8_t *below = emit_branch_forward(e, CONDITION_C);
+    emit_gs(e, false, OP_STORE, RAX, filled + offsetof(struct filled, end));
+    emit_set_target(e, below);
+}
+
+/*
+ * SCRATCH = target, SCRATCH2 = site: a link whose slot is empty in this address space. If the page
+ * that it leads to is where it should be, the slot is filled as block_find_link() would do it: a
+ * new process fills thousands. The flags are saved.
+ */
+static uint32_t emit_fill(struct emitter *e, const struct translate_vm *vm, uint32_t slow)
+{
+    uint32_t start = emit_stub_start(e);
+    emit_store(e, RAX, KEPT);
+    emit_store(e, RCX, KEPT + 8);
+    emit_store(e, SCRATCH2, KEPT + 16);
+    _Static_assert(sizeof(struct site) == 1 << 6, "the look-up shifts by this");
+    emit_constant(e, RAX, (uint64_t)vm->sites);
+    emit_registers(e, true, 0xc1, 4, SCRATCH2); /* shl */
+    emit8(e, 6);
+    emit_registers(e, true, OP_ADD, RAX, SCRATCH2);
+    emit_memory(e, false, OP_LOAD, RCX, RAX, offsetof(struct site, target_page));
+    emit_move(e, SCRATCH2, SCRATCH);
+    emit_and(e, true, SCRATCH2, ~(uint32_t)(PAGE_SIZE - 1));
+    emit_lea(e, SCRATCH2, SCRATCH2, 1);
+    emit_gs_scaled(e, true, OP_CMP, SCRATCH2, RCX,
+                   SPACE_OFFSET + offsetof(struct space_data, bindings));
+    uint8_t *elsewhere = emit_branch_forward(e, CONDITION_NZ);
+    emit_memory(e, false, OP_LOAD, SCRATCH2, RAX, offsetof(struct site, resume));
+    emit_registers(e, false, 0x85, SCRATCH2, SCRATCH2); /* test */
+    uint8_t *retired = emit_branch_forward(e, CONDITION_Z);
+    emit_memory(e, false, OP_LOAD, RCX, RAX, offsetof(struct site, link));
+    emit_constant(e, RAX, cache_address(vm, 0));
+    emit_registers(e, true, OP_ADD, SCRATCH2, RAX);
+    emit_gs_scaled(e, true, OP_STORE, SCRATCH2, RCX, links_offset(PRIVILEGE_USER));
+    emit_note_link(e);
+    emit_load(e, RAX, KEPT);
+    emit_load(e, RCX, KEPT + 8);
+    emit_registers(e, false, 0xff, 4, SCRATCH2); /* jmp scratch2 */
+    emit_set_target(e, elsewhere);
+    emit_set_target(e, retired);
+    emit_kept_load(e);
+    emit_jump(e, slow);
+    return start;
+}
+
 void stubs_make(struct translate_vm *vm)
 {
     struct emitter e = {
@@ -237,6 +305,7 @@ void stubs_make(struct translate_vm *vm)
     }
     stubs->execute = emit_call_helper(&e, helper_execute);
     stubs->link = emit_call_helper(&e, helper_link);
+    stubs->fill = emit_fill(&e, vm, stubs->link);
     stubs->poll = emit_call_helper(&e, helper_poll);
     stubs->time = emit_call_helper(&e, helper_deadline);
     stubs->stale = emit_call_helper(&e, helper_stale);

@@ -86,7 +86,7 @@ void trace_unit_made(struct block *block, const struct unit *unit, const struct 
     const struct trace_unit told = {
         .vcpu = block->vcpu.index,
         .is_user = unit->mode & MODE_USER,
-        .rip = unit->virtual_page + unit->offset,
+        .rip = block->vcpu.state.rip,
         .gpa = unit->page << PAGE_SHIFT | unit->offset,
         .guest = page + unit->offset,
         .guest_size = guest_size,

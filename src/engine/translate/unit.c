@@ -8,7 +8,7 @@
 #include "base/error.h"
 #include "engine/translate/internal.h"
 
-enum { UNIT_HASH = 1 << 18, PAGE_HASH = 1 << 14, PAGES_MAX = 1 << 17 };
+enum { UNIT_HASH = 1 << 18, PAGE_HASH = 1 << 14 };
 
 static void *reserve(size_t size)
 {
@@ -47,11 +47,9 @@ void units_fini(struct translate_vm *vm)
     unreserve(vm->page_hash, sizeof(uint32_t) * PAGE_HASH);
 }
 
-/* A shared library is at another virtual page in each process: that page is part of the key. */
-static uint32_t *unit_bucket(struct translate_vm *vm, uint64_t page, uint16_t offset,
-                             uint64_t virtual_page)
+static uint32_t *unit_bucket(struct translate_vm *vm, uint64_t page, uint16_t offset)
 {
-    uint64_t key = ((page << PAGE_SHIFT | offset) ^ virtual_page << 20) * 0x9e3779b97f4a7c15ull;
+    uint64_t key = (page << PAGE_SHIFT | offset) * 0x9e3779b97f4a7c15ull;
     return &vm->unit_hash[key >> 46 & (UNIT_HASH - 1)];
 }
 
@@ -153,11 +151,10 @@ static bool is_version_of(const struct unit *a, const struct unit *b)
 struct unit *unit_find(struct translate_vm *vm, uint64_t page, uint64_t second_page,
                        uint16_t offset, uint64_t virtual_page, uint16_t mode)
 {
-    for (uint32_t n = *unit_bucket(vm, page, offset, virtual_page); n;
-         n = vm->units[n].next_in_hash) {
+    for (uint32_t n = *unit_bucket(vm, page, offset); n; n = vm->units[n].next_in_hash) {
         struct unit *unit = &vm->units[n];
         if (unit->page == page && unit->offset == offset && unit->mode == mode &&
-            unit->virtual_page == virtual_page &&
+            (is_anywhere(unit) || unit->virtual_page == virtual_page) &&
             (unit->second_page == NO_PAGE || unit->second_page == second_page) &&
             (!unit->source || source_is_current(unit_source(vm, unit)))) {
             return unit;
@@ -169,7 +166,7 @@ struct unit *unit_find(struct translate_vm *vm, uint64_t page, uint64_t second_p
 struct unit *unit_version(struct translate_vm *vm, const struct unit *unit)
 {
     /* The youngest come first. */
-    for (uint32_t n = *unit_bucket(vm, unit->page, unit->offset, unit->virtual_page); n;
+    for (uint32_t n = *unit_bucket(vm, unit->page, unit->offset); n;
          n = vm->units[n].next_in_hash) {
         if (is_version_of(&vm->units[n], unit) && &vm->units[n] < unit) {
             return &vm->units[n];
@@ -210,11 +207,12 @@ static uint64_t unit_lines(const struct unit *unit)
 void unit_add(struct translate_vm *vm, struct unit *unit)
 {
     uint32_t number = unit_number(vm, unit);
-    uint32_t *bucket = unit_bucket(vm, unit->page, unit->offset, unit->virtual_page);
+    uint32_t *bucket = unit_bucket(vm, unit->page, unit->offset);
     unit->next_in_hash = *bucket;
     *bucket = number;
 
     struct page_units *page = page_make(vm, unit->page);
+    unit->page_number = (uint32_t)(page - vm->pages);
     unit->next_in_page = page->first;
     page->first = number;
     page->lines |= unit_lines(unit);
@@ -263,12 +261,18 @@ void site_link(struct translate_vm *vm, uint32_t number, struct unit *target)
 void site_remember(struct translate_vm *vm, uint32_t number, struct unit *target)
 {
     struct site *site = &vm->sites[number];
-    if (site->target_unit || target->source || target->second_page != NO_PAGE) {
-        return; /* what is more than its page decides about the others */
+    /*
+     * Units read page and host address one after the other: the page stays what it is, and what is
+     * more than its page, or made for one address while the link is not, decides for itself.
+     */
+    if (site->target_unit || target->source || target->second_page != NO_PAGE ||
+        (site->target_page && site->target_page != target->page_number) ||
+        (is_anywhere(&vm->units[site->unit]) && !is_anywhere(target))) {
+        return;
     }
     site->target_unit = unit_number(vm, target);
-    site->target_page = target->page;
-    site->resume = target->saved_entry;
+    site->resume = target->link_entry;
+    __atomic_store_n(&site->target_page, target->page_number, __ATOMIC_RELEASE);
     site->next_incoming = target->incoming;
     target->incoming = number;
 }
@@ -279,10 +283,12 @@ static void unit_unlink(struct translate_vm *vm, struct unit *unit)
     for (uint32_t n = unit->incoming; n;) {
         struct site *site = &vm->sites[n];
         uint32_t next = site->next_incoming;
-        if (site->kind != SITE_LINK) {
+        if (site->kind == SITE_LINK) {
+            site->resume = 0;
+        } else {
             patch(vm, site->patch, site->resume);
         }
-        if (site->far) {
+        if (site->kind == SITE_CHAIN && site->far) {
             patch(vm, site->far, vm->stubs.link);
         }
         site->target_unit = 0;
@@ -299,7 +305,7 @@ static void unit_end(struct translate_vm *vm, struct unit *unit)
         return; /* by way of its other page */
     }
     uint32_t number = unit_number(vm, unit);
-    uint32_t *link = unit_bucket(vm, unit->page, unit->offset, unit->virtual_page);
+    uint32_t *link = unit_bucket(vm, unit->page, unit->offset);
     while (*link != number) {
         link = &vm->units[*link].next_in_hash;
     }
@@ -396,6 +402,23 @@ static void page_retire_all(struct translate_vm *vm, struct page_units *page)
     page_retire(vm, page, 0, PAGE_SIZE - 1);
     page_retire_across(vm, page);
     tell_vcpus(vm);
+}
+
+/* ---- units for any address ---- */
+
+bool page_is_away(struct translate_vm *vm, uint64_t number, gva_t virtual_page)
+{
+    const struct page_units *page = page_find(vm, number);
+    return page && page->home != virtual_page && !page->is_checked;
+}
+
+void page_settle(struct translate_vm *vm, uint64_t number, gva_t virtual_page)
+{
+    struct page_units *page = page_find(vm, number);
+    if (!page->first) {
+        bool is_homeless = vm->config.hot_code == HOT_ALL && (number & 1); /* tests meet both */
+        page->home = is_homeless ? NO_PAGE : virtual_page;
+    }
 }
 
 /* ---- pages whose units check themselves ---- */
@@ -522,7 +545,9 @@ void units_retire_breaks(struct translate_vm *vm, const struct debug_points *poi
     for (uint32_t n = 1; n < vm->unit_count && points->break_count; n++) {
         struct unit *unit = &vm->units[n];
         gva_t first = unit->virtual_page + unit->offset;
-        if (!unit->is_retired && debug_has_break_within(points, first, first + unit->length - 1)) {
+        if (!unit->is_retired &&
+            (is_anywhere(unit) ||
+             debug_has_break_within(points, first, first + unit->length - 1))) {
             unit_retire(vm, unit);
         }
     }

@@ -65,6 +65,7 @@ static struct unit *add(struct fixture *fixture, uint64_t page, uint64_t second,
         .parts = {{start, start + HOST_BYTES}, {outlines, outlines + OUTLINE_BYTES}},
         .saved_entry = start,
         .host_entry = start + 16,
+        .link_entry = start + 24,
         .inner_saved_entry = start + 4,
         .inner_host_entry = start + 20,
         .displaced = DISPLACED,
@@ -406,14 +407,18 @@ static void links_know_their_target_until_it_ends(void **state)
     assert_int_equal(site->target_unit, 0);
     site_remember(vm, number, to);
     assert_int_equal(site->target_unit, unit_number(vm, to));
-    assert_int_equal(site->target_page, NEXT);
-    assert_int_equal(site->resume, to->saved_entry);
+    assert_int_equal(site->target_page, to->page_number);
+    assert_int_equal(site->resume, to->link_entry);
     uint32_t first = load_le32(vm->cache.write + site->link);
     assert_true(retire(fixture, NEXT, 0x800, 1));
     assert_int_equal(site->target_unit, 0);
+    assert_int_equal(site->resume, 0);
     assert_int_equal(site->link, 5); /* no code was patched */
     assert_int_equal(load_le32(vm->cache.write + site->link), first);
     struct unit *again = add(fixture, NEXT, NO_PAGE, 0x800);
+    struct unit *elsewhere = add(fixture, PAGE, NO_PAGE, 0x800);
+    site_remember(vm, number, elsewhere); /* units may have read the page's number just now */
+    assert_int_equal(site->target_unit, 0);
     site_remember(vm, number, again);
     assert_int_equal(site->target_unit, unit_number(vm, again));
 }

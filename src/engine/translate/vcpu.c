@@ -278,6 +278,22 @@ static bool are_checked(struct translate_vm *vm, uint64_t page, uint64_t second)
     return page_is_checked(vm, page) || page_is_checked(vm, second);
 }
 
+/* Make the unit at rip, unless somebody else has by now. False: not in RAM. With vm->lock. */
+static bool compile_missing(struct block *block, uint64_t rip, gpa_t gpa, uint64_t second,
+                            bool checks)
+{
+    uint64_t page = gpa >> PAGE_SHIFT;
+    gva_t virtual_page = align_down(rip, PAGE_SIZE);
+    page_settle(block->vm, page, virtual_page);
+    uint16_t mode = checks ? block->wanted_mode & ~MODE_ANYWHERE
+                           : block_variant(block, page, rip, block->wanted_mode);
+    if (unit_find(block->vm, page, second, gpa & (PAGE_SIZE - 1), virtual_page, mode)) {
+        return true;
+    }
+    links_prepare(block->vm);
+    return compile(block, rip, gpa, second, mode, checks);
+}
+
 /* Make the unit for state.rip. The vector state is saved. */
 static enum step translate_here(struct block *block)
 {
@@ -311,11 +327,8 @@ static enum step translate_here(struct block *block)
         /* Another vCPU forgot everything meanwhile, maybe the mark of a page too: once more. */
         pages_begin_compile(vm, page, second);
     } else if ((is_watched || is_checked) &&
-               !units_are_full(vm) && /* others have compiled since make_room() */
-               !unit_find(vm, page, second, gpa & (PAGE_SIZE - 1), align_down(rip, PAGE_SIZE),
-                          block->wanted_mode)) {
-        links_prepare(vm);
-        is_ram = compile(block, rip, gpa, second, block->wanted_mode, is_checked);
+               !units_are_full(vm)) { /* others have compiled since make_room() */
+        is_ram = compile_missing(block, rip, gpa, second, is_checked);
     }
     pages_end_compile(vm, page, second);
     pthread_mutex_unlock(&vm->lock);
@@ -351,9 +364,10 @@ static enum step run_units(struct block *block)
     void (*enter)(struct block *, uint64_t) = (void *)cache_address(vm, vm->stubs.enter);
 
     block_scatter(block);
-    /* A unit without groups that was just made is the one to enter. */
-    uint64_t host = block->wanted_mode == (block->mode | MODE_PLAIN) ? block_continue_plain(block)
-                                                                     : block_continue(block);
+    /* A variant that was just made is the one to enter. */
+    const uint16_t variants = MODE_PLAIN | MODE_ANYWHERE;
+    bool is_made = (block->wanted_mode & ~variants) == block->mode;
+    uint64_t host = is_made ? block_go_on(block, block->wanted_mode) : block_continue(block);
     if (host != leave) {
         block->wanted_mode = block->mode;
         vectors_restore(block);
@@ -501,7 +515,7 @@ static enum engine_counter translate_where(const struct engine_vcpu *vcpu, uint6
     const struct block *block = (const struct block *)vcpu;
     uint64_t seen = atomic_load(&block->seen_at);
     const struct unit *unit = block->in_units ? unit_at(block->vm, seen) : NULL;
-    *ret_rip = unit ? unit->virtual_page + unit->offset
+    *ret_rip = unit ? block_unit_page(block, unit) + unit->offset
                     : __atomic_load_n(&block->vcpu.state.rip, __ATOMIC_RELAXED);
     return !unit                    ? (enum engine_counter)block->activity
            : unit->mode & MODE_USER ? COUNT_SAMPLE_USER

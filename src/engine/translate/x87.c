@@ -69,7 +69,7 @@ void x87_pointers_hide(struct block *block, uint8_t *xsave)
         if (site->kind != SITE_FAULT || site->resume != host) {
             continue;
         }
-        pc = unit->virtual_page + site->offset;
+        pc = (is_anywhere(unit) ? block->x87_page - 1 : unit->virtual_page) + site->offset;
         uint8_t bytes[LONGEST];
         unsigned left = PAGE_SIZE - site->offset;
         unsigned count = left < LONGEST ? left : LONGEST;
