@@ -16,6 +16,7 @@
 #include "backend/console/console.h"
 #include "backend/console/hub.h"
 #include "backend/disk/disk.h"
+#include "backend/share/share.h"
 #include "base/assert.h"
 #include "base/bytes.h"
 #include "base/cleanup.h"
@@ -34,6 +35,7 @@
 #include "device/storage/nvme.h"
 #include "device/virtio/blk.h"
 #include "device/virtio/console.h"
+#include "device/virtio/p9.h"
 #include "device/virtio/rng.h"
 #include "device/virtio/virtio_pci.h"
 #include "machine/board_net.h"
@@ -64,6 +66,7 @@ enum {
     SLOT_CONSOLE = 2,
     SLOT_DISKS = 3,
     SLOT_NET = 16,
+    SLOT_SHARES = 24,
 };
 #define RAM_HOLE_BASE     GIB(3)
 #define RAM_HIGH_BASE     GIB(4)
@@ -134,6 +137,11 @@ static void on_console_command(void *owner, enum console_command command)
 }
 
 static void on_disk_error(void *owner, int error, const char *text)
+{
+    report("doppel: %s\n", text);
+}
+
+static void on_share_end(void *owner, const char *text)
 {
     report("doppel: %s\n", text);
 }
@@ -468,6 +476,33 @@ static int add_disk(struct vm *vm, unsigned index)
                            : add_virtio_disk(vm, index, disk, serial);
 }
 
+/* Before the disks: its helper process, which is a fork of ours, shall hold nothing of them. */
+static int add_share(struct vm *vm, unsigned index)
+{
+    const struct share_config *config = &vm->config->shares[index];
+    struct share *share;
+    int r = share_open(config->path, config->readonly, &share);
+    if (r) {
+        return r;
+    }
+    const struct virtio_9p_config p9 = {
+        .memory = vm->memory,
+        .share = share,
+        .tag = config->tag,
+        .report = on_share_end,
+        .owner = vm,
+    };
+    char id[24];
+    snprintf(id, sizeof id, "virtio-9p%u", index);
+    struct virtio_device *virtio;
+    r = virtio_9p_new(&p9, id, &virtio);
+    if (r) {
+        share_free(share);
+        return r;
+    }
+    return plug(&vm->board, virtio, SLOT_SHARES + index);
+}
+
 /* Its bytes are chance: none in the deterministic mode. */
 static int add_virtio_rng(struct vm *vm)
 {
@@ -491,6 +526,9 @@ static int add_virtio(struct vm *vm)
     int r = add_virtio_rng(vm);
     if (!r) {
         r = add_virtio_console(vm);
+    }
+    for (unsigned i = 0; i < vm->config->share_count && !r; i++) {
+        r = add_share(vm, i);
     }
     for (unsigned i = 0; i < vm->config->disk_count && !r; i++) {
         r = add_disk(vm, i);

@@ -309,6 +309,58 @@ static int set_publish(struct vm_config *config, const char *value)
     return net_config_forward(&config->net, value);
 }
 
+static int share_keys(const struct vm_config *config, const struct resource *resource,
+                      struct share_config *share)
+{
+    const char *tag = NULL;
+    for (size_t i = 0; i < resource->key_count; i++) {
+        const struct resource_key *key = &resource->keys[i];
+        if (!strcmp(key->name, "tag")) {
+            tag = key->value;
+        } else if (key->value) {
+            return fail(-EINVAL, "--share: readonly takes no value");
+        } else {
+            share->readonly = true;
+        }
+    }
+    if (!tag || !*tag || strlen(tag) > VM_SHARE_TAG_MAX) {
+        return fail(-EINVAL,
+                    "--share: needs tag=NAME, up to %d bytes, by which the guest mounts it",
+                    VM_SHARE_TAG_MAX);
+    }
+    for (size_t i = 0; i < config->share_count; i++) {
+        if (!strcmp(config->shares[i].tag, tag)) {
+            return fail(-EINVAL, "--share: the tag '%s' is given twice", tag);
+        }
+    }
+    share->tag = copy_text(tag);
+    return 0;
+}
+
+static int set_share(struct vm_config *config, const char *value)
+{
+    static const char *const known[] = {"tag", "readonly", NULL};
+    struct resource resource;
+    int r = resource_parse("share", value, known, &resource);
+    if (r) {
+        return r;
+    }
+    struct share_config share = {0};
+    if (!*resource.value) {
+        r = fail(-EINVAL, "--share: no folder given");
+    } else if (config->share_count == VM_SHARES_MAX) {
+        r = fail(-EINVAL, "--share: at most %d folders", VM_SHARES_MAX);
+    } else {
+        r = share_keys(config, &resource, &share);
+    }
+    if (!r) {
+        share.path = copy_text(resource.value);
+        config->shares[config->share_count++] = share;
+    }
+    resource_fini(&resource);
+    return r;
+}
+
 static int set_console(struct vm_config *config, const char *value)
 {
     static const char *const known[] = {NULL};
@@ -397,6 +449,8 @@ static const struct vm_option options[] = {
      "the network (default none, with -p user)", set_net},
     {"publish", "[ADDRESS:]HOST:GUEST[/udp]", "-p: forward a port of the host; may be repeated",
      set_publish},
+    {"share", "DIR,tag=NAME[,readonly]", "a folder for the guest to mount (9p); may be repeated",
+     set_share},
     {"console", "stdio|virtio|file=PATH", "where the console goes (default stdio)", set_console},
     {"debug-exit", "PORT", "writing V to this port ends with status V*2+1", set_debug_exit},
     {"no-reboot", NULL, "end instead of resetting", set_no_reboot},
@@ -509,9 +563,9 @@ static int check_deterministic(const struct vm_config *config)
     if (config->cpus != 1) {
         return fail(-EINVAL, "--time instructions works with one CPU only");
     }
-    if (config->disk_count) {
-        return fail(-EINVAL, "--time instructions works without disks only: when their requests "
-                             "are done depends on the host");
+    if (config->disk_count || config->share_count) {
+        return fail(-EINVAL, "--time instructions works without disks and shared folders only: "
+                             "when their requests are done depends on the host");
     }
     if (net_config_kind(&config->net) != NET_NONE) {
         return fail(-EINVAL, "--time instructions works without a network only: when frames come "
@@ -558,6 +612,10 @@ void vm_config_fini(struct vm_config *config)
 {
     for (size_t i = 0; i < config->disk_count; i++) {
         free(config->disks[i].path);
+    }
+    for (size_t i = 0; i < config->share_count; i++) {
+        free(config->shares[i].path);
+        free(config->shares[i].tag);
     }
     for (size_t i = 0; i < config->module_count; i++) {
         free(config->modules[i].path);

@@ -14,7 +14,15 @@
 #include "machine/config_net.h"
 #include "x86/cpuid.h"
 
-enum { VM_CPUS_MAX = 8, VM_DISKS_MAX = 8, VM_MODULES_MAX = 16, VM_SETTINGS_MAX = 256 };
+enum {
+    VM_CPUS_MAX = 8,
+    VM_DISKS_MAX = 8,
+    VM_SHARES_MAX = 4,
+    VM_MODULES_MAX = 16,
+    VM_SETTINGS_MAX = 256
+};
+
+enum { VM_SHARE_TAG_MAX = 32 };
 
 enum engine_choice { ENGINE_AUTO, ENGINE_TRANSLATE, ENGINE_INTERP };
 
@@ -30,6 +38,12 @@ struct disk_config {
     bool readonly;
     bool is_nvme;      /* an NVMe controller; otherwise virtio-blk */
     bool format_given; /* the user declared the format: foreign magic numbers are contents */
+};
+
+struct share_config {
+    char *path;
+    char *tag; /* what the guest mounts */
+    bool readonly;
 };
 
 struct module_config {
@@ -62,6 +76,8 @@ struct vm_config {
     char *console_path; /* CONSOLE_FILE */
     struct disk_config disks[VM_DISKS_MAX];
     size_t disk_count;
+    struct share_config shares[VM_SHARES_MAX];
+    size_t share_count;
     struct module_config modules[VM_MODULES_MAX];
     size_t module_count;
     struct net_config net;

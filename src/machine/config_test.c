@@ -66,6 +66,12 @@ static const struct {
     {"disk", "a.img,readonly,readonly", "twice"},
     {"disk", "a.img,", "empty key"},
     {"disk", "", "no file"},
+    {"share", "", "no folder"},
+    {"share", "/srv", "needs tag=NAME"},
+    {"share", "/srv,tag=", "needs tag=NAME"},
+    {"share", "/srv,tag=a-tag-of-more-than-thirty-two-bytes", "up to 32 bytes"},
+    {"share", "/srv,tag=x,readonly=yes", "no value"},
+    {"share", "/srv,tag=x,cache=loose", "known: tag, readonly"},
     {"console", "pty", "stdio, virtio, file=PATH"},
     {"console", "file=", "stdio, virtio, file=PATH"},
     {"console", "stdio,mux", "unknown key"},
@@ -128,6 +134,14 @@ static void test_accepted(void **state)
     assert_string_equal(config.disks[0].path, "with,comma.img");
     assert_true(config.disks[0].readonly && config.disks[0].format_given);
     assert_false(config.disks[0].is_nvme);
+    assert_int_equal(vm_config_set(&config, "disk", "other.img,device=nvme"), 0);
+    assert_true(config.disks[1].is_nvme);
+    assert_int_equal(vm_config_set(&config, "share", "a,,b,tag=work,readonly"), 0);
+    assert_string_equal(config.shares[0].path, "a,b");
+    assert_string_equal(config.shares[0].tag, "work");
+    assert_true(config.shares[0].readonly);
+    assert_int_equal(vm_config_set(&config, "share", "c,tag=work"), -EINVAL); /* twice */
+    assert_int_equal(config.share_count, 1);
     assert_int_equal(vm_config_set(&config, "module", "m,command=m a=1,,2"), 0);
     assert_string_equal(config.modules[0].command, "m a=1,2");
     assert_int_equal(vm_config_set(&config, "debug-exit", "0xf4"), 0);

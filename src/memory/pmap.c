@@ -127,6 +127,7 @@ int memory_new(const struct memory_range *ranges, size_t count, const char *name
     }
     /* A guest's memory is its own business, and too big for a core dump. */
     madvise(memory->frames, limit << PAGE_SHIFT, MADV_DONTDUMP);
+    madvise(memory->frames, limit << PAGE_SHIFT, MADV_DONTFORK); /* helpers have no use for it */
     mark_holes(memory);
     *ret_memory = TAKE(memory);
     return 0;

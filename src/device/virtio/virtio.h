@@ -16,7 +16,13 @@
 #include "device/virtio/queue.h"
 
 /* Device types (5). */
-enum { VIRTIO_TYPE_NET = 1, VIRTIO_TYPE_BLOCK = 2, VIRTIO_TYPE_CONSOLE = 3, VIRTIO_TYPE_RNG = 4 };
+enum {
+    VIRTIO_TYPE_NET = 1,
+    VIRTIO_TYPE_BLOCK = 2,
+    VIRTIO_TYPE_CONSOLE = 3,
+    VIRTIO_TYPE_RNG = 4,
+    VIRTIO_TYPE_9P = 9
+};
 
 /* Device status (2.1). */
 enum {
