@@ -12,7 +12,7 @@ VARIANT := $(notdir $(CC))$(if $(SAN),-$(subst $(comma),-,$(SAN)))
 OUT     := build/$(VARIANT)
 
 # Debian's libzydis-dev has no pkg-config file; its headers are on the default path.
-LIBRARIES := liburing libseccomp jansson zlib nettle ext2fs com_err
+LIBRARIES := liburing libseccomp jansson zlib libzstd nettle ext2fs com_err
 FLAGS := -std=gnu17 -O2 -g -pthread -Isrc -MMD -MP -D_GNU_SOURCE -fno-strict-aliasing \
          -fno-omit-frame-pointer -Wall -Wextra -Werror -Wshadow -Wvla -Wundef -Wformat=2 \
          -Wstrict-prototypes -Wmissing-prototypes -Wold-style-definition -Wpointer-arith \

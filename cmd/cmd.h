@@ -20,6 +20,7 @@ int command_run(int argc, char **argv);
 int command_image(int argc, char **argv);
 int command_launch(int argc, char **argv);
 int command_stats(int argc, char **argv);
+int command_disk(int argc, char **argv);
 int command_doctor(int argc, char **argv);
 int command_help(int argc, char **argv);
 

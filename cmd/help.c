@@ -56,6 +56,53 @@ static const char stats[] =
     "  doppel run --trace code ...   guest and host code side by side\n"
     "  doppel run --perf-map ...     names for 'perf record -p PID' and 'perf report'\n";
 
+static const char disk[] =
+    "doppel disk create FILE SIZE [--format qcow2|raw] [--force]   an empty image, qcow2 by "
+    "default\n"
+    "doppel disk create FILE [SIZE] --backing [raw:|qcow2:]BASE    one that begins as a copy of "
+    "BASE\n"
+    "doppel disk info FILE [--json]                 what it is, how large, on what it is based\n"
+    "doppel disk check FILE [--repair] [--json]     is a qcow2 image sound? make it so\n"
+    "doppel disk convert FILE NEW --to qcow2|raw    copy into another format; zeros become holes\n"
+    "doppel disk resize FILE SIZE [--shrink]        a larger disk, or a smaller one\n"
+    "doppel disk map FILE [--json]                  where its contents are\n"
+    "\n"
+    "A disk of 20 GB that takes no space until it is written:\n"
+    "  doppel disk create web.qcow2 20G\n"
+    "  doppel run ... --disk web.qcow2,format=qcow2\n"
+    "\n"
+    "Two machines that share what is the same:\n"
+    "  doppel disk create one.qcow2 --backing raw:base.img\n"
+    "  doppel disk create two.qcow2 --backing raw:base.img\n"
+    "  doppel run ... --disk one.qcow2,format=qcow2,backing=base.img\n"
+    "\n"
+    "The file that an image is based on is opened only if you name it (--backing FILE, or "
+    "backing=FILE\n"
+    "in --disk), whatever stands in the image: images come from strangers. Write it again for "
+    "each\n"
+    "file of a longer chain.\n"
+    "\n"
+    "  --format FORMAT        what FILE is (raw or qcow2), where its first bytes would not be "
+    "believed\n"
+    "  --backing FILE         what FILE is based on, for convert, resize and map\n"
+    "  --cluster-size SIZE    of a new qcow2 image, 512 to 2M (64K)\n"
+    "  --compat 2|3           its version (3)\n"
+    "  --refcount-bits N      1 to 64 (16)\n"
+    "  --lazy-refcounts       fewer writes, and a repair after a crash\n"
+    "  --force                replace a file that is there\n"
+    "\n"
+    "doppel run --disk FILE[,KEY=VALUE...]:\n"
+    "  format=raw|qcow2       what FILE is\n"
+    "  readonly               the guest cannot change it\n"
+    "  device=virtio|nvme     what the guest sees (virtio)\n"
+    "  cache=MODE             writeback (default), none, writethrough, directsync or unsafe, as in "
+    "QEMU\n"
+    "  serial=TEXT            the serial number that the guest sees\n"
+    "  backing=[FORMAT:]FILE  what a qcow2 image is based on; again for each file of a chain\n"
+    "\n"
+    "Exit status: 0 done, or sound; 1 failed; 2 wrong usage; check: 8 lost space only, 10 "
+    "errors.\n";
+
 static void print_run(const char *command)
 {
     printf("doppel %s --kernel FILE [options]\n\n", command);
@@ -131,6 +178,8 @@ int command_help(int argc, char **argv)
         print_overview();
     } else if (!strcmp(argv[1], "run") || !strcmp(argv[1], "launch")) {
         print_run(argv[1]);
+    } else if (!strcmp(argv[1], "disk")) {
+        fputs(disk, stdout);
     } else if (!strcmp(argv[1], "stats")) {
         fputs(stats, stdout);
     } else if (!strcmp(argv[1], "keys")) {

@@ -155,8 +155,9 @@ static int open_control(struct run *run)
 
 static int open_first_disk(void *owner, struct disk **ret_disk)
 {
-    const struct disk_config *disk = owner;
-    return disk_raw_open(disk->path, true, disk->format_given, ret_disk);
+    struct disk_config look = *(const struct disk_config *)owner;
+    look.readonly = true;
+    return disk_config_open(&look, ret_disk);
 }
 
 /* Without --kernel: the one that the system on the first disk would start. */

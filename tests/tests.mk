@@ -24,6 +24,6 @@ tidy:
 	clang-tidy --quiet $(if $(T),$(T),$(SOURCES) $(COMMAND)) -- $(FLAGS)
 
 include tests/fuzz.mk
--include $(sort $(wildcard tests/guest/guest.mk tests/differential/*.mk tests/bench/*.mk))
+-include $(sort $(wildcard tests/guest/guest.mk tests/differential/*.mk tests/bench/*.mk tests/disk/*.mk))
 
 .PHONY: test test-device check soak check-general tidy

@@ -461,7 +461,7 @@ static int add_disk(struct vm *vm, unsigned index)
 {
     const struct disk_config *config = &vm->config->disks[index];
     struct disk *disk;
-    int r = disk_raw_open(config->path, config->readonly, config->format_given, &disk);
+    int r = disk_config_open(config, &disk);
     if (r) {
         return r;
     }
@@ -470,8 +470,9 @@ static int add_disk(struct vm *vm, unsigned index)
                "have: a second machine or program that uses it will destroy its contents\n",
                config->path);
     }
-    char serial[20];
-    snprintf(serial, sizeof serial, "doppel%u", index);
+    char invented[20];
+    snprintf(invented, sizeof invented, "doppel%u", index);
+    const char *serial = config->serial ? config->serial : invented;
     return config->is_nvme ? add_nvme_disk(vm, index, disk, serial)
                            : add_virtio_disk(vm, index, disk, serial);
 }

@@ -249,53 +249,13 @@ static int set_engine(struct vm_config *config, const char *value)
     return r;
 }
 
-static int disk_keys(const struct resource *resource, struct disk_config *disk)
-{
-    for (size_t i = 0; i < resource->key_count; i++) {
-        const struct resource_key *key = &resource->keys[i];
-        if (!strcmp(key->name, "format")) {
-            if (!key->value || strcmp(key->value, "raw")) {
-                return fail(-EINVAL, "--disk: format '%s' is not known (known: raw)",
-                            key->value ? key->value : "");
-            }
-            disk->format_given = true;
-        } else if (!strcmp(key->name, "device")) {
-            disk->is_nvme = key->value && !strcmp(key->value, "nvme");
-            if (!disk->is_nvme && (!key->value || strcmp(key->value, "virtio"))) {
-                return fail(-EINVAL, "--disk: device '%s' is not known (known: virtio, nvme)",
-                            key->value ? key->value : "");
-            }
-        } else {
-            if (key->value) {
-                return fail(-EINVAL, "--disk: readonly takes no value");
-            }
-            disk->readonly = true;
-        }
-    }
-    return 0;
-}
-
 static int set_disk(struct vm_config *config, const char *value)
 {
-    static const char *const known[] = {"format", "readonly", "device", NULL};
-    struct resource resource;
-    int r = resource_parse("disk", value, known, &resource);
-    if (r) {
-        return r;
+    if (config->disk_count == VM_DISKS_MAX) {
+        return fail(-EINVAL, "--disk: at most %d disks", VM_DISKS_MAX);
     }
-    struct disk_config disk = {0};
-    r = disk_keys(&resource, &disk);
-    if (!r && !*resource.value) {
-        r = fail(-EINVAL, "--disk: no file given");
-    }
-    if (!r && config->disk_count == VM_DISKS_MAX) {
-        r = fail(-EINVAL, "--disk: at most %d disks", VM_DISKS_MAX);
-    }
-    if (!r) {
-        disk.path = copy_text(resource.value);
-        config->disks[config->disk_count++] = disk;
-    }
-    resource_fini(&resource);
+    int r = disk_config_parse(value, &config->disks[config->disk_count]);
+    config->disk_count += r == 0;
     return r;
 }
 
@@ -443,7 +403,7 @@ static const struct vm_option options[] = {
     {"cpu-model", "v2|v3|host", "what CPUID offers (default v2)", set_cpu_model},
     {"engine", "auto|translate|interp[,hot=sampled|all|none]", "how guest code runs (default auto)",
      set_engine},
-    {"disk", "FILE[,format=raw][,readonly][,device=virtio|nvme]", "a disk; may be repeated",
+    {"disk", "FILE[,format=raw|qcow2][,...]", "a disk; may be repeated ('doppel help disk')",
      set_disk},
     {"net", "none|user|tap,ifname=NAME|socket,path=PATH[,mac=MAC][,mtu=N]",
      "the network (default none, with -p user)", set_net},
@@ -532,6 +492,11 @@ void vm_config_anchor(struct vm_config *config, const char *directory)
             free(setting->value);
             setting->value = text;
         }
+        if (!strcmp(setting->name, "disk")) {
+            char *text = disk_config_anchor(setting->value, directory);
+            free(setting->value);
+            setting->value = text;
+        }
     }
 }
 
@@ -611,7 +576,7 @@ void vm_config_init(struct vm_config *config)
 void vm_config_fini(struct vm_config *config)
 {
     for (size_t i = 0; i < config->disk_count; i++) {
-        free(config->disks[i].path);
+        disk_config_fini(&config->disks[i]);
     }
     for (size_t i = 0; i < config->share_count; i++) {
         free(config->shares[i].path);

@@ -12,6 +12,7 @@
 #include "boot/boot.h"
 #include "engine/engine.h"
 #include "machine/config_net.h"
+#include "machine/disk_option.h"
 #include "x86/cpuid.h"
 
 enum {
@@ -31,13 +32,6 @@ enum console_kind {
     CONSOLE_STDIO,  /* the first serial port, on standard input and output */
     CONSOLE_VIRTIO, /* a virtio console, on standard input and output */
     CONSOLE_FILE,   /* the first serial port, into a file */
-};
-
-struct disk_config {
-    char *path;
-    bool readonly;
-    bool is_nvme;      /* an NVMe controller; otherwise virtio-blk */
-    bool format_given; /* the user declared the format: foreign magic numbers are contents */
 };
 
 struct share_config {

@@ -57,11 +57,21 @@ static const struct {
     {"cpus", "", "1 to 8"},
     {"cpu-model", "v4", "v2"},
     {"engine", "kvm", "auto, translate, interp"},
-    {"disk", "a.img,cache=none", "known: format, readonly, device"},
+    {"disk", "a.img,cash=none", "known: format, readonly, device, cache, serial, backing)"},
+    {"disk", "a.img,cache=never", "none, writethrough"},
+    {"disk", "a.img,cache", "none, writethrough"},
+    {"disk", "a.img,serial=a b", "no spaces"},
+    {"disk", "a.img,serial=123456789012345678901", "1 to 20"},
+    {"disk", "a.img,backing=b.img", "format=qcow2"},
+    {"disk", "a.img,format=qcow2,backing", "no file"},
+    {"disk",
+     "a.img,format=qcow2,backing=1,backing=2,backing=3,backing=4,backing=5,backing=6"
+     ",backing=7,backing=8,backing=9",
+     "at most 8"},
     {"disk", "a.img,device=ide", "known: virtio, nvme"},
     {"disk", "a.img,device", "known: virtio, nvme"},
-    {"disk", "a.img,format=qcow2", "known: raw"},
-    {"disk", "a.img,format", "known: raw"},
+    {"disk", "a.img,format=vmdk", "known: raw, qcow2"},
+    {"disk", "a.img,format", "known: raw, qcow2"},
     {"disk", "a.img,readonly=yes", "no value"},
     {"disk", "a.img,readonly,readonly", "twice"},
     {"disk", "a.img,", "empty key"},
@@ -132,7 +142,7 @@ static void test_accepted(void **state)
     assert_string_equal(config.kernel, "b");
     assert_int_equal(vm_config_set(&config, "disk", "with,,comma.img,format=raw,readonly"), 0);
     assert_string_equal(config.disks[0].path, "with,comma.img");
-    assert_true(config.disks[0].readonly && config.disks[0].format_given);
+    assert_true(config.disks[0].readonly && config.disks[0].format == DISK_FORMAT_RAW);
     assert_false(config.disks[0].is_nvme);
     assert_int_equal(vm_config_set(&config, "disk", "other.img,device=nvme"), 0);
     assert_true(config.disks[1].is_nvme);
@@ -235,6 +245,9 @@ static void test_settings(void **state)
         {"append", "quiet", "quiet"},
         {"disk", "d.img,format=raw", "/a,,b/d.img,format=raw"},
         {"disk", "/e,,f,readonly", "/e,,f,readonly"},
+        {"disk", "/d,format=qcow2,backing=b,,backing=c,backing=qcow2:d,backing=/e,backing=raw:/f",
+         "/d,format=qcow2,backing=/a,,b/b,,backing=c,backing=qcow2:/a,,b/d,backing=/e,"
+         "backing=raw:/f"},
         {"console", "file=log", "file=/a,,b/log"},
         {"console", "stdio", "stdio"},
         {"no-reboot", NULL, NULL},
@@ -258,6 +271,9 @@ static void test_settings(void **state)
     }
     assert_string_equal(again.kernel, "/a,b/boot/k");
     assert_string_equal(again.disks[0].path, "/a,b/d.img");
+    assert_int_equal(again.disks[2].backing_count, 4);
+    assert_string_equal(again.disks[2].backing[0], "/a,b/b,backing=c");
+    assert_string_equal(again.disks[2].backing[3], "raw:/f");
     assert_string_equal(again.console_path, "/a,b/log");
     assert_true(again.no_reboot);
     while (config.setting_count < VM_SETTINGS_MAX) {

@@ -2,6 +2,7 @@
 #include "machine/resource.h"
 
 #include <errno.h>
+#include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -32,12 +33,26 @@ static int unknown_key(const char *option, const char *key, const char *const *k
     char list[256] = "";
     size_t used = 0;
     for (size_t i = 0; known[i] && used < sizeof list; i++) {
-        used += (size_t)snprintf(list + used, sizeof list - used, "%s%s", i ? ", " : "", known[i]);
+        int length = (int)strcspn(known[i], "*");
+        used += (size_t)snprintf(list + used, sizeof list - used, "%s%.*s", i ? ", " : "", length,
+                                 known[i]);
     }
     if (!known[0]) {
         return fail(-EINVAL, "--%s: unknown key '%s' (there are none)", option, key);
     }
     return fail(-EINVAL, "--%s: unknown key '%s' (known: %s)", option, key, list);
+}
+
+/* `name`, with `mark` behind it, is in the list. */
+static bool is_known(const char *const *known, const char *name, const char *mark)
+{
+    size_t length = strlen(name);
+    for (size_t i = 0; known[i]; i++) {
+        if (!strncmp(known[i], name, length) && !strcmp(known[i] + length, mark)) {
+            return true;
+        }
+    }
+    return false;
 }
 
 static int check_key(const char *option, const struct resource *resource, const char *name,
@@ -48,16 +63,15 @@ static int check_key(const char *option, const struct resource *resource, const 
                     option);
     }
     for (size_t i = 0; i < resource->key_count; i++) {
-        if (!strcmp(resource->keys[i].name, name)) {
+        if (!strcmp(resource->keys[i].name, name) && !is_known(known, name, "*")) {
             return fail(-EINVAL, "--%s: key '%s' is given twice", option, name);
         }
     }
-    for (size_t i = 0; known[i]; i++) {
-        if (!strcmp(known[i], name)) {
-            /* each known key at most once, so the array cannot overflow */
-            ASSERT(resource->key_count < RESOURCE_KEYS_MAX);
-            return 0;
-        }
+    if (resource->key_count == RESOURCE_KEYS_MAX) {
+        return fail(-EINVAL, "--%s: more than %d keys", option, RESOURCE_KEYS_MAX);
+    }
+    if (is_known(known, name, "") || is_known(known, name, "*")) {
+        return 0;
     }
     return unknown_key(option, name, known);
 }

@@ -6,7 +6,7 @@
 
 #include <stddef.h>
 
-enum { RESOURCE_KEYS_MAX = 8 };
+enum { RESOURCE_KEYS_MAX = 16 };
 
 struct resource_key {
     char *name;
@@ -20,8 +20,9 @@ struct resource {
 };
 
 /*
- * Split `text`. `known` lists the allowed keys, ended by NULL. -EINVAL for a key that is not
- * known (the known ones are on the trail), is empty or is given twice.
+ * Split `text`. `known` lists the allowed keys, ended by NULL; those that may be repeated have a
+ * star behind them there. -EINVAL for a key that is not known (the known ones are on the trail), is
+ * empty or is given twice, and for too many of them.
  */
 int resource_parse(const char *option, const char *text, const char *const *known,
                    struct resource *ret_resource) __attribute__((warn_unused_result));

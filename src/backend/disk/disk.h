@@ -25,17 +25,49 @@ struct disk_request {
     unsigned vector_count;
     /* `result` is 0 or a negative errno; all of `length` was transferred if 0. */
     void (*done)(struct disk_request *request, int result);
-    struct disk_request *next; /* the backend's while it owns the request */
+    struct disk_request *next; /* these two are the backend's while it owns the request */
+    void *backend;
     /* For done(): the same thread calls done() of another request of this disk right after it. */
     bool more;
 };
 
 struct disk;
+
+/* Where bytes of a disk are: those of `disk`, from `offset` on, or zeros. */
+struct disk_place {
+    struct disk *disk;
+    uint64_t offset, length;
+    bool zero;
+};
+
+enum disk_extent_kind {
+    DISK_EXTENT_HOLE, /* reads as zeros, because nothing was ever written */
+    DISK_EXTENT_ZERO, /* said to be zeros */
+    DISK_EXTENT_DATA,
+    DISK_EXTENT_COMPRESSED,
+};
+
+/* What is known of a piece of a disk without reading its contents. */
+struct disk_extent {
+    uint64_t length;
+    enum disk_extent_kind kind;
+    unsigned depth;       /* 0: in the image itself; n: in the nth file of its backing chain */
+    uint64_t file_offset; /* DISK_EXTENT_DATA: where in that file */
+};
+
 struct disk_ops {
     void (*submit)(struct disk *disk, struct disk_request *request);
     /* disk_hold() and disk_release(). NULL: each request is passed on at once. */
     void (*hold)(struct disk *disk);
     void (*release)(struct disk *disk);
+    /* See disk_perform() and those behind it. NULL: this backend cannot. */
+    int (*perform)(struct disk *disk, const struct disk_request *request);
+    bool (*place)(struct disk *disk, uint64_t offset, uint64_t length,
+                  struct disk_place *ret_place);
+    int (*extent)(struct disk *disk, uint64_t offset, uint64_t length,
+                  struct disk_extent *ret_extent);
+    uint64_t (*end)(struct disk *disk);
+    int (*truncate)(struct disk *disk, uint64_t size);
     /* Wait until nothing is in flight. */
     void (*drain)(struct disk *disk);
     void (*free)(struct disk *disk);
@@ -67,6 +99,68 @@ void disk_release(struct disk *disk);
  */
 void disk_drain(struct disk *disk);
 void disk_free(struct disk *disk);
+
+/*
+ * Carry out a request on the calling thread, which waits; `done` is not used. 0 or a negative
+ * errno. Any thread.
+ */
+int disk_perform(struct disk *disk, const struct disk_request *request)
+    __attribute__((warn_unused_result));
+/* The same for what a buffer holds. */
+int disk_read(struct disk *disk, uint64_t offset, void *bytes, size_t length)
+    __attribute__((warn_unused_result));
+int disk_write(struct disk *disk, uint64_t offset, const void *bytes, size_t length)
+    __attribute__((warn_unused_result));
+int disk_flush(struct disk *disk) __attribute__((warn_unused_result));
+/*
+ * What [offset, offset + length) begins with: `ret_extent->length` bytes of one kind, at least one
+ * and at most `length`. May read metadata, and waits for it.
+ */
+int disk_extent(struct disk *disk, uint64_t offset, uint64_t length, struct disk_extent *ret_extent)
+    __attribute__((warn_unused_result));
+/* Change the size of a raw image or of a file that grows. Nothing may be in flight. */
+int disk_truncate(struct disk *disk, uint64_t size) __attribute__((warn_unused_result));
+
+enum disk_format { DISK_FORMAT_UNKNOWN, DISK_FORMAT_RAW, DISK_FORMAT_QCOW2 };
+
+/* Named as QEMU names them. */
+enum disk_cache {
+    DISK_CACHE_WRITEBACK,    /* the host's page cache, and flushes to stable storage */
+    DISK_CACHE_NONE,         /* past the host's page cache, and flushes */
+    DISK_CACHE_WRITETHROUGH, /* the host's page cache, and each write is on stable storage */
+    DISK_CACHE_DIRECTSYNC,   /* past it, and each write is on stable storage */
+    DISK_CACHE_UNSAFE,       /* flushes do nothing: for what may be lost with the host */
+};
+
+struct disk_options {
+    /* DISK_FORMAT_UNKNOWN: raw, but a file that begins like an image of any format is refused. */
+    enum disk_format format;
+    enum disk_cache cache;
+    bool readonly;
+    /*
+     * The files of the backing chain, from the image on: "FILE", "raw:FILE" or "qcow2:FILE". What
+     * an image's header names is never opened by itself.
+     */
+    const char *const *backing;
+    size_t backing_count;
+    bool unlocked;    /* look at what others may be using */
+    bool synchronous; /* without threads: disk_submit() is not for this disk */
+    bool repair;      /* open also what is marked corrupt, for qcow2_check() alone */
+    bool no_backing;  /* without the backing chain: for who looks at the image itself only */
+};
+
+enum { DISK_BACKING_MAX = 8 };
+
+/*
+ * Open the file of an image as such: its bytes, which become more when it is written behind its
+ * end. Format and backing files are not looked at.
+ */
+int disk_file_open(const char *path, const struct disk_options *options, struct disk **ret_disk)
+    __attribute__((warn_unused_result));
+
+/* Open an image of any format that we know. */
+int disk_open(const char *path, const struct disk_options *options, struct disk **ret_disk)
+    __attribute__((warn_unused_result));
 
 /*
  * A raw image: a regular file or a block device. The size must be a multiple of 512 bytes or is

@@ -15,7 +15,9 @@ struct magic {
 };
 
 static const struct magic magics[] = {
-    {"qcow", 0, 4, "QFI\xfb"}, /* version 1, 2 and 3 */
+    {"qcow2", 0, 8, "QFI\xfb\0\0\0\2"},
+    {"qcow2", 0, 8, "QFI\xfb\0\0\0\3"},
+    {"qcow", 0, 4, "QFI\xfb"}, /* version 1, and none that we know */
     {"qed", 0, 4, "QED\0"},
     {"vmdk", 0, 4, "KDMV"},
     {"vmdk", 0, 4, "COWD"},

@@ -1,26 +1,21 @@
 /*
- * A raw image, a regular file or a block device: opening and locking it, and carrying out one
- * request the plain way. raw_ring.c and raw_workers.c make that asynchronous.
+ * A raw image, a regular file or a block device: carrying out one request the plain way.
+ * raw_ring.c and raw_workers.c make that asynchronous, raw_open.c opens it.
  */
 #include <fcntl.h>
 #include <linux/fs.h>
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/file.h>
-#include <sys/ioctl.h>
 #include <sys/stat.h>
-#include <time.h>
 #include <unistd.h>
 
-#include "backend/disk/magic.h"
 #include "backend/disk/raw_internal.h"
 #include "base/assert.h"
 #include "base/bytes.h"
-#include "base/cleanup.h"
 #include "base/error.h"
 
-enum { SECTOR = 512, VECTORS = 64, ZEROS_SIZE = 65536, LOCK_ATTEMPTS = 15 };
+enum { VECTORS = 64, ZEROS_SIZE = 65536 };
 
 static struct raw_disk *raw_of(struct disk *disk)
 {
@@ -46,16 +41,44 @@ static int rest_of_vectors(const struct disk_request *request, uint64_t done,
     return count;
 }
 
+bool raw_fits_direct(const struct raw_disk *raw, const struct iovec *vectors, size_t count,
+                     uint64_t offset)
+{
+    uint64_t bits = offset % raw->alignment;
+    for (size_t i = 0; i < count; i++) {
+        bits |= (uintptr_t)vectors[i].iov_base % raw->memory_alignment;
+        bits |= vectors[i].iov_len % raw->alignment;
+    }
+    return bits == 0;
+}
+
+void raw_fill_zeros(const struct disk_request *request, uint64_t done)
+{
+    for (unsigned i = 0; i < request->vector_count; i++) {
+        const struct iovec *vector = &request->vectors[i];
+        uint64_t skip = done < vector->iov_len ? done : vector->iov_len;
+        memset((uint8_t *)vector->iov_base + skip, 0, vector->iov_len - skip);
+        done -= skip;
+    }
+}
+
 static int transfer(struct raw_disk *raw, const struct disk_request *request, uint64_t done)
 {
     while (done < request->length) {
         struct iovec vectors[VECTORS];
         int count = rest_of_vectors(request, done, vectors);
         off_t at = (off_t)(request->offset + done);
-        ssize_t moved = request->operation == DISK_READ ? preadv(raw->fd, vectors, count, at)
-                                                        : pwritev(raw->fd, vectors, count, at);
+        bool direct = raw->direct_fd >= 0 &&
+                      raw_fits_direct(raw, vectors, (size_t)count, request->offset + done);
+        int fd = direct ? raw->direct_fd : raw->fd;
+        ssize_t moved = request->operation == DISK_READ ? preadv(fd, vectors, count, at)
+                                                        : pwritev(fd, vectors, count, at);
         if (moved < 0 && errno != EINTR) {
             return -errno;
+        }
+        if (moved == 0 && raw->grows && request->operation == DISK_READ) {
+            raw_fill_zeros(request, done);
+            return 0;
         }
         if (moved == 0) {
             return -EIO; /* somebody cut the file short */
@@ -77,8 +100,7 @@ static int allocate(struct raw_disk *raw, const struct disk_request *request, in
     return error;
 }
 
-/* Not possible here, as opposed to failed: the file system or device lacks it. */
-static bool is_unsupported(int error)
+bool raw_is_unsupported(int error)
 {
     return error == -EOPNOTSUPP || error == -ENOSYS || error == -EINVAL;
 }
@@ -87,10 +109,10 @@ static int write_zeroes(struct raw_disk *raw, const struct disk_request *request
 {
     static const uint8_t zeros[ZEROS_SIZE];
     int error = allocate(raw, request, FALLOC_FL_ZERO_RANGE);
-    if (is_unsupported(error)) {
+    if (raw_is_unsupported(error)) {
         error = allocate(raw, request, FALLOC_FL_PUNCH_HOLE);
     }
-    if (!is_unsupported(error)) {
+    if (!raw_is_unsupported(error)) {
         return error;
     }
     uint64_t done = 0;
@@ -111,21 +133,30 @@ static int write_zeroes(struct raw_disk *raw, const struct disk_request *request
 
 int raw_perform(struct raw_disk *raw, const struct disk_request *request, uint64_t done)
 {
-    int error = 0;
+    int error = -EINVAL;
     switch (request->operation) {
     case DISK_READ:
     case DISK_WRITE:
         return transfer(raw, request, done);
     case DISK_FLUSH:
-        return fdatasync(raw->fd) ? -errno : 0;
+        return raw->cache != DISK_CACHE_UNSAFE && fdatasync(raw->fd) ? -errno : 0;
     case DISK_DISCARD:
         /* A hint: where it cannot be followed the contents simply stay. */
         error = request->length ? allocate(raw, request, FALLOC_FL_PUNCH_HOLE) : 0;
-        return is_unsupported(error) ? 0 : error;
+        error = raw_is_unsupported(error) ? 0 : error;
+        break;
     case DISK_WRITE_ZEROES:
-        return request->length ? write_zeroes(raw, request) : 0;
+        error = request->length ? write_zeroes(raw, request) : 0;
+        break;
     }
-    return -EINVAL;
+    return error ? error : raw_settle_range(raw);
+}
+
+/* O_DSYNC is about writes only. */
+int raw_settle_range(struct raw_disk *raw)
+{
+    bool is_through = raw->cache == DISK_CACHE_WRITETHROUGH || raw->cache == DISK_CACHE_DIRECTSYNC;
+    return is_through && fdatasync(raw->fd) ? -errno : 0;
 }
 
 void raw_complete(struct raw_disk *raw, struct disk_request *request, int result)
@@ -193,71 +224,13 @@ static void raw_drain(struct disk *disk)
     pthread_mutex_unlock(&raw->lock);
 }
 
-/* Locks of the open file, not of the process. 0 or a negative errno. */
-static int try_record_lock(int fd, short type)
-{
-    struct flock lock = {.l_type = type, .l_whence = SEEK_SET};
-    return fcntl(fd, F_OFD_SETLK, &lock) ? -errno : 0;
-}
-
-static int try_whole_lock(int fd, int operation)
-{
-    return flock(fd, operation | LOCK_NB) ? -errno : 0;
-}
-
-/* Not possible here: an old or small kernel, a file system without locks or without its server. */
-static bool is_lockless(int error)
-{
-    return is_unsupported(error) || error == -ENOLCK;
-}
-
-/* The first kind of lock that there is. flock(2) of a local file knows nothing of fcntl(2)'s. */
-static int try_lock(struct raw_disk *raw)
-{
-    bool readonly = raw->disk.readonly;
-    raw->lock_kind = RAW_LOCK_RECORD;
-    int error = try_record_lock(raw->fd, readonly ? F_RDLCK : F_WRLCK);
-    if (is_lockless(error)) {
-        raw->lock_kind = RAW_LOCK_WHOLE;
-        error = try_whole_lock(raw->fd, readonly ? LOCK_SH : LOCK_EX);
-    }
-    if (error) {
-        raw->lock_kind = RAW_LOCK_NONE;
-    }
-    return error;
-}
-
-static void unlock(struct raw_disk *raw)
-{
-    if (raw->lock_kind == RAW_LOCK_RECORD) {
-        try_record_lock(raw->fd, F_UNLCK);
-    } else if (raw->lock_kind == RAW_LOCK_WHOLE) {
-        try_whole_lock(raw->fd, LOCK_UN);
-    }
-}
-
-static void raw_destroy(struct raw_disk *raw)
-{
-    if (raw) {
-        if (raw->fd >= 0) {
-            /* Not left to close(): the kernel may hold the file for a while after a ring's end. */
-            unlock(raw);
-            close(raw->fd);
-        }
-        pthread_cond_destroy(&raw->idle);
-        pthread_mutex_destroy(&raw->lock);
-        free(raw);
-    }
-}
-CLEANUP_DEFINE(struct raw_disk, raw_destroy)
-
 static void raw_free(struct disk *disk)
 {
     struct raw_disk *raw = raw_of(disk);
     raw_drain(disk);
     if (raw->engine == RAW_RING) {
         raw_ring_close(raw);
-    } else {
+    } else if (raw->engine == RAW_WORKER_THREADS) {
         raw_workers_close(raw);
     }
     raw_destroy(raw);
@@ -283,128 +256,68 @@ static void raw_release(struct disk *disk)
     pthread_mutex_unlock(&raw->lock);
 }
 
-static const struct disk_ops raw_ops = {
+static int raw_disk_perform(struct disk *disk, const struct disk_request *request)
+{
+    return raw_perform(raw_of(disk), request, 0);
+}
+
+static bool raw_place(struct disk *disk, uint64_t offset, uint64_t length,
+                      struct disk_place *ret_place)
+{
+    *ret_place = (struct disk_place){.disk = disk, .offset = offset, .length = length};
+    return true;
+}
+
+/* Where the file system cannot tell everything is data. */
+static int raw_extent(struct disk *disk, uint64_t offset, uint64_t length,
+                      struct disk_extent *ret_extent)
+{
+    int fd = raw_of(disk)->fd;
+    off_t data = lseek(fd, (off_t)offset, SEEK_DATA), end;
+    if (data < 0 && errno == ENXIO) { /* nothing but a hole up to the end */
+        *ret_extent = (struct disk_extent){.length = length, .kind = DISK_EXTENT_HOLE};
+        return 0;
+    }
+    if (data > (off_t)offset) {
+        uint64_t hole = (uint64_t)data - offset;
+        *ret_extent =
+            (struct disk_extent){.length = hole < length ? hole : length, .kind = DISK_EXTENT_HOLE};
+        return 0;
+    }
+    end = data < 0 ? -1 : lseek(fd, (off_t)offset, SEEK_HOLE);
+    uint64_t known = end > (off_t)offset ? (uint64_t)end - offset : length;
+    *ret_extent = (struct disk_extent){
+        .length = known < length ? known : length, .kind = DISK_EXTENT_DATA, .file_offset = offset};
+    return 0;
+}
+
+static uint64_t raw_end(struct disk *disk)
+{
+    struct stat status;
+    return fstat(raw_of(disk)->fd, &status) || !S_ISREG(status.st_mode) ? UINT64_MAX
+                                                                        : (uint64_t)status.st_size;
+}
+
+static int raw_truncate(struct disk *disk, uint64_t size)
+{
+    struct raw_disk *raw = raw_of(disk);
+    if (ftruncate(raw->fd, (off_t)size)) {
+        return fail(-errno, "change the size to %llu bytes: %s", (unsigned long long)size,
+                    strerror(errno));
+    }
+    disk->size = raw->grows ? disk->size : size;
+    return 0;
+}
+
+const struct disk_ops raw_ops = {
     .submit = raw_submit,
     .hold = raw_hold,
     .release = raw_release,
+    .perform = raw_disk_perform,
+    .place = raw_place,
+    .extent = raw_extent,
+    .end = raw_end,
+    .truncate = raw_truncate,
     .drain = raw_drain,
     .free = raw_free,
 };
-
-/* The size in bytes; what is neither file nor block device is refused. */
-static int find_size(int fd, const char *path, uint64_t *ret_size)
-{
-    struct stat status;
-    if (fstat(fd, &status)) {
-        return fail(-errno, "disk '%s': %s", path, strerror(errno));
-    }
-    if (S_ISREG(status.st_mode)) {
-        *ret_size = (uint64_t)status.st_size;
-    } else if (!S_ISBLK(status.st_mode)) {
-        return fail(-EINVAL, "disk '%s' is neither a file nor a block device", path);
-    } else if (ioctl(fd, BLKGETSIZE64, ret_size)) {
-        return fail(-errno, "disk '%s': ask the block device for its size: %s", path,
-                    strerror(errno));
-    }
-    *ret_size = align_down(*ret_size, SECTOR);
-    if (*ret_size == 0) {
-        return fail(-EINVAL, "disk '%s' has less than one sector of %d bytes", path, SECTOR);
-    }
-    return 0;
-}
-
-static int check_magic(int fd, const char *path)
-{
-    uint8_t bytes[DISK_MAGIC_SIZE];
-    ssize_t count = pread(fd, bytes, sizeof bytes, 0);
-    if (count < 0) {
-        return fail(-errno, "disk '%s': read the first sector: %s", path, strerror(errno));
-    }
-    const char *name = disk_magic(bytes, (size_t)count);
-    if (name) {
-        return fail(-EINVAL,
-                    "disk '%s' looks like a %s file, which is not supported: convert it to a raw "
-                    "image, or say format=raw if its bytes are the disk's contents",
-                    path, name);
-    }
-    return 0;
-}
-
-/* One writer, or any number of readers. */
-static int lock_file(struct raw_disk *raw, const char *path)
-{
-    int error = try_lock(raw);
-    /* A process that has just ended may still hold its file, for as long as its ring goes away. */
-    for (unsigned i = 0; error == -EAGAIN && i < LOCK_ATTEMPTS; i++) {
-        nanosleep(&(struct timespec){.tv_nsec = 10000000}, NULL);
-        error = try_lock(raw);
-    }
-    if (error == -EAGAIN || error == -EACCES) {
-        return fail(-EBUSY, "disk '%s' is in use by another virtual machine or program", path);
-    }
-    raw->disk.unlocked = is_lockless(error);
-    if (error && !raw->disk.unlocked) {
-        return fail(error, "disk '%s': lock it: %s", path, strerror(-error));
-    }
-    return 0;
-}
-
-/* Opened without waiting (a pipe would), used with waiting. */
-static int open_file(const char *path, bool readonly, int *ret_fd)
-{
-    CLEANUP_FD int fd = open(path, (readonly ? O_RDONLY : O_RDWR) | O_CLOEXEC | O_NONBLOCK);
-    if (fd < 0) {
-        return fail(-errno, "open disk '%s': %s", path, strerror(errno));
-    }
-    if (fcntl(fd, F_SETFL, 0)) {
-        return fail(-errno, "disk '%s': %s", path, strerror(errno));
-    }
-    *ret_fd = TAKE_FD(fd);
-    return 0;
-}
-
-static int start_engine(struct raw_disk *raw, enum raw_engine engine)
-{
-    int error = engine == RAW_WORKER_THREADS ? -ENOSYS : raw_ring_open(raw);
-    raw->engine = RAW_RING;
-    if (error && engine != RAW_RING) {
-        trail_clear();
-        raw->engine = RAW_WORKER_THREADS;
-        error = raw_workers_open(raw);
-    }
-    return error;
-}
-
-int raw_open(const char *path, bool readonly, bool format_given, enum raw_engine engine,
-             struct disk **ret_disk)
-{
-    CLEANUP(raw_destroy) struct raw_disk *raw = calloc(1, sizeof *raw);
-    ASSERT(raw);
-    raw->fd = -1;
-    pthread_mutex_init(&raw->lock, NULL);
-    pthread_cond_init(&raw->idle, NULL);
-    raw->disk = (struct disk){.ops = &raw_ops, .readonly = readonly};
-    int error = open_file(path, readonly, &raw->fd);
-    if (!error) {
-        error = find_size(raw->fd, path, &raw->disk.size);
-    }
-    if (!error) {
-        error = lock_file(raw, path);
-    }
-    if (!error && !format_given) {
-        error = check_magic(raw->fd, path);
-    }
-    if (!error) {
-        error = start_engine(raw, engine);
-    }
-    if (error) {
-        return error;
-    }
-    *ret_disk = &TAKE(raw)->disk;
-    return 0;
-}
-
-int disk_raw_open(const char *path, bool readonly, bool format_given, struct disk **ret_disk)
-{
-    return raw_open(path, readonly, format_given, RAW_AUTO, ret_disk);
-}

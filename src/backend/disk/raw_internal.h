@@ -13,6 +13,7 @@ enum raw_engine {
     RAW_AUTO, /* the ring where the host allows it, otherwise the workers */
     RAW_RING,
     RAW_WORKER_THREADS,
+    RAW_SYNCHRONOUS, /* no threads: raw_perform() only */
 };
 
 /* What keeps others from the file. */
@@ -25,6 +26,11 @@ enum raw_lock {
 struct raw_disk {
     struct disk disk;
     int fd;
+    int direct_fd;      /* the same file past the page cache, or -1 */
+    unsigned alignment; /* what direct_fd wants of offsets and lengths, and of addresses */
+    unsigned memory_alignment;
+    enum disk_cache cache;
+    bool grows; /* writes behind the end make the file longer, and reads there see zeros */
     enum raw_lock lock_kind;
     enum raw_engine engine;
     pthread_mutex_t lock; /* guards everything below, and the ring's submission side */
@@ -41,6 +47,21 @@ struct raw_disk {
 
 int raw_open(const char *path, bool readonly, bool format_given, enum raw_engine engine,
              struct disk **ret_disk) __attribute__((warn_unused_result));
+/* `grows`: as the file of an image in another format. `options->backing` is not looked at. */
+int raw_open_file(const char *path, const struct disk_options *options, bool grows,
+                  enum raw_engine engine, struct disk **ret_disk)
+    __attribute__((warn_unused_result));
+void raw_destroy(struct raw_disk *raw);
+extern const struct disk_ops raw_ops;
+
+/* Not possible here, as opposed to failed: the file system or device lacks it. */
+bool raw_is_unsupported(int error);
+bool raw_fits_direct(const struct raw_disk *raw, const struct iovec *vectors, size_t count,
+                     uint64_t offset);
+/* The vectors of a request from byte `done` on become zeros. */
+void raw_fill_zeros(const struct disk_request *request, uint64_t done);
+/* After a range was discarded or zeroed: make it durable if every change is to be. */
+int raw_settle_range(struct raw_disk *raw);
 
 /*
  * Carry out what is left of a request after `done` bytes, waiting for it. 0 or a negative errno.

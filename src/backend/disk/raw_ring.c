@@ -9,6 +9,8 @@
 #include <fcntl.h>
 #include <linux/falloc.h>
 #include <sched.h>
+#include <stdlib.h>
+#include <string.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
@@ -17,6 +19,8 @@
 #include "base/error.h"
 
 enum { RING_ENTRIES = 128, BATCH = 32 };
+/* Indices of the registered files. */
+enum { FILE_CACHED, FILE_DIRECT };
 
 /* Take completions off the ring; at least one. */
 static unsigned reap(struct raw_disk *raw, struct disk_request **requests, int *results)
@@ -40,10 +44,53 @@ static unsigned reap(struct raw_disk *raw, struct disk_request **requests, int *
     return count;
 }
 
+/* Past the page cache addresses are aligned: where the submitter's are not, a copy stands in. */
+struct bounce {
+    struct iovec vector;
+    uint8_t *bytes;
+};
+
+static struct bounce *make_bounce(const struct disk_request *request, unsigned alignment)
+{
+    struct bounce *bounce = calloc(1, sizeof *bounce);
+    ASSERT(bounce);
+    ASSERT(!posix_memalign((void **)&bounce->bytes, alignment, request->length));
+    bounce->vector = (struct iovec){.iov_base = bounce->bytes, .iov_len = request->length};
+    uint8_t *at = bounce->bytes;
+    for (unsigned i = 0; request->operation == DISK_WRITE && i < request->vector_count; i++) {
+        memcpy(at, request->vectors[i].iov_base, request->vectors[i].iov_len);
+        at += request->vectors[i].iov_len;
+    }
+    return bounce;
+}
+
+/* What was read goes to the submitter. */
+static int take_bounce(struct disk_request *request, int result)
+{
+    struct bounce *bounce = request->backend;
+    const uint8_t *at = bounce->bytes;
+    uint64_t left = result > 0 && request->operation == DISK_READ ? (uint64_t)result : 0;
+    for (unsigned i = 0; i < request->vector_count && left; i++) {
+        uint64_t length = request->vectors[i].iov_len;
+        length = length < left ? length : left;
+        memcpy(request->vectors[i].iov_base, at, length);
+        at += length;
+        left -= length;
+    }
+    free(bounce->bytes);
+    free(bounce);
+    request->backend = NULL;
+    return result;
+}
+
 /* The ring's result of a request as ours; what it could not do at all is done here. */
 static int settle(struct raw_disk *raw, struct disk_request *request, int result)
 {
     bool is_transfer = request->operation == DISK_READ || request->operation == DISK_WRITE;
+    bool is_range = request->operation == DISK_DISCARD || request->operation == DISK_WRITE_ZEROES;
+    if (request->backend) {
+        result = take_bounce(request, result);
+    }
     if (result == -EINTR || result == -EAGAIN || result == -EOPNOTSUPP || result == -EINVAL) {
         return raw_perform(raw, request, 0);
     }
@@ -53,7 +100,7 @@ static int settle(struct raw_disk *raw, struct disk_request *request, int result
     if (is_transfer && (uint64_t)result < request->length) {
         return raw_perform(raw, request, (uint64_t)result);
     }
-    return 0;
+    return is_range ? raw_settle_range(raw) : 0;
 }
 
 /* Ends with the completion that carries no request. */
@@ -77,18 +124,42 @@ static void *complete(void *argument)
     return NULL;
 }
 
-static void prepare(const struct raw_disk *raw, struct io_uring_sqe *entry,
-                    const struct disk_request *request)
+static void prepare_transfer(const struct raw_disk *raw, struct io_uring_sqe *entry,
+                             struct disk_request *request)
 {
-    const int file = 0; /* the index of the registered file */
+    const struct iovec *vectors = request->vectors;
+    unsigned count = request->vector_count;
+    bool direct = raw->direct_fd >= 0 && request->offset % raw->alignment == 0 &&
+                  request->length % raw->alignment == 0;
+    if (direct && !raw_fits_direct(raw, vectors, count, request->offset)) {
+        struct bounce *bounce = make_bounce(request, raw->memory_alignment);
+        request->backend = bounce;
+        vectors = &bounce->vector;
+        count = 1;
+    }
+    int file = direct ? FILE_DIRECT : FILE_CACHED;
+    if (request->operation == DISK_READ) {
+        io_uring_prep_readv(entry, file, vectors, count, request->offset);
+    } else {
+        io_uring_prep_writev(entry, file, vectors, count, request->offset);
+    }
+}
+
+static void prepare(const struct raw_disk *raw, struct io_uring_sqe *entry,
+                    struct disk_request *request)
+{
+    const int file = FILE_CACHED;
+    request->backend = NULL;
     switch (request->operation) {
     case DISK_READ:
-        io_uring_prep_readv(entry, file, request->vectors, request->vector_count, request->offset);
-        break;
     case DISK_WRITE:
-        io_uring_prep_writev(entry, file, request->vectors, request->vector_count, request->offset);
+        prepare_transfer(raw, entry, request);
         break;
     case DISK_FLUSH:
+        if (raw->cache == DISK_CACHE_UNSAFE) {
+            io_uring_prep_nop(entry);
+            break;
+        }
         io_uring_prep_fsync(entry, file, IORING_FSYNC_DATASYNC);
         break;
     case DISK_DISCARD:
@@ -161,7 +232,8 @@ static int restrict_ring(struct raw_disk *raw)
     }
     restrictions[ARRAY_SIZE(operations)].opcode = IORING_RESTRICTION_SQE_FLAGS_REQUIRED;
     restrictions[ARRAY_SIZE(operations)].sqe_flags = IOSQE_FIXED_FILE;
-    int error = ring_register(raw, IORING_REGISTER_FILES, &raw->fd, 1);
+    const int files[] = {[FILE_CACHED] = raw->fd, [FILE_DIRECT] = raw->direct_fd};
+    int error = ring_register(raw, IORING_REGISTER_FILES, files, raw->direct_fd >= 0 ? 2 : 1);
     if (!error) {
         error = ring_register(raw, IORING_REGISTER_RESTRICTIONS, restrictions,
                               ARRAY_SIZE(restrictions));

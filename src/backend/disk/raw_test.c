@@ -245,7 +245,7 @@ static void foreign_formats_are_refused(void **state)
         unsigned offset, length;
         const char *bytes;
     } table[] = {
-        {"qcow", 0, 8, "QFI\xfb\0\0\0\3"},  {"vmdk", 0, 4, "KDMV"},
+        {"qcow2", 0, 8, "QFI\xfb\0\0\0\3"}, {"vmdk", 0, 4, "KDMV"},
         {"vdi", 64, 4, "\x7f\x10\xda\xbe"}, {"vhdx", 0, 8, "vhdxfile"},
         {"gzip", 0, 3, "\x1f\x8b\x08"},
     };
