@@ -191,13 +191,16 @@ static int find_kernel(struct run *run)
 
 static int enter_jail(const struct run *run)
 {
-    int listeners[2];
+    int listeners[3];
     size_t count = 0;
     if (run->control) {
         listeners[count++] = control_server_descriptor(run->control);
     }
     if (run->gdb_server) {
         listeners[count++] = gdb_server_descriptor(run->gdb_server);
+    }
+    if (vm_listener(run->vm) >= 0) {
+        listeners[count++] = vm_listener(run->vm);
     }
     int channels[VM_CHANNELS_MAX];
     return jail_enter(listeners, count, channels, vm_channels(run->vm, channels));

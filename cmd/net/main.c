@@ -3,11 +3,13 @@
  *
  *     doppel-net user mtu=N [forward=tcp|udp:ADDRESS:PORT:GUEST-PORT]...
  *     doppel-net socket PATH
+ *     doppel-net vsock PATH
  *
  * What runs here is the keeper: it sees no byte of the guest's. It gives the machine a stream
  * socket with frames (backend/net/frames.h): one end of a pair, whose other end belongs to a worker
  * process that is the network; or one that is connected to PATH. When the worker or the peer is
- * gone it gives another. It ends with the machine.
+ * gone it gives another. For a vsock it connects to PATH_PORT when it is asked to. It ends with the
+ * machine.
  *
  * A program of its own, so that the process that runs the guest holds no code of the user-mode
  * network (libslirp, GLib), and starts no slower for it.
@@ -41,8 +43,9 @@ enum {
 struct keeper {
     struct user_network user;
     const char *path; /* of the socket; NULL: the user-mode network */
-    pid_t worker;     /* 0: none */
-    int control;      /* to the worker; -1: none */
+    bool is_vsock;
+    pid_t worker; /* 0: none */
+    int control;  /* to the worker; -1: none */
     long long started_ms;
     int pause_ms;
 };
@@ -146,21 +149,30 @@ static int start_worker(struct keeper *keeper, char text[PASS_TEXT_MAX])
     return wire[0];
 }
 
-static int connect_socket(const char *path, char text[PASS_TEXT_MAX])
+/* A descriptor, or a negative errno. Who listens without taking anybody does not hold us up. */
+static int connect_unix(const char *path)
 {
     struct sockaddr_un address = {.sun_family = AF_UNIX};
     if (strlen(path) >= sizeof address.sun_path) {
-        snprintf(text, PASS_TEXT_MAX, "--net socket: the path is too long: '%s'", path);
-        return -1;
+        return -ENAMETOOLONG;
     }
     memcpy(address.sun_path, path, strlen(path));
-    int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
     if (fd < 0 || connect(fd, (struct sockaddr *)&address, sizeof address)) {
-        snprintf(text, PASS_TEXT_MAX, "--net socket: connect to '%s': %s", path, strerror(errno));
+        int error = errno;
         if (fd >= 0) {
             close(fd);
         }
-        return -1;
+        return -error;
+    }
+    return fd;
+}
+
+static int connect_socket(const char *path, char text[PASS_TEXT_MAX])
+{
+    int fd = connect_unix(path);
+    if (fd < 0) {
+        snprintf(text, PASS_TEXT_MAX, "--net socket: connect to '%s': %s", path, strerror(-fd));
     }
     return fd;
 }
@@ -244,18 +256,41 @@ static void supply_again(struct keeper *keeper)
     }
 }
 
-/* The machine says something: that its wire is lost, or nothing more. */
-static bool is_lost(const struct keeper *keeper)
+/* The guest wants a port of the host: "PORT TOKEN". */
+static void connect_port(const struct keeper *keeper, const char *text)
+{
+    unsigned port, token;
+    char path[PASS_TEXT_MAX], answer[16];
+    if (!keeper->is_vsock || sscanf(text, "%u %u", &port, &token) != 2) {
+        return;
+    }
+    snprintf(path, sizeof path, "%s_%u", keeper->path, port);
+    snprintf(answer, sizeof answer, "%u", token);
+    int fd = connect_unix(path);
+    tell(fd >= 0 ? PASS_WIRE : PASS_REFUSED, answer, fd);
+    if (fd >= 0) {
+        close(fd);
+    }
+}
+
+/* What the machine says. True: its wire is lost. */
+static bool serve_machine(const struct keeper *keeper)
 {
     struct passed passed;
     int r = pass_receive(CHANNEL, &passed);
     if (r < 0) {
+        if (keeper->is_vsock) {
+            unlink(keeper->path); /* which the machine could not, in its jail */
+        }
         exit(0);
     }
     if (passed.fd >= 0) {
         close(passed.fd);
     }
-    return passed.kind == PASS_LOST && keeper->path;
+    if (passed.kind == PASS_CONNECT) {
+        connect_port(keeper, passed.text);
+    }
+    return passed.kind == PASS_LOST && keeper->path && !keeper->is_vsock;
 }
 
 static void keep(struct keeper *keeper)
@@ -271,7 +306,7 @@ static void keep(struct keeper *keeper)
             }
             exit(1);
         }
-        if (sources[0].revents && is_lost(keeper)) {
+        if (sources[0].revents && serve_machine(keeper)) {
             supply_again(keeper);
         }
         if (keeper->worker && sources[1].revents && serve_worker(keeper)) {
@@ -300,8 +335,9 @@ static bool parse_forward(const char *text, struct user_network *user)
 
 static bool parse(int argc, char **argv, struct keeper *keeper)
 {
-    if (argc == 3 && !strcmp(argv[1], "socket")) {
+    if (argc == 3 && (!strcmp(argv[1], "socket") || !strcmp(argv[1], "vsock"))) {
         keeper->path = argv[2];
+        keeper->is_vsock = argv[1][0] == 'v';
         return true;
     }
     if (argc < 2 || strcmp(argv[1], "user")) {
@@ -333,7 +369,9 @@ int main(int argc, char **argv)
     signal(SIGHUP, SIG_IGN);
     prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0);
     fcntl(CHANNEL, F_SETFD, FD_CLOEXEC);
-    if (!supply(&keeper, PASS_ERROR)) {
+    if (keeper.is_vsock) {
+        tell(PASS_READY, "", -1);
+    } else if (!supply(&keeper, PASS_ERROR)) {
         return 1;
     }
     keep(&keeper);

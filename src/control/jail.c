@@ -47,6 +47,7 @@ static const int allowed[] = {
     SCMP_SYS(ftruncate), /* the log of a console begins anew */
     SCMP_SYS(fstat),
     SCMP_SYS(close),
+    SCMP_SYS(shutdown),
     SCMP_SYS(io_uring_enter),
     /* waiting */
     SCMP_SYS(futex),

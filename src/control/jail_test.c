@@ -399,13 +399,47 @@ static void test_doors(void **state)
     }
 }
 
+/* Descriptors are received at the channels that the jail was told of, and nowhere else. */
+static bool is_channel;
+
+static void receiving_child(void)
+{
+    struct rlimit no_core = {0, 0};
+    bool landlock;
+    int pair[2];
+    char byte;
+    struct iovec piece = {&byte, 1};
+    struct msghdr message = {.msg_iov = &piece, .msg_iovlen = 1};
+    if (setrlimit(RLIMIT_CORE, &no_core) || jail_close_inherited() ||
+        socketpair(AF_UNIX, SOCK_SEQPACKET, 0, pair) || write(pair[1], "x", 1) != 1) {
+        _exit(100);
+    }
+    const int channels[] = {pair[1], pair[0]};
+    if (jail_drop_rights(&landlock) || jail_enter(NULL, 0, channels, is_channel ? 2 : 1)) {
+        _exit(100);
+    }
+    _exit(recvmsg(pair[0], &message, 0) == 1 ? 0 : 1);
+}
+
+static void test_channels(void **state)
+{
+    is_channel = true;
+    int status = status_of(receiving_child);
+    assert_true(WIFEXITED(status));
+    assert_int_equal(WEXITSTATUS(status), 0);
+    is_channel = false;
+    status = status_of(receiving_child);
+    assert_true(WIFSIGNALED(status));
+    assert_int_equal(WTERMSIG(status), SIGSYS);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_deadly_calls),        cmocka_unit_test(test_covers_older_threads),
         cmocka_unit_test(test_honest_work_goes_on), cmocka_unit_test(test_all_threads_may_allocate),
         cmocka_unit_test(test_rights_are_dropped),  cmocka_unit_test(test_doors),
-        cmocka_unit_test(test_ring_opens_nothing),
+        cmocka_unit_test(test_ring_opens_nothing),  cmocka_unit_test(test_channels),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -5,10 +5,12 @@
 #include <string.h>
 
 #include "backend/net/helper.h"
+#include "backend/net/stream.h"
 #include "backend/net/tap.h"
 #include "base/assert.h"
 #include "base/error.h"
 #include "device/virtio/net.h"
+#include "device/virtio/vsock.h"
 #include "machine/report.h"
 #include "machine/vm_internal.h"
 
@@ -93,6 +95,25 @@ int board_net_new(struct vm *vm, struct virtio_device **ret_virtio)
     r = virtio_net_new(&config, "virtio-net0", ret_virtio);
     if (r) {
         net_free(config.net);
+    }
+    return r;
+}
+
+int board_vsock_new(struct vm *vm, struct virtio_device **ret_virtio)
+{
+    struct virtio_vsock_config config = {.memory = vm->memory, .cid = vm->config->vsock.cid};
+    *ret_virtio = NULL;
+    if (!vm->config->vsock.path) {
+        return 0;
+    }
+    int r = hub_unix_open(vm->loop, vm->config->vsock.path, &config.hub, &vm->board.vsock_listener,
+                          &vm->board.vsock_channel);
+    if (r) {
+        return r;
+    }
+    r = virtio_vsock_new(&config, "virtio-vsock0", ret_virtio);
+    if (r) {
+        hub_free(config.hub);
     }
     return r;
 }

@@ -66,6 +66,7 @@ enum {
     SLOT_CONSOLE = 2,
     SLOT_DISKS = 3,
     SLOT_NET = 16,
+    SLOT_VSOCK = 17,
     SLOT_SHARES = 24,
 };
 #define RAM_HOLE_BASE     GIB(3)
@@ -519,7 +520,14 @@ static int add_network(struct vm *vm)
 {
     struct virtio_device *virtio;
     int r = board_net_new(vm, &virtio);
-    return r || !virtio ? r : plug(&vm->board, virtio, SLOT_NET);
+    if (!r && virtio) {
+        r = plug(&vm->board, virtio, SLOT_NET);
+    }
+    if (!r) {
+        r = board_vsock_new(vm, &virtio);
+        r = r || !virtio ? r : plug(&vm->board, virtio, SLOT_VSOCK);
+    }
+    return r;
 }
 
 static int add_virtio(struct vm *vm)
@@ -541,7 +549,7 @@ int board_new(struct vm *vm)
 {
     struct board_map map;
     board_map_make(vm->config->memory_size, &map);
-    vm->board.net_channel = -1;
+    vm->board.net_channel = vm->board.vsock_channel = vm->board.vsock_listener = -1;
     vm->board.bus = bus_new();
     int r = add_interrupts(vm);
     if (!r) {

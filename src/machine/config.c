@@ -321,6 +321,11 @@ static int set_share(struct vm_config *config, const char *value)
     return r;
 }
 
+static int set_vsock(struct vm_config *config, const char *value)
+{
+    return vsock_config_set(&config->vsock, value);
+}
+
 static int set_console(struct vm_config *config, const char *value)
 {
     static const char *const known[] = {NULL};
@@ -411,6 +416,8 @@ static const struct vm_option options[] = {
      set_publish},
     {"share", "DIR,tag=NAME[,readonly]", "a folder for the guest to mount (9p); may be repeated",
      set_share},
+    {"vsock", "path=PATH[,cid=N]", "connections with programs of the host, on a Unix socket",
+     set_vsock},
     {"console", "stdio|virtio|file=PATH", "where the console goes (default stdio)", set_console},
     {"debug-exit", "PORT", "writing V to this port ends with status V*2+1", set_debug_exit},
     {"no-reboot", NULL, "end instead of resetting", set_no_reboot},
@@ -453,9 +460,9 @@ static const char *path_in(const char *argument, const char *value)
     if (!strncmp(argument, "FILE", 4) || !strncmp(argument, "DIR", 3)) {
         return value;
     }
-    if (strstr(argument, "socket,path=PATH")) {
+    if (strstr(argument, "path=PATH")) { /* a key: the first, or behind a comma */
         const char *path = strstr(value, ",path=");
-        return path ? path + 6 : NULL;
+        return !strncmp(value, "path=", 5) ? value + 5 : path ? path + 6 : NULL;
     }
     return strstr(argument, "file=PATH") && !strncmp(value, "file=", 5) ? value + 5 : NULL;
 }
@@ -532,7 +539,7 @@ static int check_deterministic(const struct vm_config *config)
         return fail(-EINVAL, "--time instructions works without disks and shared folders only: "
                              "when their requests are done depends on the host");
     }
-    if (net_config_kind(&config->net) != NET_NONE) {
+    if (net_config_kind(&config->net) != NET_NONE || config->vsock.path) {
         return fail(-EINVAL, "--time instructions works without a network only: when frames come "
                              "depends on the host");
     }
@@ -597,6 +604,7 @@ void vm_config_fini(struct vm_config *config)
     free(config->command_line);
     free(config->console_path);
     net_config_fini(&config->net);
+    vsock_config_fini(&config->vsock);
     free(config->trace_file);
     free(config->symbols);
     *config = (struct vm_config){0};

@@ -75,6 +75,7 @@ struct vm_config {
     struct module_config modules[VM_MODULES_MAX];
     size_t module_count;
     struct net_config net;
+    struct vsock_config vsock;
     int debug_exit_port; /* -1: no such device */
     bool no_reboot;
     enum time_mode time_mode;

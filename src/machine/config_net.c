@@ -13,6 +13,8 @@
 #include "base/error.h"
 #include "machine/resource.h"
 
+enum { VSOCK_CID_FIRST = 3 };
+
 static bool parse_number(const char *text, unsigned long minimum, unsigned long maximum,
                          uint16_t *ret_number)
 {
@@ -23,6 +25,19 @@ static bool parse_number(const char *text, unsigned long minimum, unsigned long 
         return false;
     }
     *ret_number = (uint16_t)number;
+    return true;
+}
+
+/* 0 to 2 are taken, and the last one means anybody (virtio 1.2, 5.10.4). */
+static bool parse_cid(const char *text, uint32_t *ret_cid)
+{
+    char *end = NULL;
+    errno = 0;
+    unsigned long cid = strtoul(text, &end, 10);
+    if (*text < '0' || *text > '9' || *end || errno || cid < VSOCK_CID_FIRST || cid >= UINT32_MAX) {
+        return false;
+    }
+    *ret_cid = (uint32_t)cid;
     return true;
 }
 
@@ -194,4 +209,48 @@ void net_config_fini(struct net_config *config)
 {
     free(config->target);
     *config = (struct net_config){0};
+}
+
+static int vsock_apply(struct vsock_config *config, const struct resource *resource)
+{
+    const char *path = NULL;
+    uint32_t cid = VSOCK_CID_FIRST;
+    for (size_t i = 0; i < resource->key_count; i++) {
+        const struct resource_key *key = &resource->keys[i];
+        const char *value = key->value ? key->value : "";
+        if (!strcmp(key->name, "path")) {
+            path = value;
+        } else if (!parse_cid(value, &cid)) {
+            return fail(-EINVAL, "--vsock: cid is a number from 3 to 4294967294");
+        }
+    }
+    if (!path || !*path) {
+        return fail(-EINVAL, "--vsock needs path=PATH");
+    }
+    free(config->path);
+    config->path = strdup(path);
+    ASSERT(config->path);
+    config->cid = cid;
+    return 0;
+}
+
+int vsock_config_set(struct vsock_config *config, const char *value)
+{
+    static const char *const known[] = {"path", "cid", NULL};
+    struct resource resource;
+    char *text;
+    ASSERT(asprintf(&text, ",%s", value) > 0); /* it has keys only */
+    int r = resource_parse("vsock", text, known, &resource);
+    free(text);
+    if (r == 0) {
+        r = vsock_apply(config, &resource);
+        resource_fini(&resource);
+    }
+    return r;
+}
+
+void vsock_config_fini(struct vsock_config *config)
+{
+    free(config->path);
+    *config = (struct vsock_config){0};
 }

@@ -33,6 +33,12 @@ struct net_config {
     size_t forward_count;
 };
 
+/* Connections between the guest and programs of the host. */
+struct vsock_config {
+    char *path; /* NULL: none */
+    uint32_t cid;
+};
+
 /* The values of the options. A failing one leaves the configuration as it was. */
 int net_config_set(struct net_config *config, const char *value)
     __attribute__((warn_unused_result));
@@ -40,6 +46,10 @@ int net_config_forward(struct net_config *config, const char *value)
     __attribute__((warn_unused_result));
 int net_config_check(const struct net_config *config) __attribute__((warn_unused_result));
 void net_config_fini(struct net_config *config);
+
+int vsock_config_set(struct vsock_config *config, const char *value)
+    __attribute__((warn_unused_result));
+void vsock_config_fini(struct vsock_config *config);
 
 /* What it comes to: NET_UNSAID is resolved. */
 enum net_kind net_config_kind(const struct net_config *config);

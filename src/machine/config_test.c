@@ -99,6 +99,11 @@ static const struct {
     {"net", "user,mac=00:00:00:00:00:00", "no address of one"},
     {"net", "user,mac=52:54:00:12:34:5", "no address of one"},
     {"net", "user,mac=52-54-00-12-34-56", "no address of one"},
+    {"vsock", "cid=5", "needs path"},
+    {"vsock", "path=", "needs path"},
+    {"vsock", "path=x,cid=2", "3 to"},
+    {"vsock", "path=x,cid=4294967295", "3 to"},
+    {"vsock", "path=x,port=1", "known: path, cid"},
     {"publish", "80", "8080:80"},
     {"publish", "0:80", "8080:80"},
     {"publish", "80:65536", "8080:80"},
@@ -193,21 +198,29 @@ static void test_network(void **state)
         assert_int_equal(vm_config_set(&config, "publish", "1:1"), 0);
     }
     assert_int_equal(vm_config_set(&config, "publish", "1:1"), -EINVAL);
+    assert_int_equal(vm_config_set(&config, "vsock", "cid=4294967294,path=a,,b"), 0);
+    assert_string_equal(config.vsock.path, "a,b");
+    assert_int_equal(config.vsock.cid, 4294967294u);
+    assert_int_equal(vm_config_set(&config, "vsock", "path=v"), 0);
+    assert_int_equal(config.vsock.cid, 3);
     vm_config_anchor(&config, "/here");
-    bool found = false;
+    unsigned found = 0;
     for (size_t i = 0; i < config.setting_count; i++) {
         const char *value = config.settings[i].value;
-        found |= value && !strcmp(value, "socket,path=/here/a,,b");
+        found += value && (!strcmp(value, "socket,path=/here/a,,b") ||
+                           !strcmp(value, "cid=4294967294,path=/here/a,,b") ||
+                           !strcmp(value, "path=/here/v"));
     }
-    assert_true(found);
+    assert_int_equal(found, 3);
     vm_config_fini(&config);
 }
 
 /* Each of these alone would let two runs differ. */
 static void test_deterministic(void **state)
 {
-    static const char *const options[][2] = {
-        {"cpus", "2"}, {"disk", "d"}, {"cpu-model", "host"}, {"net", "user"}, {NULL, NULL}};
+    static const char *const options[][2] = {{"cpus", "2"},         {"disk", "d"},
+                                             {"cpu-model", "host"}, {"net", "user"},
+                                             {"vsock", "path=v"},   {NULL, NULL}};
     for (unsigned i = 0; i < ARRAY_SIZE(options); i++) {
         struct vm_config config;
         vm_config_init(&config);

@@ -233,7 +233,15 @@ size_t vm_channels(const struct vm *vm, int *fds)
     if (vm->board.net_channel >= 0) {
         fds[count++] = vm->board.net_channel;
     }
+    if (vm->board.vsock_channel >= 0) {
+        fds[count++] = vm->board.vsock_channel;
+    }
     return count;
+}
+
+int vm_listener(const struct vm *vm)
+{
+    return vm->board.vsock_listener;
 }
 
 static void free_boot_files(struct vm *vm)

@@ -50,6 +50,8 @@ void vm_free(struct vm *vm);
  */
 enum { VM_CHANNELS_MAX = 2 };
 size_t vm_channels(const struct vm *vm, int *fds);
+/* The socket at which programs connect to the guest (--vsock); -1: none. */
+int vm_listener(const struct vm *vm);
 
 /* Start the threads and let the engine set up its vCPUs. No path is opened from here on. */
 int vm_start(struct vm *vm) __attribute__((warn_unused_result));

@@ -52,7 +52,9 @@ struct board {
     struct console_hub *hub;        /* the console that the configuration names; borrowed */
     struct device *devices[BOARD_DEVICES_MAX];
     size_t device_count;
-    int net_channel; /* where the network helper passes sockets; -1: none. Its backend's. */
+    /* For the jail; -1: none. They belong to their backends. */
+    int net_channel, vsock_channel; /* where helper processes pass us sockets */
+    int vsock_listener;
 };
 
 struct vm {

@@ -10,10 +10,13 @@
  *   exercise refused ADDRESS PORT           nobody listens there
  *   exercise udp ADDRESS PORT COUNT         datagrams that come back, up to 1,400 bytes
  *   exercise dns SERVER NAME A|AAAA|none ANSWER
- *   exercise serve PORT                     echo, for one connection from outside
+ *   exercise serve [vsock] PORT             echo, for one connection from outside
+ *
+ * The address "vsock" is the host without a network.
  */
 #include <arpa/inet.h>
 #include <errno.h>
+#include <linux/vm_sockets.h>
 #include <netdb.h>
 #include <poll.h>
 #include <stdarg.h>
@@ -55,6 +58,12 @@ static int make_socket(const char *address, const char *port, int type, struct s
         v6->sin6_family = AF_INET6;
         v6->sin6_port = htons((uint16_t)atoi(port));
         *size = sizeof *v6;
+    } else if (!strcmp(address, "vsock")) {
+        const struct sockaddr_vm host = {.svm_family = AF_VSOCK,
+                                         .svm_cid = VMADDR_CID_HOST,
+                                         .svm_port = (unsigned)atoi(port)};
+        memcpy(to, &host, sizeof host);
+        *size = sizeof host;
     } else {
         die("no address: %s", address);
     }
@@ -263,7 +272,8 @@ static void refused(const char *address, const char *port)
     struct sockaddr_storage to;
     socklen_t size;
     int fd = make_socket(address, port, SOCK_STREAM, &to, &size);
-    if (connect(fd, (struct sockaddr *)&to, size) == 0 || errno != ECONNREFUSED) {
+    int wanted = to.ss_family == AF_VSOCK ? ECONNRESET : ECONNREFUSED;
+    if (connect(fd, (struct sockaddr *)&to, size) == 0 || errno != wanted) {
         die("not refused");
     }
 }
@@ -354,16 +364,20 @@ static void dns(const char *server, const char *name, const char *type, const ch
 }
 
 /* One connection from outside: everything comes back until it ends. */
-static void serve(const char *port)
+static void serve(const char *port, bool is_vsock)
 {
     const struct sockaddr_in here = {.sin_family = AF_INET,
                                      .sin_port = htons((uint16_t)atoi(port))};
-    int fd = socket(AF_INET, SOCK_STREAM, 0), on = 1;
+    const struct sockaddr_vm here_vsock = {
+        .svm_family = AF_VSOCK, .svm_cid = VMADDR_CID_ANY, .svm_port = (unsigned)atoi(port)};
+    int fd = socket(is_vsock ? AF_VSOCK : AF_INET, SOCK_STREAM, 0), on = 1;
     setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &on, sizeof on);
-    if (bind(fd, (const struct sockaddr *)&here, sizeof here) || listen(fd, 5)) {
+    if ((is_vsock ? bind(fd, (const struct sockaddr *)&here_vsock, sizeof here_vsock)
+                  : bind(fd, (const struct sockaddr *)&here, sizeof here)) ||
+        listen(fd, 5)) {
         die("listen at %s", port);
     }
-    printf("listening\n");
+    printf("listening%s\n", is_vsock ? " by vsock" : "");
     fflush(stdout);
     alarm(60);
     int peer = accept(fd, NULL, NULL);
@@ -393,7 +407,9 @@ int main(int argc, char **argv)
     } else if (!strcmp(what, "dns") && argc == 6) {
         dns(argv[2], argv[3], argv[4], argv[5]);
     } else if (!strcmp(what, "serve") && argc == 3) {
-        serve(argv[2]);
+        serve(argv[2], false);
+    } else if (!strcmp(what, "serve") && argc == 4) {
+        serve(argv[3], true);
     } else {
         die("exercise: wrong arguments");
     }

@@ -1,6 +1,7 @@
 #!/bin/sh
 # /init of the network tests. The kernel's command line says what is done:
 #   net_kind=user|static   by DHCP and router advertisements, or with the addresses below
+#   net_kind=vsock         no network, but connections to programs of the host
 #   net_bytes=N net_connections=N net_bounce=1 net_forward=1
 export PATH=/bin
 mount -t devtmpfs none /dev
@@ -67,7 +68,7 @@ bounced() { # the carrier went and came back since it was counted
 }
 
 serve() { # the session waits for its word
-    exercise serve 8000 >/dev/console
+    exercise serve "$@" >/dev/console
 }
 
 all() { # ADDRESS IPv4|IPv6
@@ -80,6 +81,16 @@ all() { # ADDRESS IPv4|IPv6
     part "datagrams over $2" exercise udp "$1" 5001 100
 }
 
+if [ $net_kind = vsock ]; then
+    part "get by vsock" exercise get vsock 5001 "$net_bytes"
+    part "put by vsock" exercise put vsock 5001 "$net_bytes"
+    part "short connections by vsock" exercise short vsock 5001 "$net_connections"
+    part "half-closed by vsock" exercise half vsock 5001
+    part "refused by vsock" exercise refused vsock 5099
+    part "from outside by vsock" serve vsock 8000
+    echo "part end: ok"
+    poweroff -f
+fi
 ip link set lo up
 ip link set eth0 up
 if [ $net_kind = user ]; then
@@ -102,7 +113,7 @@ fi
 all $here IPv4
 all $here6 IPv6
 if [ -n "$net_forward" ]; then
-    part "forwarded port" serve
+    part "forwarded port" serve 8000
 fi
 if [ -n "$net_bounce" ]; then
     changes=$(cat /sys/class/net/eth0/carrier_changes)

@@ -126,6 +126,14 @@ def answer_names(datagrams):
         datagrams.sendto(answer(query), peer)
 
 
+def start_unix(path):
+    """For vsock: what the guest finds at port 5001."""
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(path + "_5001")
+    listener.listen(128)
+    threading.Thread(target=accept, args=(listener,), daemon=True).start()
+
+
 def start():
     for family, everywhere in ((socket.AF_INET, "0.0.0.0"), (socket.AF_INET6, "::")):
         listener = socket.socket(family, socket.SOCK_STREAM)

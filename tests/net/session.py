@@ -15,18 +15,37 @@ import servers
 FORWARDED = 18000
 name, limit, command = sys.argv[1], int(sys.argv[2]), sys.argv[3:]
 problems, rest = [], []
+vsock = next((word[5:] for word in command if word.startswith("path=")), None)
 
 
-def check_forward():
+def connect_vsock():
+    """As Firecracker has it: CONNECT and a port of the guest, and OK and one of the host."""
+    connection = socket.socket(socket.AF_UNIX)
+    connection.settimeout(30)
+    connection.connect(vsock)
+    connection.sendall(b"CONNECT 8000\n")
+    answer = b""
+    while not answer.endswith(b"\n"):
+        answer += connection.recv(1)
+    if not re.fullmatch(rb"OK \d+\n", answer):
+        problems.append(f"vsock: the answer is {answer}")
+    return connection
+
+
+def connect_forwarded():
+    return socket.create_connection(("127.0.0.1", FORWARDED), timeout=30)
+
+
+def check_echo(connect):
     data = os.urandom(300000)
-    with socket.create_connection(("127.0.0.1", FORWARDED), timeout=30) as connection:
+    with connect() as connection:
         threading.Thread(target=lambda: (connection.sendall(data),
                                          connection.shutdown(socket.SHUT_WR))).start()
         back = b""
         while piece := connection.recv(65536):
             back += piece
     if back != data:
-        problems.append(f"forwarded port: {len(back)} bytes came back, of {len(data)}")
+        problems.append(f"from outside: {len(back)} bytes came back, of {len(data)}")
 
 
 def children(pid):
@@ -47,8 +66,10 @@ def watch(machine):
     good = set()
     for line in machine.stdout:
         line = line.rstrip()
-        if "listening" in line:
-            threading.Thread(target=check_forward).start()
+        if line == "listening by vsock":
+            threading.Thread(target=check_echo, args=(connect_vsock,)).start()
+        elif line == "listening":
+            threading.Thread(target=check_echo, args=(connect_forwarded,)).start()
         elif line == "ready for a bounce":
             time.sleep(0.2)
             kill_worker(machine)
@@ -65,6 +86,8 @@ def watch(machine):
 
 def main():
     servers.start()
+    if vsock:
+        servers.start_unix(vsock)
     start = time.monotonic()
     with subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
                           stderr=subprocess.STDOUT, text=True, errors="replace") as machine:

@@ -1,28 +1,17 @@
-/*
- * Starting the helper, and its messages: see pass.h. The wire is net_wire; this file only keeps it
- * connected.
- */
+/* The helper's messages: see pass.h. The wire is net_wire; this file only keeps it connected. */
 #include "backend/net/helper.h"
 
 #include <errno.h>
-#include <fcntl.h>
-#include <limits.h>
-#include <poll.h>
-#include <signal.h>
-#include <stdio.h>
 #include <stdlib.h>
-#include <string.h>
-#include <sys/socket.h>
 #include <unistd.h>
 
 #include "backend/net/pass.h"
+#include "backend/net/program.h"
 #include "backend/net/wire.h"
 #include "base/assert.h"
 #include "base/bytes.h"
 #include "base/error.h"
 #include "base/loop.h"
-
-enum { ARGUMENTS_MAX = 64, START_LIMIT_MS = 10000, HELPER_CHANNEL = 3 };
 
 /* Belongs to its wire. */
 struct net_helper {
@@ -31,64 +20,6 @@ struct net_helper {
     int channel;
     struct watch *watch;
 };
-
-/* The program lies beside ours. */
-static int find_program(char path[PATH_MAX])
-{
-    ssize_t length = readlink("/proc/self/exe", path, PATH_MAX - 1);
-    if (length < 0) {
-        return fail(-errno, "find our own program: %m");
-    }
-    path[length] = 0;
-    char *slash = strrchr(path, '/');
-    size_t used = slash ? (size_t)(slash - path) + 1 : 0;
-    if (snprintf(path + used, PATH_MAX - used, "doppel-net") >= (int)(PATH_MAX - used)) {
-        return fail(-ENAMETOOLONG, "find the network helper");
-    }
-    return access(path, X_OK) ? fail(-errno, "the network helper '%s': %m", path) : 0;
-}
-
-/* In the child: only calls that are safe after a fork. */
-static void become(const char *path, char *const *argv, int channel)
-{
-    sigset_t none;
-    sigemptyset(&none);
-    sigprocmask(SIG_SETMASK, &none, NULL);
-    int fd = channel == HELPER_CHANNEL ? fcntl(channel, F_SETFD, 0) : dup2(channel, HELPER_CHANNEL);
-    if (fd >= 0) {
-        execv(path, argv);
-    }
-    _exit(127);
-}
-
-static int start_program(const struct net_helper_config *config, int *ret_channel)
-{
-    char path[PATH_MAX];
-    char *argv[ARGUMENTS_MAX + 2] = {(char *)"doppel-net"};
-    for (size_t i = 0; config->arguments[i]; i++) {
-        ASSERT(i < ARGUMENTS_MAX);
-        argv[i + 1] = (char *)config->arguments[i];
-    }
-    int r = find_program(path), pair[2];
-    if (r) {
-        return r;
-    }
-    if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, pair)) {
-        return fail(-errno, "make a socket for the network helper: %m");
-    }
-    pid_t child = fork();
-    if (child == 0) {
-        become(path, argv, pair[1]);
-    }
-    int error = errno;
-    close(pair[1]);
-    if (child < 0) {
-        close(pair[0]);
-        return fail(-error, "start the network helper: %s", strerror(error));
-    }
-    *ret_channel = pair[0];
-    return 0;
-}
 
 static void tell(const struct net_helper *helper, const char *text)
 {
@@ -160,20 +91,9 @@ static void helper_free(void *owner)
 /* The first message: the wire, or why there is none. */
 static int await_wire(struct net_helper *helper)
 {
-    struct pollfd wait = {.fd = helper->channel, .events = POLLIN};
-    int ready = poll(&wait, 1, START_LIMIT_MS);
-    if (ready <= 0) {
-        return fail(ready ? -errno : -ETIMEDOUT, "the network helper does not answer");
-    }
     struct passed passed;
-    int r = pass_receive(helper->channel, &passed);
-    if (r <= 0) {
-        return fail(-EIO, "the network helper ended at its start");
-    }
-    if (passed.kind == PASS_ERROR) {
-        return fail(-EIO, "%s", passed.text);
-    }
-    return take_message(helper, &passed);
+    int r = program_await(helper->channel, &passed);
+    return r ? r : take_message(helper, &passed);
 }
 
 int net_helper_open(const struct net_helper_config *config, struct net **ret_net, int *ret_channel)
@@ -192,7 +112,7 @@ int net_helper_open(const struct net_helper_config *config, struct net **ret_net
     };
     helper->wire = net_wire_new(&wire);
     CLEANUP(net_free) struct net *net = helper->wire;
-    int r = start_program(config, &helper->channel);
+    int r = program_start(config->arguments, &helper->channel);
     if (!r) {
         r = await_wire(helper);
     }

@@ -10,12 +10,14 @@
 enum { PASS_TEXT_MAX = 256 };
 
 enum {
-    PASS_WIRE = 'W',  /* helper to machine: a connected socket */
-    PASS_ERROR = 'E', /* helper to machine: it cannot be done, and why */
-    PASS_NOTE = 'N',  /* helper to machine: something that the user may want to know */
-    PASS_LOST = 'L',  /* machine to helper: the socket is at its end */
-    PASS_READY = 'R', /* worker to keeper: all is set up */
-    PASS_FILE = 'F',  /* worker to keeper: the one file it may read, please; and back, with it */
+    PASS_WIRE = 'W', /* helper to machine: a connected socket; after PASS_CONNECT with the token */
+    PASS_REFUSED = 'X', /* helper to machine: PASS_CONNECT failed; the token */
+    PASS_ERROR = 'E',   /* helper to machine: it cannot be done, and why */
+    PASS_NOTE = 'N',    /* helper to machine: something that the user may want to know */
+    PASS_CONNECT = 'C', /* machine to helper: a port and a token, in digits */
+    PASS_LOST = 'L',    /* machine to helper: the socket is at its end */
+    PASS_READY = 'R',   /* worker to keeper: all is set up */
+    PASS_FILE = 'F',    /* worker to keeper: the one file it may read, please; and back, with it */
 };
 
 struct passed {

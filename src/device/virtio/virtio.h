@@ -21,7 +21,8 @@ enum {
     VIRTIO_TYPE_BLOCK = 2,
     VIRTIO_TYPE_CONSOLE = 3,
     VIRTIO_TYPE_RNG = 4,
-    VIRTIO_TYPE_9P = 9
+    VIRTIO_TYPE_9P = 9,
+    VIRTIO_TYPE_VSOCK = 19
 };
 
 /* Device status (2.1). */
