@@ -59,9 +59,8 @@ static int make_socket(const char *address, const char *port, int type, struct s
         v6->sin6_port = htons((uint16_t)atoi(port));
         *size = sizeof *v6;
     } else if (!strcmp(address, "vsock")) {
-        const struct sockaddr_vm host = {.svm_family = AF_VSOCK,
-                                         .svm_cid = VMADDR_CID_HOST,
-                                         .svm_port = (unsigned)atoi(port)};
+        const struct sockaddr_vm host = {
+            .svm_family = AF_VSOCK, .svm_cid = VMADDR_CID_HOST, .svm_port = (unsigned)atoi(port)};
         memcpy(to, &host, sizeof host);
         *size = sizeof host;
     } else {
