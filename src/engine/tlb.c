@@ -202,14 +202,22 @@ void tlb_flush_page(struct tlb *tlb, gva_t gva)
     walk_cache_flush(&tlb->walk_cache);
 }
 
+static void drop_in_block(struct tlb *tlb, unsigned privilege, unsigned access, unsigned block,
+                          uint64_t first_page, uint64_t count)
+{
+    for (unsigned i = block * TLB_BLOCK; i < (block + 1) * TLB_BLOCK; i++) {
+        if ((tlb->pages[privilege][access][i] & ~TLB_GLOBAL) - first_page < count) {
+            entry_clear(tlb, privilege, access, i);
+        }
+    }
+}
+
 static void drop_physical(struct tlb *tlb, unsigned access, uint64_t first_page, uint64_t count)
 {
     for (unsigned privilege = 0; privilege < TLB_PRIVILEGES; privilege++) {
-        for (unsigned i = 0; i < TLB_ENTRIES; i++) {
-            if (!tlb->blocks[privilege][access][i / TLB_BLOCK]) {
-                i += TLB_BLOCK - 1;
-            } else if ((tlb->pages[privilege][access][i] & ~TLB_GLOBAL) - first_page < count) {
-                entry_clear(tlb, privilege, access, i);
+        for (unsigned block = 0; block < TLB_BLOCKS; block++) {
+            if (tlb->blocks[privilege][access][block]) {
+                drop_in_block(tlb, privilege, access, block, first_page, count);
             }
         }
     }

@@ -97,6 +97,7 @@ struct tlb {
     struct tlb_slot slots[TLB_PRIVILEGES][TLB_ACCESSES][TLB_SLOTS];
     struct walk_cache walk_cache;
 };
+
 static inline unsigned tlb_index(gva_t gva)
 {
     return (gva >> PAGE_SHIFT) & (TLB_ENTRIES - 1);

@@ -38,7 +38,7 @@ int cache_init(struct cache *cache, uint32_t size)
 void cache_divide(struct cache *cache, uint32_t stubs)
 {
     cache->first[PART_STRAIGHT] = (uint32_t)align_up(stubs, 64);
-    cache->first[PART_OUTLINES] = cache->parts[PART_STRAIGHT].end = cache->size / 2;
+    cache->first[PART_OUTLINES] = cache->parts[PART_STRAIGHT].end = cache->size / 8 * 5;
     cache->parts[PART_OUTLINES].end = cache->size;
     cache_clear(cache);
 }
@@ -47,6 +47,16 @@ void cache_clear(struct cache *cache)
 {
     for (unsigned i = 0; i < PARTS; i++) {
         cache->parts[i].start = cache->first[i];
+    }
+}
+
+void cache_advance(struct cache *cache, enum part part, uint32_t end)
+{
+    enum { PIECE = 1 << 20 };
+    uint32_t first = cache->parts[part].start & ~(PIECE - 1u), last = end & ~(PIECE - 1u);
+    cache->parts[part].start = end;
+    if (last > first) {
+        madvise(cache->write + first, last - first, MADV_DONTNEED);
     }
 }
 

@@ -525,7 +525,7 @@ bool compile(struct block *block, gva_t gva, gpa_t gpa, uint64_t second_page, ui
     }
     emit_all(&c);
     for (unsigned i = 0; i < PARTS; i++) {
-        vm->cache.parts[i].start = unit->parts[i].end;
+        cache_advance(&vm->cache, (enum part)i, unit->parts[i].end);
     }
     vm->unit_count++;
     if (checks) {

@@ -93,7 +93,7 @@ static void emit_outline(struct compiler *c, const struct outline *o)
     emit_set_target(e, o->branch);
     switch (o->kind) {
     case OUTLINE_MEMORY:
-        if (site->is_group) {
+        if (site->is_group && (c->mode & MODE_USER)) { /* the kernel's stacks seldom lie so */
             emit_border_exit(c, o->site, o->flags);
         }
         emit_gs_scratch2(e, true, OP_ADD, SCRATCH, o->constant);

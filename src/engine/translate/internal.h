@@ -489,6 +489,11 @@ void cache_fini(struct cache *cache);
 void cache_divide(struct cache *cache, uint32_t stubs);
 /* All code of units is forgotten. */
 void cache_clear(struct cache *cache);
+/*
+ * The code of a part goes up to here now. What is complete is not kept mapped for writing, which
+ * would count its memory twice; who patches it maps it again.
+ */
+void cache_advance(struct cache *cache, enum part part, uint32_t end);
 /* Are there `size` bytes left in each part? */
 bool cache_has_room(const struct cache *cache, uint32_t size);
 
