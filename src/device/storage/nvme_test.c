@@ -870,7 +870,7 @@ static void real_disk(void **state)
     int fd = mkstemp(path);
     assert_int_equal(ftruncate(fd, DISK_SIZE), 0);
     driver_init(&d, DISK_SIZE, false, 1);
-    disk_free(d.nvme->disk);
+    struct disk *idle = d.nvme->disk; /* the driver looks at it */
     assert_int_equal(disk_raw_open(path, false, false, &d.nvme->disk), 0);
     for (unsigned round = 0; round < 20; round++) {
         assert_true(driver_enable(&d));
@@ -890,8 +890,8 @@ static void real_disk(void **state)
         assert_int_equal(entry.status, 0);
     }
     driver_submit(&d, 1, driver_io(READ, 0, 8));
-    d.disk = NULL;
     driver_fini(&d);
+    disk_free(idle);
     close(fd);
     unlink(path);
 }
