@@ -105,6 +105,12 @@ include tests/tests.mk
 compile_commands.json:
 	bear -- $(MAKE) -B
 
+# The shells' completion, of the table of commands; tests/cmd/completion-tests compares.
+completions: all
+	build/doppel completion bash >completions/doppel.bash
+	build/doppel completion zsh >completions/_doppel
+	build/doppel completion fish >completions/doppel.fish
+
 # A stock Linux to its shell, as the README shows it.
 run:
 	@./dev run
@@ -115,7 +121,7 @@ fmt:
 clean:
 	rm -rf build
 
-.PHONY: all always programs run fmt clean
+.PHONY: all always programs completions run fmt clean
 .SECONDARY: # objects of tests and fuzzers are kept
 .DEFAULT_GOAL := all
 -include $(shell find build/$(VARIANT) -name '*.d' 2>/dev/null)

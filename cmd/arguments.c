@@ -73,6 +73,7 @@ static int parse(struct arguments *arguments, int argc, char **argv)
             i += taken;
         } else {
             arguments->operands[arguments->count++] = argv[i++];
+            options_end |= command->options_first;
         }
     }
     if (arguments->count < command->operands_min || arguments->count > command->operands_max) {

@@ -30,6 +30,7 @@ struct command {
     const char *operands; /* as help writes them; "": none */
     enum command_names names;
     unsigned operands_min, operands_max;
+    bool options_first;                   /* what follows the first operand is none of ours */
     const char *help;                     /* one line */
     const struct command_option *options; /* ends with a NULL name; NULL: none */
     /* Returns the exit status. Of two ways to be called exactly one is there: */

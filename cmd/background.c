@@ -3,9 +3,11 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <netinet/in.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -18,7 +20,7 @@
 #include "monitor.h"
 
 /* More than that of our own messages is of no use to anybody. */
-enum { MESSAGES_MAX = 1 << 20, NEWS_MAX = 4096, END_SECONDS = 10 };
+enum { MESSAGES_MAX = 1 << 20, NEWS_MAX = 4096, END_SECONDS = 10, SSH_PORT = 22 };
 
 static int open_log(const struct machine *machine, const char *name)
 {
@@ -63,6 +65,38 @@ static int settle(const struct machine *machine, struct monitor *monitor)
     return 0;
 }
 
+/* A port of the loopback interface that nobody uses now; 0: none. */
+static unsigned free_port(void)
+{
+    struct sockaddr_in address = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
+    socklen_t size = sizeof address;
+    CLEANUP_FD int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    bool good = fd >= 0 && !bind(fd, (struct sockaddr *)&address, sizeof address) &&
+                !getsockname(fd, (struct sockaddr *)&address, &size);
+    return good ? ntohs(address.sin_port) : 0;
+}
+
+/*
+ * For 'doppel ssh': a machine of an image has a network unless its user wants another or none, and
+ * a machine behind the user-mode network has a port that leads to its port 22, another at each
+ * start.
+ */
+static int forward_ssh(struct vm_config *config, bool has_image)
+{
+    char text[64];
+    const struct net_config *net = &config->net;
+    bool is_wanted = net_config_kind(net) == NET_USER || (has_image && net->kind == NET_UNSAID);
+    for (size_t i = 0; i < net->forward_count; i++) {
+        is_wanted &= net->forwards[i].is_udp || net->forwards[i].guest_port != SSH_PORT;
+    }
+    unsigned port = is_wanted ? free_port() : 0;
+    if (!port) {
+        return 0; /* it runs without; 'doppel ssh' says what is missing */
+    }
+    snprintf(text, sizeof text, "127.0.0.1:%u:%d", port, SSH_PORT);
+    return vm_config_set(config, "publish", text);
+}
+
 /* In the new process. The lock stays open for as long as it lives; the folders need not. */
 static int be_machine(struct machine *machine, const struct start_options *options, int news)
 {
@@ -79,6 +113,9 @@ static int be_machine(struct machine *machine, const struct start_options *optio
     int r = machine_load(machine, &monitor.config, &facts);
     if (!r) {
         r = settle(machine, &monitor);
+    }
+    if (!r) {
+        r = forward_ssh(&monitor.config, *facts.image);
     }
     if (!r) {
         r = vm_config_check(&monitor.config);

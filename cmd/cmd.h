@@ -13,6 +13,7 @@ enum {
     STATUS_USAGE = 2,
     STATUS_DIED = 4,         /* our error while the guest ran */
     STATUS_TRIPLE_FAULT = 6, /* with --no-reboot */
+    STATUS_SSH_FAILED = 255, /* as ssh has it: others are the remote command's */
 };
 
 /* `argv[0]` is the command's own name. Each returns the exit status. */
@@ -33,6 +34,9 @@ int command_rename(const struct arguments *arguments);
 int command_rm(const struct arguments *arguments);
 int command_console(const struct arguments *arguments);
 int command_logs(const struct arguments *arguments);
+int command_completion(const struct arguments *arguments);
+int command_ssh(const struct arguments *arguments);
+int command_cp(const struct arguments *arguments);
 /* pause, resume, reset */
 int command_tell(const struct arguments *arguments);
 
@@ -63,6 +67,9 @@ int machine_stop(const char *name, bool force, unsigned seconds)
     __attribute__((warn_unused_result));
 /* Wait until its name is free: everything of its process is gone then. False: it is not. */
 bool machine_wait_end(const char *name, unsigned seconds);
+/* The value of --timeout. */
+int seconds_parse(const char *text, unsigned most, unsigned *ret_seconds)
+    __attribute__((warn_unused_result));
 /* What --timeout and --force say. */
 int stop_seconds(const struct arguments *arguments, unsigned *ret_seconds)
     __attribute__((warn_unused_result));

@@ -17,7 +17,13 @@
 #include "control/registry.h"
 #include "machine/report.h"
 
-enum { STOP_SECONDS = 90, STOP_SECONDS_MAX = 86400, END_SECONDS = 30, LOOK_NS = 50000000 };
+enum {
+    STOP_SECONDS = 90,
+    STOP_SECONDS_MAX = 86400,
+    END_SECONDS = 30,
+    PRESS_SECONDS = 5,
+    LOOK_NS = 50000000
+};
 
 CLEANUP_DEFINE(struct control_connection, control_disconnect)
 
@@ -92,8 +98,16 @@ bool machine_wait_end(const char *name, unsigned seconds)
     return true;
 }
 
-/* Press the power button, and once more when the guest begins to listen. */
-static int press(struct control_connection *connection, bool *listens)
+/*
+ * Press the power button when the guest begins to listen, and again after a while: a driver listens
+ * before the programs are there that do something about it.
+ */
+struct press {
+    bool listens;
+    uint64_t again_ns; /* when to press next */
+};
+
+static int press(struct control_connection *connection, struct press *press)
 {
     json_t *info = NULL;
     int r = control_call(connection, json_pack("{s:s}", "command", "info"), &info);
@@ -102,24 +116,29 @@ static int press(struct control_connection *connection, bool *listens)
     }
     const char *state = json_string_value(json_object_get(info, "state"));
     bool is_paused = state && !strcmp(state, "paused");
-    bool listened = *listens;
-    *listens = json_is_true(json_object_get(info, "power_button"));
+    bool listened = press->listens;
+    press->listens = json_is_true(json_object_get(info, "power_button"));
     json_decref(info);
     if (is_paused) { /* or it would never hear of it */
         r = tell(connection, "resume");
     }
-    return r || listened || !*listens ? r : tell(connection, "power_button");
+    bool is_due = press->listens && (!listened || now_ns() >= press->again_ns);
+    if (r || !is_due) {
+        return r;
+    }
+    press->again_ns = now_ns() + PRESS_SECONDS * UINT64_C(1000000000);
+    return tell(connection, "power_button");
 }
 
 /* 0: it has ended; -ETIMEDOUT: not within the time. */
 static int ask_to_end(struct control_connection *connection, const char *name, unsigned seconds)
 {
+    const struct timespec moment = {.tv_nsec = LOOK_NS};
     uint64_t deadline = now_ns() + seconds * UINT64_C(1000000000);
-    bool listens = false;
+    struct press button = {0};
     int r = 0;
     while (!r && now_ns() < deadline) {
-        const struct timespec moment = {.tv_nsec = LOOK_NS};
-        r = press(connection, &listens);
+        r = press(connection, &button);
         if (!r) {
             nanosleep(&moment, NULL);
         }
@@ -133,8 +152,8 @@ static int ask_to_end(struct control_connection *connection, const char *name, u
     return r ? r
              : fail(-ETIMEDOUT,
                     "machine '%s' still runs after %u s%s; 'doppel stop --force %s' ends it", name,
-                    seconds, listens ? "" : ": its guest does not listen to the power button",
-                    name);
+                    seconds,
+                    button.listens ? "" : ": its guest does not listen to the power button", name);
 }
 
 static int end_now(struct control_connection *connection, const char *name)
@@ -168,20 +187,22 @@ int machine_stop(const char *name, bool force, unsigned seconds)
     return r;
 }
 
+int seconds_parse(const char *text, unsigned most, unsigned *ret_seconds)
+{
+    char *end;
+    unsigned long seconds = strtoul(text, &end, 10);
+    if (*text < '0' || *text > '9' || *end || seconds > most) {
+        return fail(-EINVAL, "--timeout: '%s' is not a number of seconds up to %u", text, most);
+    }
+    *ret_seconds = (unsigned)seconds;
+    return 0;
+}
+
 int stop_seconds(const struct arguments *arguments, unsigned *ret_seconds)
 {
     const char *text = arguments_value(arguments, "timeout");
     *ret_seconds = arguments_has(arguments, "force") ? 0 : STOP_SECONDS;
-    if (text) {
-        char *end;
-        unsigned long seconds = strtoul(text, &end, 10);
-        if (*text < '0' || *text > '9' || *end || seconds > STOP_SECONDS_MAX) {
-            return fail(-EINVAL, "--timeout: '%s' is not a number of seconds up to %d", text,
-                        STOP_SECONDS_MAX);
-        }
-        *ret_seconds = (unsigned)seconds;
-    }
-    return 0;
+    return text ? seconds_parse(text, STOP_SECONDS_MAX, ret_seconds) : 0;
 }
 
 static int stop_one(const struct arguments *arguments, const char *name)

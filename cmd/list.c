@@ -114,21 +114,29 @@ static void print_fact(const char *key, const json_t *value)
     }
 }
 
+static void print_disk(const json_t *disk)
+{
+    printf("%-13s %s%s\n", "disk", text_of(disk, "path"),
+           json_is_true(json_object_get(disk, "readonly")) ? " (read-only)" : "");
+}
+
+static void print_forward(const json_t *forward)
+{
+    printf("%-13s %s:%d to port %d (%s)\n", "forward", text_of(forward, "address"),
+           (int)number_of(forward, "host_port"), (int)number_of(forward, "guest_port"),
+           text_of(forward, "protocol"));
+}
+
 static void print_machine(const json_t *machine)
 {
     const char *key;
     json_t *value;
     json_object_foreach((json_t *)machine, key, value)
     {
-        if (strcmp(key, "disks")) {
-            print_fact(key, value);
-            continue;
-        }
         for (size_t i = 0; i < json_array_size(value); i++) {
-            const json_t *disk = json_array_get(value, i);
-            printf("%-13s %s%s\n", "disk", text_of(disk, "path"),
-                   json_is_true(json_object_get(disk, "readonly")) ? " (read-only)" : "");
+            (!strcmp(key, "disks") ? print_disk : print_forward)(json_array_get(value, i));
         }
+        print_fact(key, value);
     }
 }
 

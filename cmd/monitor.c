@@ -32,6 +32,8 @@
 #include "machine/vm.h"
 #include "stats_table.h"
 
+enum { PRESS_SECONDS = 5 };
+
 struct run {
     struct monitor *monitor;
     struct vm_config *config;
@@ -42,8 +44,9 @@ struct run {
     struct kernel kernel; /* of the first disk, if none was given */
     struct found_kernel found;
     struct control_server *control;
-    int signals;    /* a signalfd */
-    bool was_asked; /* to end, by SIGTERM */
+    int signals;          /* a signalfd */
+    bool was_asked;       /* to end, by SIGTERM */
+    struct timer *button; /* pressed again, then */
 };
 
 /* Lines that may be left out: shown on a terminal, or if asked for. */
@@ -70,6 +73,16 @@ static int take_signals(struct run *run)
     return run->signals < 0 ? fail(-errno, "make a descriptor for signals: %m") : 0;
 }
 
+/* A driver listens to the button before the programs are there that do something about it. */
+static void press_again(void *owner)
+{
+    struct run *run = owner;
+    struct timespec now;
+    vm_press_power_button(run->vm);
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    timer_arm(run->button, (uint64_t)(now.tv_sec + PRESS_SECONDS) * 1000000000);
+}
+
 /*
  * The first SIGTERM presses the power button, if the guest listens to it. Returns whether it may be
  * expected to work.
@@ -87,7 +100,7 @@ static bool ask_to_end(struct run *run)
     if (!run->monitor->gdb) {
         vm_resume(run->vm); /* or it would never hear of it */
     }
-    vm_press_power_button(run->vm);
+    press_again(run);
     return true;
 }
 
@@ -228,6 +241,7 @@ static int start(struct run *run, struct watch **ret_watch)
     if (r) {
         return r;
     }
+    run->button = timer_new(vm_loop(run->vm), press_again, run);
     r = watch_new(vm_loop(run->vm), run->signals, LOOP_READABLE, on_signal, run, ret_watch);
     if (r) {
         return r;
@@ -377,6 +391,7 @@ static int run_machine(struct run *run)
         tell_news(run, trail_text());
     }
     watch_free(watch);
+    timer_free(run->button);
     gdb_server_free(run->gdb_server);
     vm_free(run->vm);
     if (end.kind == VM_END_QUIT && end.value) {

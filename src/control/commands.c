@@ -37,8 +37,39 @@ static json_t *disks_json(const struct vm_config *config)
     return disks;
 }
 
+static json_t *forwards_json(const struct net_config *net)
+{
+    json_t *forwards = json_array();
+    for (size_t i = 0; i < net->forward_count; i++) {
+        const struct forward_config *forward = &net->forwards[i];
+        json_array_append_new(forwards, json_pack("{s:s, s:s, s:i, s:i}", "protocol",
+                                                  forward->is_udp ? "udp" : "tcp", "address",
+                                                  forward->address, "host_port", forward->host_port,
+                                                  "guest_port", forward->guest_port));
+    }
+    return forwards;
+}
+
+static const char *network_name(const struct net_config *net)
+{
+    switch (net_config_kind(net)) {
+    case NET_UNSAID:
+    case NET_NONE:
+        break;
+    case NET_USER:
+        return "user";
+    case NET_TAP:
+        return "tap";
+    case NET_SOCKET:
+        return "socket";
+    }
+    return "none";
+}
+
 void control_add_config(json_t *object, const struct vm_config *config)
 {
+    json_object_set_new(object, "network", json_string(network_name(&config->net)));
+    json_object_set_new(object, "forwards", forwards_json(&config->net));
     json_object_set_new(object, "cpus", json_integer(config->cpus));
     json_object_set_new(object, "memory", json_integer((json_int_t)config->memory_size));
     json_object_set_new(object, "kernel", text_json(config->kernel));

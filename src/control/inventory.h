@@ -5,7 +5,7 @@
  * Always "name", "state" (running, paused, stopped, starting, unresponsive, broken) and "kept". Of
  * a running one what its control socket tells (commands.c), of a kept one also "folder", "image"
  * (null: none), "created" and "remove"; of a stopped one "cpus", "memory", "kernel", "initrd",
- * "append" and "disks"; of a broken one "error".
+ * "append", "disks", "network" and "forwards"; of a broken one "error".
  *
  * Threads: any, before the jail. Asking a machine that does not answer takes three seconds.
  */

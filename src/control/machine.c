@@ -282,6 +282,18 @@ int machine_save(const struct machine *machine, const struct vm_config *config,
     return r ? fail(r, "save machine '%s'", machine->name) : 0;
 }
 
+void machine_ssh_user(const struct machine *machine, char ret_user[MACHINE_USER])
+{
+    char *text = NULL;
+    size_t size = 0;
+    if (file_load(machine->folder, "ssh-user", MACHINE_USER - 1, &text, &size)) {
+        trail_clear();
+    }
+    snprintf(ret_user, MACHINE_USER, "%s", size ? text : "debian");
+    ret_user[strcspn(ret_user, "\n")] = '\0';
+    free(text);
+}
+
 /* ---- making ---- */
 
 /* The folder under a name that nobody looks at, locked. */

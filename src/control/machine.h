@@ -6,6 +6,7 @@
  *     lock           held by the process that runs it, and by each command that changes the folder
  *     console.0.log, console.1.log   what the guest wrote (backend/console/log.h)
  *     doppel.log     what Doppel said while it ran in the background
+ *     ssh-user, known_hosts   for 'doppel ssh'
  *     drop           it is not kept when it has ended
  *     disks, keys    whatever machine_plan.fill puts there
  *
@@ -81,6 +82,13 @@ int machine_save(const struct machine *machine, const struct vm_config *config,
 /* With the lock. */
 int machine_rename(struct machine *machine, const char *name) __attribute__((warn_unused_result));
 int machine_remove(struct machine *machine) __attribute__((warn_unused_result));
+
+/*
+ * Who logs in by ssh: what the file `ssh-user` in its folder says (machine_plan.fill writes it, if
+ * it sets up another one), otherwise "debian".
+ */
+enum { MACHINE_USER = 33 };
+void machine_ssh_user(const struct machine *machine, char ret_user[MACHINE_USER]);
 
 /* Is a machine of that name kept? */
 bool machine_exists(const char *name);

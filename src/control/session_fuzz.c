@@ -22,9 +22,64 @@ static json_t *run_echo(void *owner, const json_t *request)
     return json_incref(text);
 }
 
+/* A stream that takes seven bytes, then is over, and gives back how many are left. */
+struct turned {
+    size_t left;
+    char output[1];
+    bool is_sent;
+};
+
+static size_t turned_room(void *object)
+{
+    return ((struct turned *)object)->left;
+}
+
+static void turned_receive(void *object, const char *bytes, size_t size)
+{
+    struct turned *turned = object;
+    if (size > turned->left) {
+        abort();
+    }
+    turned->left -= size;
+    turned->output[0] = (char)('0' + turned->left);
+    turned->is_sent = false;
+}
+
+static const char *turned_output(void *object, size_t *ret_size)
+{
+    struct turned *turned = object;
+    *ret_size = !turned->is_sent;
+    return turned->output;
+}
+
+static void turned_sent(void *object, size_t size)
+{
+    ((struct turned *)object)->is_sent |= size > 0;
+}
+
+static bool turned_is_over(void *object)
+{
+    return ((struct turned *)object)->left == 0;
+}
+
+static json_t *turn(void *owner, const json_t *request, const struct session_waker *waker,
+                    struct session_stream *ret_stream)
+{
+    struct turned *turned = calloc(1, sizeof *turned);
+    *turned = (struct turned){.left = 7, .is_sent = true};
+    *ret_stream = (struct session_stream){.room = turned_room,
+                                          .receive = turned_receive,
+                                          .output = turned_output,
+                                          .sent = turned_sent,
+                                          .is_over = turned_is_over,
+                                          .free = free,
+                                          .object = turned};
+    return json_true();
+}
+
 static const char *const echo_keys[] = {"text", NULL};
-static const struct session_command commands[] = {{"echo", run_echo, echo_keys, NULL},
-                                                  {NULL, NULL, NULL, NULL}};
+static const struct session_command commands[] = {
+    {"echo", run_echo, echo_keys, NULL}, {"turn", NULL, NULL, turn}, {NULL, NULL, NULL, NULL}};
 
 /* Take some bytes of the answer; a whole one is looked at. */
 static void take(struct session *session, size_t piece)
@@ -60,8 +115,14 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     size_t piece = (data[0] + 1u) * (data[0] + 1u);
     struct session *session = session_new(commands, NULL);
     for (size_t at = 1;;) {
-        size_t waiting, room = session_room(session);
-        session_output(session, &waiting);
+        size_t waiting;
+        const char *output = session_output(session, &waiting);
+        size_t room = session_room(session);
+        bool is_streamed = session_is_stream(session) && waiting == 1 && *output != '\n';
+        if (is_streamed) { /* what ends an answer is a line's end */
+            session_sent(session, 1);
+            continue;
+        }
         if (waiting) {
             take(session, piece);
             continue;
