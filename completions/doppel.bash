@@ -11,7 +11,7 @@ _doppel() {
     local command=${COMP_WORDS[1]} options='' words='' names=none
     COMPREPLY=()
     if ((COMP_CWORD == 1)); then
-        _doppel_words 'run launch image list show console logs ssh cp start stop restart pause resume reset rename rm stats doctor completion help'
+        _doppel_words 'run launch image list show console logs start stop restart pause resume reset rename rm stats disk doctor completion help'
         return
     fi
     case $command:$prev in
@@ -53,6 +53,10 @@ _doppel() {
         return
         ;;
     run:--publish)
+        return
+        ;;
+    run:--share)
+        _doppel_files -d
         return
         ;;
     run:--console)
@@ -127,6 +131,10 @@ _doppel() {
     launch:--publish)
         return
         ;;
+    launch:--share)
+        _doppel_files -d
+        return
+        ;;
     launch:--console)
         _doppel_words "stdio virtio file="
         return
@@ -159,12 +167,6 @@ _doppel() {
         _doppel_words "on off"
         return
         ;;
-    ssh:--timeout)
-        return
-        ;;
-    cp:--timeout)
-        return
-        ;;
     stop:--timeout)
         return
         ;;
@@ -174,11 +176,11 @@ _doppel() {
     esac
     case $command in
     run)
-        options=' --kernel --initrd --append --module --memory --cpus --cpu-model --engine --disk --net --publish --console --debug-exit --no-reboot --name --time --trace --trace-file --perf-map --symbols --keep --rm --gdb --jail -v'
+        options=' --kernel --initrd --append --module --memory --cpus --cpu-model --engine --disk --net --publish --share --console --debug-exit --no-reboot --name --time --trace --trace-file --perf-map --symbols --keep --rm --gdb --jail -v'
         names=none
         ;;
     launch)
-        options=' --kernel --initrd --append --module --memory --cpus --cpu-model --engine --disk --net --publish --console --debug-exit --no-reboot --name --time --trace --trace-file --perf-map --symbols --keep --rm --gdb --jail -v'
+        options=' --kernel --initrd --append --module --memory --cpus --cpu-model --engine --disk --net --publish --share --console --debug-exit --no-reboot --name --time --trace --trace-file --perf-map --symbols --keep --rm --gdb --jail -v'
         names=none
         ;;
     image)
@@ -201,14 +203,6 @@ _doppel() {
     logs)
         options=' -f --follow --messages'
         names=kept
-        ;;
-    ssh)
-        options=' --timeout'
-        names=running
-        ;;
-    cp)
-        options=' -r --timeout'
-        names=running
         ;;
     start)
         options=' --console --json'
@@ -246,6 +240,11 @@ _doppel() {
         options=' --json --watch'
         names=running
         ;;
+    disk)
+        options=''
+        names=none
+        ((COMP_CWORD > 2)) || words='create info check ...'
+        ;;
     doctor)
         options=' --json'
         names=none
@@ -272,7 +271,7 @@ _doppel() {
             mapfile -t -O ${#COMPREPLY[@]} COMPREPLY < <(compgen -f -- "$cur")
         fi
     elif [[ $command == help ]]; then
-        _doppel_words 'run launch image list show console logs ssh cp start stop restart pause resume reset rename rm stats doctor completion help keys status'
+        _doppel_words 'run launch image list show console logs start stop restart pause resume reset rename rm stats disk doctor completion help keys status'
     fi
 }
 complete -F _doppel doppel
