@@ -56,6 +56,7 @@ struct build {
     bool as_root;  /* no user namespace is needed */
     char key[DIGEST_TEXT];
     struct identity identity;
+    char work[512]; /* where the system is put together */
     struct store_file file;
     uint8_t *loader; /* the boot loader for EFI */
     size_t loader_size;
@@ -231,7 +232,7 @@ static void digest_recipe(char ret_text[DIGEST_TEXT])
 {
     char *text = NULL;
     struct digest digest;
-    int length = asprintf(&text, "%s%s%s", recipe_prepare, recipe_customize, recipe_unpack);
+    int length = asprintf(&text, "%s%s%s", recipe_prepare, recipe_customize, recipe_fill);
     ASSERT(length > 0);
     digest_bytes(text, (size_t)length, &digest);
     digest_print(&digest, ret_text);
@@ -282,11 +283,13 @@ static int tell_scripts(const struct build *build)
     setenv("DOPPEL_ROOT_OFFSET", text, 1);
     snprintf(text, sizeof text, "%llu", (unsigned long long)root_size(build) / 1024);
     setenv("DOPPEL_ROOT_KIB", text, 1);
-    setenv("TMPDIR", "/var/tmp", 0); /* a gigabyte: /tmp may be in memory */
+    setenv("DOPPEL_WORK", build->work, 1);
+    setenv("DOPPEL_FILL", recipe_fill, 1);
+    setenv("DOPPEL_AS_ROOT", build->as_root ? "yes" : "no", 1);
     return 0;
 }
 
-/* The boot loader comes in pieces from the unpacking script's standard output. */
+/* The boot loader comes in pieces from the script's standard output. */
 static bool loader_read(struct build *build, int fd)
 {
     ssize_t count = read(fd, build->loader + build->loader_size, FAT_FILE_MAX - build->loader_size);
@@ -296,7 +299,7 @@ static bool loader_read(struct build *build, int fd)
     return count > 0 || (count < 0 && (errno == EINTR || errno == EAGAIN));
 }
 
-/* Until both programs have closed what they write to. */
+/* Until nobody is left who writes to them. */
 static int listen_to(struct build *build, int log, int loader)
 {
     struct pollfd ends[] = {{.fd = log, .events = POLLIN}, {.fd = loader, .events = POLLIN}};
@@ -315,85 +318,75 @@ static int listen_to(struct build *build, int log, int loader)
 }
 
 struct pipes {
-    int log_reader, log_writer, tar_reader, tar_writer, loader_reader, loader_writer;
+    int log_reader, log_writer, loader_reader, loader_writer;
 };
 
 static void pipes_close(struct pipes *pipes)
 {
     cleanup_close(&pipes->log_reader);
     cleanup_close(&pipes->log_writer);
-    cleanup_close(&pipes->tar_reader);
-    cleanup_close(&pipes->tar_writer);
     cleanup_close(&pipes->loader_reader);
     cleanup_close(&pipes->loader_writer);
 }
 CLEANUP_DEFINE(struct pipes, pipes_close)
 
-static int start_mmdebstrap(struct build *build, const struct pipes *pipes, pid_t *ret_pid)
+static int start_installing(struct build *build, const struct pipes *pipes, pid_t *ret_pid)
 {
     static char prepare[32768], customize[65536];
-    const char *arguments[ARGUMENTS_MAX];
-    char include[4096], sources[SOURCES_MAX];
+    const char *arguments[ARGUMENTS_MAX] = {"sh", "-c", recipe_install, "install"};
+    char include[4096], sources[SOURCES_MAX], target[sizeof build->work + 8];
     snprintf(include, sizeof include, "--include=%s", build->include);
     snprintf(prepare, sizeof prepare, "--essential-hook=%s", recipe_prepare);
     snprintf(customize, sizeof customize, "--customize-hook=%s", recipe_customize);
+    snprintf(target, sizeof target, "%s/root", build->work);
     strcpy(sources, build->sources);
-    size_t count = add_common(build, arguments, include);
-    arguments[count++] = "--format=tar";
+    size_t count = 4 + add_common(build, arguments + 4, include);
+    arguments[count++] = "--format=directory";
     arguments[count++] = prepare;
     arguments[count++] = customize;
     arguments[count++] = build->plan->suite.codename;
-    arguments[count++] = "-";
+    arguments[count++] = target;
     add_sources(sources, arguments, count);
     say_which(build, arguments);
     const struct process_plan plan = {.arguments = arguments,
                                       .input = -1,
-                                      .output = pipes->tar_writer,
-                                      .error = pipes->log_writer,
-                                      .third = -1};
-    return process_start(&plan, ret_pid);
-}
-
-static int start_unpacking(struct build *build, const struct pipes *pipes, pid_t *ret_pid)
-{
-    const char *as_root[] = {"sh", "-c", recipe_unpack, NULL};
-    const char *as_user[] = {"mmdebstrap", "--unshare-helper", "sh", "-c", recipe_unpack, NULL};
-    const struct process_plan plan = {.arguments = build->as_root ? as_root : as_user,
-                                      .input = pipes->tar_reader,
                                       .output = pipes->loader_writer,
                                       .error = pipes->log_writer,
                                       .third = build->file.fd};
     return process_start(&plan, ret_pid);
 }
 
+/* A gigabyte: not in /tmp, which may be in memory. The namespace's root has to pass through. */
+static int make_work(struct build *build)
+{
+    const char *given = getenv("TMPDIR");
+    snprintf(build->work, sizeof build->work, "%.400s/doppel-image.XXXXXX",
+             given && given[0] == '/' ? given : "/var/tmp");
+    if (!mkdtemp(build->work) || chmod(build->work, 0711)) {
+        return fail(-errno, "make the folder %s: %m", build->work);
+    }
+    return 0;
+}
+
 static int install(struct build *build)
 {
-    struct pipes pipes_ = {-1, -1, -1, -1, -1, -1};
+    struct pipes pipes_ = {-1, -1, -1, -1};
     CLEANUP(pipes_close) struct pipes *pipes = &pipes_;
-    pid_t installing = 0, unpacking = 0;
+    pid_t pid;
     build_log_step(&build->log, STEP_DOWNLOAD);
     int r = make_pipe(&pipes->log_reader, &pipes->log_writer);
-    r = r ? r : make_pipe(&pipes->tar_reader, &pipes->tar_writer);
     r = r ? r : make_pipe(&pipes->loader_reader, &pipes->loader_writer);
+    r = r ? r : make_work(build);
     r = r ? r : tell_scripts(build);
-    r = r ? r : start_mmdebstrap(build, pipes, &installing);
-    r = r ? r : start_unpacking(build, pipes, &unpacking);
+    r = r ? r : start_installing(build, pipes, &pid);
     if (r) {
-        process_stop(installing);
         return r;
     }
     close(TAKE_FD(pipes->log_writer));
-    close(TAKE_FD(pipes->tar_reader));
-    close(TAKE_FD(pipes->tar_writer));
     close(TAKE_FD(pipes->loader_writer));
     r = listen_to(build, pipes->log_reader, pipes->loader_reader);
-    int first = process_wait(installing, "mmdebstrap");
-    if (first) { /* what the other says follows from it */
-        process_stop(unpacking);
-        return first;
-    }
-    int second = process_wait(unpacking, "unpacking into the file system");
-    return r ? r : second;
+    int ended = process_wait(pid, "the installation");
+    return r ? r : ended;
 }
 
 /* ---- the disk ---- */

@@ -95,7 +95,7 @@ static void take_line(struct build_log *log, const char *line)
     const char *size = strrchr(line, '[');
     if (!strncmp(line, "I: extracting archives", 22)) {
         build_log_step(log, STEP_INSTALL);
-    } else if (!strncmp(line, "I: creating tarball", 19)) {
+    } else if (!strncmp(line, "I: filling the disk", 19)) {
         build_log_step(log, STEP_DISK);
     } else if (!strncmp(line, "Get:", 4) && size) {
         log->bytes += apt_size(size + 1);

@@ -93,11 +93,16 @@ static int copy_data(int from, int to, uint64_t offset, uint64_t end)
     return 0;
 }
 
-static int copy(int from, int to, uint64_t size)
+int image_copy(int from, int to)
 {
+    struct stat facts;
     if (!ioctl(to, FICLONE, from)) {
         return 0;
     }
+    if (fstat(from, &facts)) {
+        return fail(-errno, "look at the image: %m");
+    }
+    uint64_t size = (uint64_t)facts.st_size;
     if (ftruncate(to, (off_t)size)) {
         return fail(-errno, "make the image: %m");
     }
@@ -141,7 +146,7 @@ int image_import(struct store *store, const char *path, const char *name, json_t
     r = recognize(from, path, (uint64_t)facts.st_size, &format, &size);
     struct store_file file = {.fd = -1};
     r = r ? r : store_begin(store, &file);
-    r = r ? r : copy(from, file.fd, (uint64_t)facts.st_size);
+    r = r ? r : image_copy(from, file.fd);
     if (!r) {
         json_t *record = json_pack("{s:s, s:s, s:I, s:I}", "name", name, "format", format, "size",
                                    (json_int_t)size, "created", (json_int_t)time(NULL));

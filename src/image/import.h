@@ -11,3 +11,6 @@
  */
 int image_import(struct store *store, const char *path, const char *name, json_t **ret_record)
     __attribute__((warn_unused_result));
+
+/* Copy a file into an empty one, by reference where the file system can do that; holes stay. */
+int image_copy(int from, int to) __attribute__((warn_unused_result));

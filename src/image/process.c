@@ -89,12 +89,3 @@ int process_wait(pid_t pid, const char *name)
     return WEXITSTATUS(status) ? fail(-ECHILD, "%s ended with status %d", name, WEXITSTATUS(status))
                                : 0;
 }
-
-void process_stop(pid_t pid)
-{
-    if (pid > 0) {
-        kill(pid, SIGTERM);
-        while (waitpid(pid, NULL, 0) < 0 && errno == EINTR) {
-        }
-    }
-}

@@ -17,7 +17,5 @@ int process_start(const struct process_plan *plan, pid_t *ret_pid)
     __attribute__((warn_unused_result));
 /* Wait for its end. -ECHILD, with its name and how it ended, unless its status is 0. */
 int process_wait(pid_t pid, const char *name) __attribute__((warn_unused_result));
-/* End it by SIGTERM, and wait. 0 or less: nothing. */
-void process_stop(pid_t pid);
 /* Is there a program of that name in $PATH, or where system programs are? */
 bool process_finds(const char *name);

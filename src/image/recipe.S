@@ -15,6 +15,7 @@
 
     script recipe_prepare, "src/image/recipe/prepare.sh"
     script recipe_customize, "src/image/recipe/customize.sh"
-    script recipe_unpack, "src/image/recipe/unpack.sh"
+    script recipe_fill, "src/image/recipe/fill.sh"
+    script recipe_install, "src/image/recipe/install.sh"
 
     .section .note.GNU-stack, "", @progbits
