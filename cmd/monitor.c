@@ -14,6 +14,7 @@
 
 #include "backend/console/console.h"
 #include "backend/disk/disk.h"
+#include "base/assert.h"
 #include "base/cleanup.h"
 #include "base/error.h"
 #include "base/loop.h"
@@ -166,40 +167,65 @@ static int open_control(struct run *run)
                                                      control_commands, &run->target, &run->control);
 }
 
-static int open_first_disk(void *owner, struct disk **ret_disk)
+static int open_disk(void *owner, struct disk **ret_disk)
 {
     struct disk_config look = *(const struct disk_config *)owner;
     look.readonly = true;
     return disk_config_open(&look, ret_disk);
 }
 
-/* Without --kernel: the one that the system on the first disk would start. */
+/* Of the first disk that has one. */
+static int read_kernel(struct run *run)
+{
+    struct vm_config *config = run->config;
+    char reasons[1024] = "";
+    int r = -ENOENT;
+    for (size_t i = 0; r && i < config->disk_count; i++) {
+        trail_clear();
+        r = kernel_read(open_disk, &config->disks[i], &run->kernel);
+        size_t length = strlen(reasons);
+        snprintf(reasons + length, sizeof reasons - length, "%sdisk '%s': %s", i ? "; " : "",
+                 config->disks[i].path, r ? trail_text() : "");
+    }
+    trail_clear();
+    return r ? fail(r, "no kernel is found (--kernel FILE gives one): %s", reasons) : 0;
+}
+
+/* --append +TEXT is for what the disk says, --append TEXT for something else. */
+static void set_command_line(struct vm_config *config, const char *found)
+{
+    const char *own = config->command_line;
+    char *whole = NULL;
+    if (*own && *own != '+') {
+        return;
+    }
+    ASSERT(asprintf(&whole, "%s%s%s", found, *own ? " " : "", *own ? own + 1 : "") >= 0);
+    free(config->command_line);
+    config->command_line = whole;
+}
+
+/* Without --kernel: the one that the system on a disk would start. */
 static int find_kernel(struct run *run)
 {
     struct vm_config *config = run->config;
+    struct kernel *kernel = &run->kernel;
     if (config->kernel) {
         return 0;
     }
-    int r = kernel_read(open_first_disk, &config->disks[0], &run->kernel);
+    int r = read_kernel(run);
     if (r) {
-        return fail(r, "find the kernel of disk '%s' (--kernel FILE gives another)",
-                    config->disks[0].path);
+        return r;
     }
-    run->found.kernel = (struct boot_file){.name = run->kernel.name,
-                                           .data = TAKE(run->kernel.kernel),
-                                           .size = run->kernel.kernel_size};
-    run->found.initrd = (struct boot_file){.name = run->kernel.name,
-                                           .data = TAKE(run->kernel.initrd),
-                                           .size = run->kernel.initrd_size};
+    run->found.kernel = (struct boot_file){
+        .name = kernel->name, .data = TAKE(kernel->kernel), .size = kernel->kernel_size};
+    run->found.initrd = (struct boot_file){
+        .name = kernel->name, .data = TAKE(kernel->initrd), .size = kernel->initrd_size};
     config->found = &run->found;
-    if (!*config->command_line) {
-        free(config->command_line);
-        config->command_line = strdup(run->kernel.command_line);
-    }
+    set_command_line(config, kernel->command_line);
     if (may_speak(run)) {
-        report("doppel: %s: kernel %s of the disk\n", config->name, run->kernel.version);
+        report("doppel: %s: kernel %s of its disk\n", config->name, kernel->version);
     }
-    return config->command_line ? 0 : -ENOMEM;
+    return 0;
 }
 
 static int enter_jail(const struct run *run)

@@ -10,11 +10,14 @@
 #include "base/error.h"
 #include "cmd.h"
 #include "control/gdb/server.h"
+#include "image_run.h"
 #include "machine/report.h"
 #include "monitor.h"
 
 struct run {
     struct monitor monitor;
+    struct image_run image;
+    bool has_image;      /* it is made of one */
     bool keeps, removes; /* --keep, --rm */
     bool launches;       /* the command is launch */
 };
@@ -23,6 +26,11 @@ CLEANUP_DEFINE(struct vm_config, vm_config_fini)
 
 /* Those of the command itself; the machine's are in vm_options(). */
 static const struct command_option own_options[] = {
+    {"cloud-init", "FILE", "with an image: user-data for its cloud-init"},
+    {"ssh-key", "FILE|KEY", "with an image: who may log in; may be repeated"},
+    {"user", "NAME", "with an image: the user there (default debian)"},
+    {"hostname", "NAME", "with an image: its own name (default that of the machine)"},
+    {"no-autologin", NULL, "with an image: the serial console asks who logs in"},
     {"keep", NULL, "keep the machine when it is off ('doppel start' starts it again)"},
     {"rm", NULL, "drop it when it is off"},
     {"gdb", "PORT|PATH[,wait=on]", "let GDB debug the machine"},
@@ -58,6 +66,10 @@ static int set_option(struct run *run, const char *name, const char *value)
         *(*name == 'k' ? &run->keeps : &run->removes) = true;
         return value ? fail(-EINVAL, "--%s takes no value", name) : 0;
     }
+    int r = image_run_option(&run->image, name, value);
+    if (r != -ENOENT) {
+        return r;
+    }
     run->monitor.is_named |= !strcmp(name, "name");
     return vm_config_set(&run->monitor.config, name, value);
 }
@@ -69,7 +81,12 @@ static bool takes_value(const char *name)
             return option->argument;
         }
     }
-    return !strcmp(name, "jail") || !strcmp(name, "gdb");
+    for (const struct command_option *option = own_options; option->name; option++) {
+        if (!strcmp(option->name, name)) {
+            return option->argument;
+        }
+    }
+    return false;
 }
 
 /* `--name value`, `--name=value`, `--switch`, `-v`. */
@@ -85,6 +102,10 @@ static int parse(struct run *run, int argc, char **argv)
             if (r) {
                 return r;
             }
+            continue;
+        }
+        if (argv[i][0] != '-' && !run->image.image) {
+            run->image.image = argv[i];
             continue;
         }
         if (strncmp(argv[i], "--", 2) || !argv[i][2]) {
@@ -107,7 +128,13 @@ static int parse(struct run *run, int argc, char **argv)
     if (run->keeps && run->removes) {
         return fail(-EINVAL, "--keep and --rm exclude each other");
     }
-    return vm_config_check(&run->monitor.config);
+    const struct vm_config *config = &run->monitor.config;
+    run->has_image = run->image.image || (!config->kernel && !config->disk_count);
+    if (!run->has_image && image_run_has_options(&run->image)) {
+        return fail(-EINVAL, "--cloud-init, --ssh-key, --user, --hostname and --no-autologin are "
+                             "for machines of images: doppel run IMAGE");
+    }
+    return run->has_image ? 0 : vm_config_check(config);
 }
 
 /* Only in the background there is a folder to drop, or to keep. */
@@ -135,7 +162,12 @@ static int make_and_start(struct run *run, char name[REGISTRY_NAME], pid_t *ret_
     const struct start_options options = {
         .gdb = run->monitor.gdb, .jail = run->monitor.jail, .waits = !run->launches};
     struct machine *machine;
-    int r = machine_create(&plan, &machine);
+    int r = run->has_image ? image_run_open(&run->image) : 0;
+    if (!r) {
+        r = run->has_image ? image_run_create(&run->image, &plan, &machine)
+                           : machine_create(&plan, &machine);
+    }
+    image_run_close(&run->image);
     if (r) {
         return r;
     }
@@ -183,11 +215,13 @@ static int run_kept(struct run *run)
 
 static int run_or_launch(int argc, char **argv, bool launches)
 {
-    struct run run = {.monitor = {.jail = true, .news = -1}, .launches = launches};
+    struct run run = {.monitor = {.jail = true, .news = -1},
+                      .image = {.store = {.folder = -1}},
+                      .launches = launches};
     CLEANUP(vm_config_fini) struct vm_config *config = &run.monitor.config;
     vm_config_init(config);
     int r = parse(&run, argc, argv);
-    bool has_folder = launches || run.keeps;
+    bool has_folder = launches || run.keeps || run.has_image;
     if (!r && has_folder) {
         r = check_kept(&run);
     }

@@ -401,7 +401,7 @@ static int set_perf_map(struct vm_config *config, const char *value)
 static const struct vm_option options[] = {
     {"kernel", "FILE", "kernel: bzImage, ELF (PVH or vmlinux) or Multiboot 1", set_kernel},
     {"initrd", "FILE", "initial RAM disk", set_initrd},
-    {"append", "TEXT", "kernel command line", set_append},
+    {"append", "[+]TEXT", "kernel command line; + adds to that of a disk's own kernel", set_append},
     {"module", "FILE[,command=TEXT]", "Multiboot module; may be repeated", set_module},
     {"memory", "SIZE", "guest memory, like 512M or 1.5G (default 512M)", set_memory},
     {"cpus", "N", "virtual CPUs, 1 to 8 (default 1)", set_cpus},
@@ -554,6 +554,10 @@ int vm_config_check(const struct vm_config *config)
 {
     if (!config->kernel && !config->disk_count) {
         return fail(-EINVAL, "no kernel given: use --kernel FILE, or --disk FILE with a system");
+    }
+    if (config->kernel && *config->command_line == '+') {
+        return fail(-EINVAL, "--append: +TEXT adds to the command line of a disk's own kernel, and "
+                             "--kernel is given");
     }
     if (config->module_count && config->initrd) {
         return fail(-EINVAL, "--initrd and --module exclude each other: a Multiboot kernel takes "
