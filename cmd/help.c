@@ -163,7 +163,8 @@ static bool print_command(const char *name)
 
 void help_first_steps(void)
 {
-    report("Boot a kernel:       doppel run --kernel /boot/vmlinuz --initrd /boot/initrd.img "
+    report("A Debian to live in: doppel image build debian:12 && doppel run debian:12\n"
+           "Boot a kernel:       doppel run --kernel /boot/vmlinuz --initrd /boot/initrd.img "
            "--append console=ttyS0\n"
            "More and examples:   doppel help        What this host offers:   doppel doctor\n");
 }

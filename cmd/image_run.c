@@ -78,8 +78,8 @@ int image_run_open(struct image_run *run)
     CLEANUP(json_decref) json_t *records = NULL;
     r = store_list(&run->store, &records);
     if (!r && !json_array_size(records)) {
-        return fail(-ENOENT, "there are no images to make a machine of; 'doppel image build "
-                             "debian:12' builds one");
+        return fail(-ENOENT, "no kernel given (--kernel FILE), and there is no image to make a "
+                             "machine of: 'doppel image build debian:12' builds one");
     }
     run->record = r ? NULL : json_incref(json_array_get(records, 0));
     return r;
@@ -241,6 +241,9 @@ static int fill(void *owner, int folder, struct vm_config *config)
     r = r ? r : vm_config_set(config, "disk", "seed.iso,format=raw,readonly");
     if (!r && !was_given(config, "memory")) {
         r = vm_config_set(config, "memory", default_memory);
+    }
+    if (!r && !was_given(config, "net")) {
+        r = vm_config_set(config, "net", "user");
     }
     /* Images of ours read the seed by themselves; cloud-init takes ten seconds more. */
     if (!r && json_object_get(run->record, "recipe") && !run->cloud_init &&

@@ -242,10 +242,6 @@ static bool wants_help(int argc, char **argv)
 
 int command_run(int argc, char **argv)
 {
-    if (argc < 2) {
-        help_first_steps();
-        return STATUS_USAGE;
-    }
     if (wants_help(argc, argv)) {
         char *help[] = {"help", "run", NULL};
         return command_help(2, help);

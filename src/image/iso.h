@@ -15,6 +15,8 @@ struct iso_file {
     size_t size;
 };
 
+enum { ISO_SYSTEM_AREA = 16 * 2048 };
+
 /*
  * The bytes of a volume called `label` (up to 32 characters), a multiple of 2048; free() them.
  * The same files give the same bytes.

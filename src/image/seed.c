@@ -47,7 +47,7 @@ int seed_check_key(const char *key)
     for (const char *at = key; *at; at++) {
         is_good &= *at >= ' ' && *at != '"' && *at != '\\' && *at != 0x7f;
     }
-    return is_good && strchr(key, ' ') && strlen(key) < 16384
+    return is_good && strchr(key, ' ') && strlen(key) < SEED_KEY_MAX
                ? 0
                : fail(-EINVAL, "this is no public key of ssh: '%.40s'", key);
 }
@@ -114,14 +114,15 @@ static void write_user_data(const struct seed *seed, struct text *text)
 static void write_doppel(const struct seed *seed, struct text *text)
 {
     text_begin(text);
-    fprintf(text->file, "instance %s\nhostname %s\nuser %s\n", seed->instance, seed->hostname,
-            seed->user);
+    fprintf(text->file, "doppel 1\ninstance %s\nhostname %s\nuser %s\n", seed->instance,
+            seed->hostname, seed->user);
     if (seed->has_autologin) {
         fprintf(text->file, "autologin %s\n", seed->user);
     }
     for (size_t i = 0; i < seed->key_count; i++) {
         fprintf(text->file, "key %s\n", seed->keys[i]);
     }
+    fputs("end\n", text->file);
     text_end(text);
 }
 
@@ -138,9 +139,10 @@ uint8_t *seed_write(const struct seed *seed, size_t *ret_size)
          seed->user_data ? seed->user_data_size : user_data.size},
         {"vendor-data", seed->user_data ? user_data.bytes : "",
          seed->user_data ? user_data.size : 0},
-        {"doppel", doppel.bytes, doppel.size},
     };
     uint8_t *volume = iso_write("cidata", files, sizeof files / sizeof files[0], ret_size);
+    ASSERT(doppel.size <= ISO_SYSTEM_AREA);
+    memcpy(volume, doppel.bytes, doppel.size);
     free(meta_data.bytes);
     free(user_data.bytes);
     free(doppel.bytes);

@@ -1,6 +1,7 @@
 /*
  * The volume `cidata`: what one machine is told that its image cannot know, in the form of
- * cloud-init's NoCloud, and besides in the few lines that images of ours read (docs/images.md).
+ * cloud-init's NoCloud, and besides in a few lines at its beginning,
+ * which images of ours read (docs/images.md).
  */
 #pragma once
 
@@ -8,7 +9,13 @@
 #include <stddef.h>
 #include <stdint.h>
 
-enum { SEED_KEYS_MAX = 16, SEED_TEXT_MAX = 1 << 20, SEED_NAME_MAX = 32, SEED_HOST_MAX = 63 };
+enum {
+    SEED_KEYS_MAX = 16,
+    SEED_TEXT_MAX = 1 << 20,
+    SEED_NAME_MAX = 32,
+    SEED_HOST_MAX = 63,
+    SEED_KEY_MAX = 1900
+};
 
 struct seed {
     const char *instance; /* of this machine alone */

@@ -37,8 +37,9 @@ static void a_seed_says_what_it_was_given(void **state)
     assert_true(has(volume, size, "#cloud-config\nusers:\n  - name: debian\n"));
     assert_true(has(volume, size, "ssh_authorized_keys:\n      - \"ssh-ed25519 AAAA me\"\n"));
     assert_true(has(volume, size,
-                    "instance i-1\nhostname otter\nuser debian\nautologin debian\n"
-                    "key ssh-ed25519 AAAA me\n"));
+                    "doppel 1\ninstance i-1\nhostname otter\nuser debian\nautologin debian\n"
+                    "key ssh-ed25519 AAAA me\nend\n"));
+    assert_memory_equal(volume, "doppel 1\n", 9);
     assert_true(has(volume, size, "--autologin debian"));
     free(volume);
     seed.has_autologin = false;

@@ -33,63 +33,67 @@ chroot "$root" systemctl enable --quiet systemd-networkd.service
 mkdir -p "$root/usr/lib/doppel" "$root/etc/systemd/system/serial-getty@.service.d"
 cat >"$root/usr/lib/doppel/seed" <<'END'
 #!/bin/sh
-# What this machine is told by the volume `cidata`, in its file `doppel`, lines of a word and its
-# value: instance, hostname, user, autologin (a user), key (an ssh key for the user). A new instance
-# gets a new name and new host keys. cloud-init reads the same volume, if it is on.
+# What this machine is told by the volume `cidata`, in its first sector: lines of a word and its
+# value, from "doppel 1" to "end": instance, hostname, user, autologin (a user), key (an ssh key for
+# the user). A new instance gets a new name and new host keys. cloud-init reads the same volume, if
+# it is on. Written with as few processes as can be: each costs at the start of a machine.
 set -u
-mkdir -p /run/doppel /var/lib/doppel
-volume=
-for device in /dev/vd[a-z] /dev/nvme[0-9]n1 /dev/sr[0-9] /dev/sd[a-z]; do
-    [ -b "$device" ] || continue
-    label=$(dd if="$device" bs=1 skip=32808 count=6 2>/dev/null) # ISO 9660: the volume's name
-    [ "$label" != cidata ] || volume=$device
+umask 022
+device=
+for block in /sys/block/*; do # small and read-only: nothing else is read
+    read -r readonly <"$block/ro" && [ "$readonly" = 1 ] || continue
+    read -r sectors <"$block/size" && [ "$sectors" -ge 64 ] && [ "$sectors" -le 65536 ] || continue
+    read -r first <"/dev/${block##*/}" || continue
+    [ "$first" != 'doppel 1' ] || device=/dev/${block##*/}
 done
-[ -n "$volume" ] || exit 0
-mkdir -p /run/doppel/volume
-mount -o ro -t iso9660 "$volume" /run/doppel/volume || exit 1
-[ ! -f /run/doppel/volume/doppel ] || cp /run/doppel/volume/doppel /run/doppel/seed
-umount /run/doppel/volume
-[ -f /run/doppel/seed ] || exit 0
+[ -n "$device" ] || exit 0
 
-instance='' hostname='' user='' autologin=''
+instance='' hostname='' user='' autologin='' last=''
 while read -r word value; do
     case $word in
     instance) instance=$value ;;
     hostname) hostname=$value ;;
     user) user=$value ;;
     autologin) autologin=$value ;;
+    end) break ;;
     esac
-done </run/doppel/seed
+done <"$device"
 
+[ -d /run/doppel ] || mkdir /run/doppel
 [ -z "$autologin" ] || echo "$autologin" >/run/doppel/autologin
-[ "$instance" != "$(cat /var/lib/doppel/instance 2>/dev/null)" ] || exit 0
-rm -f /etc/ssh/ssh_host_*
+[ ! -f /var/lib/doppel/instance ] || read -r last </var/lib/doppel/instance
+[ "$instance" != "$last" ] || exit 0
+for file in /etc/ssh/ssh_host_*; do
+    [ ! -e "$file" ] || rm -f "$file"
+done
 if [ -n "$hostname" ]; then
     echo "$hostname" >/etc/hostname
-    hostname "$hostname"
-    sed -i '/^127\.0\.1\.1[[:space:]]/d' /etc/hosts
+    echo "$hostname" >/proc/sys/kernel/hostname
     printf '127.0.1.1\t%s\n' "$hostname" >>/etc/hosts
 fi
 if [ -n "$user" ]; then
-    if ! getent passwd "$user" >/dev/null; then
+    if [ ! -d "/home/$user" ]; then
         useradd --create-home --shell /bin/bash --groups sudo,adm "$user"
         echo "$user ALL=(ALL) NOPASSWD:ALL" >"/etc/sudoers.d/$user"
         chmod 440 "/etc/sudoers.d/$user"
     fi
-    home=$(getent passwd "$user" | cut -d : -f 6)
-    mkdir -p "$home/.ssh"
-    sed -n 's/^key //p' /run/doppel/seed >"$home/.ssh/authorized_keys"
-    chmod 700 "$home/.ssh"
-    chmod 600 "$home/.ssh/authorized_keys"
-    chown -R "$user:" "$home/.ssh"
+    umask 077
+    [ -d "/home/$user/.ssh" ] || mkdir "/home/$user/.ssh"
+    while read -r word value; do
+        [ "$word" != key ] || echo "$value"
+        [ "$word" != end ] || break
+    done <"$device" >"/home/$user/.ssh/authorized_keys"
+    chown -R "$user:" "/home/$user/.ssh"
+    umask 022
 fi
-sync -f /etc/hostname
+[ -d /var/lib/doppel ] || mkdir /var/lib/doppel
 echo "$instance" >/var/lib/doppel/instance
 END
 cat >"$root/usr/lib/doppel/getty" <<'END'
 #!/bin/sh
 # A login on a serial console: of the user that the volume `cidata` names, without a password.
-user=$(cat /run/doppel/autologin 2>/dev/null)
+user=''
+[ ! -f /run/doppel/autologin ] || read -r user </run/doppel/autologin
 exec /sbin/agetty ${user:+--autologin "$user"} --noclear --keep-baud \
     115200,57600,38400,9600 "$1" "$2"
 END
@@ -115,6 +119,8 @@ ExecStart=/usr/lib/doppel/seed
 [Install]
 WantedBy=sysinit.target
 END
+# Of the one kind that each client knows and that is made in no time; others are the user's to make.
+echo 'HostKey /etc/ssh/ssh_host_ed25519_key' >"$root/etc/ssh/sshd_config.d/doppel.conf"
 cat >"$root/etc/systemd/system/doppel-host-keys.service" <<'END'
 [Unit]
 Description=Host keys of this machine
@@ -123,7 +129,7 @@ Before=ssh.service
 
 [Service]
 Type=oneshot
-ExecStart=/usr/bin/ssh-keygen -A
+ExecStart=/usr/bin/ssh-keygen -q -t ed25519 -N "" -f /etc/ssh/ssh_host_ed25519_key
 
 [Install]
 WantedBy=multi-user.target
