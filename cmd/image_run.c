@@ -10,6 +10,7 @@
 #include <sys/random.h>
 #include <unistd.h>
 
+#include "backend/disk/qcow2.h"
 #include "base/assert.h"
 #include "base/cleanup.h"
 #include "base/error.h"
@@ -20,6 +21,7 @@
 #include "machine/report.h"
 
 enum { INVENTIONS = 1000 };
+static const char base_name[] = "base", disk_name[] = "disk.qcow2";
 static const char default_user[] = "debian", default_memory[] = "1G";
 
 CLEANUP_DEFINE(json_t, json_decref)
@@ -217,26 +219,57 @@ static bool was_given(const struct vm_config *config, const char *option)
     return false;
 }
 
-/* The image's content never changes, so the machine's own is a copy of it. */
-static int make_disk(struct image_run *run, int folder)
+/* The image's content never changes: it becomes a file of the machine's folder, too. */
+static int make_base(struct image_run *run, int folder)
 {
     char name[48];
     store_content_name(run->record, name);
+    if (!linkat(run->store.folder, name, folder, base_name, 0)) {
+        return 0;
+    }
+    /* another file system, or one without links */
     CLEANUP_FD int from = openat(run->store.folder, name, O_RDONLY | O_NOFOLLOW | O_CLOEXEC);
-    CLEANUP_FD int to = openat(folder, "disk", O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
+    CLEANUP_FD int to = openat(folder, base_name, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
     if (from < 0 || to < 0) {
         return fail(-errno, "copy the image %s: %m", text_of(run->record, "name"));
     }
     return image_copy(from, to);
 }
 
+/* What the machine writes goes to a qcow2 image of its own, on top of that. */
+static int make_disk(struct image_run *run, int folder)
+{
+    const struct disk_options options = {.synchronous = true};
+    const struct qcow2_create create = {
+        .size = (uint64_t)json_integer_value(json_object_get(run->record, "size")),
+        .backing = base_name,
+        .backing_format = text_of(run->record, "format")};
+    struct disk *file;
+    char path[64];
+    CLEANUP_FD int made = openat(folder, disk_name, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
+    if (made < 0) {
+        return fail(-errno, "make the machine's disk: %m");
+    }
+    snprintf(path, sizeof path, "/proc/self/fd/%d", made);
+    int r = make_base(run, folder);
+    r = r ? r : disk_file_open(path, &options, &file);
+    if (r) {
+        return r;
+    }
+    r = qcow2_create(file, &create);
+    r = r ? r : disk_flush(file);
+    disk_free(file);
+    return r;
+}
+
 static int fill(void *owner, int folder, struct vm_config *config)
 {
     struct image_run *run = owner;
-    char disk[64];
+    char disk[96];
     int r = make_disk(run, folder);
     r = r ? r : make_seed(run, config->name, folder);
-    snprintf(disk, sizeof disk, "disk,format=%.16s", text_of(run->record, "format"));
+    snprintf(disk, sizeof disk, "%s,format=qcow2,backing=%.16s:%s", disk_name,
+             text_of(run->record, "format"), base_name);
     r = r ? r : vm_config_set(config, "disk", disk);
     r = r ? r : vm_config_set(config, "disk", "seed.iso,format=raw,readonly");
     if (!r && !was_given(config, "memory")) {

@@ -167,11 +167,13 @@ static int open_control(struct run *run)
                                                      control_commands, &run->target, &run->control);
 }
 
+/* In a process that only reads it, and has no threads. */
 static int open_disk(void *owner, struct disk **ret_disk)
 {
-    struct disk_config look = *(const struct disk_config *)owner;
-    look.readonly = true;
-    return disk_config_open(&look, ret_disk);
+    struct disk_config disk = *(const struct disk_config *)owner;
+    disk.readonly = true;
+    disk.cache = DISK_CACHE_WRITEBACK;
+    return disk_config_open(&disk, true, ret_disk);
 }
 
 /* Of the first disk that has one. */

@@ -35,32 +35,9 @@ struct header {
 
 /* ---- the process that looks ---- */
 
-struct reading {
-    struct disk_request request;
-    int result;
-};
-
-static void on_read_done(struct disk_request *request, int result)
-{
-    CONTAINER_OF(request, struct reading, request)->result = result;
-}
-
 static int read_disk(void *owner, uint64_t offset, void *to, size_t size)
 {
-    struct disk *disk = owner;
-    struct iovec vector = {.iov_base = to, .iov_len = size};
-    struct reading reading = {.request = {.operation = DISK_READ,
-                                          .offset = offset,
-                                          .length = size,
-                                          .vectors = &vector,
-                                          .vector_count = 1,
-                                          .done = on_read_done}};
-    int r = disk_submit(disk, &reading.request);
-    if (!r) {
-        disk_drain(disk);
-        r = reading.result;
-    }
-    return r;
+    return disk_read(owner, offset, to, size);
 }
 
 static int write_all(void *owner, const void *bytes, size_t size)

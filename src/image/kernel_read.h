@@ -19,7 +19,7 @@ struct kernel {
     size_t kernel_size, initrd_size;
 };
 
-/* `open` is called in the other process; its disk may have threads. */
+/* `open` is called in the other process; it is for disk_read() alone. */
 int kernel_read(int (*open)(void *owner, struct disk **ret_disk), void *owner,
                 struct kernel *ret_kernel) __attribute__((warn_unused_result));
 void kernel_fini(struct kernel *kernel);

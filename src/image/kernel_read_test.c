@@ -51,7 +51,9 @@ static int open_disk(void *owner, struct disk **ret_disk)
 {
     char path[128];
     snprintf(path, sizeof path, "%s/%s", folder, (const char *)owner);
-    return disk_raw_open(path, true, true, ret_disk);
+    const struct disk_options options = {
+        .format = DISK_FORMAT_RAW, .readonly = true, .synchronous = true};
+    return disk_open(path, &options, ret_disk);
 }
 
 static void the_newest_kernel_is_found(void **state)

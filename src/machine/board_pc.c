@@ -462,7 +462,7 @@ static int add_disk(struct vm *vm, unsigned index)
 {
     const struct disk_config *config = &vm->config->disks[index];
     struct disk *disk;
-    int r = disk_config_open(config, &disk);
+    int r = disk_config_open(config, false, &disk);
     if (r) {
         return r;
     }

@@ -131,7 +131,7 @@ void disk_config_fini(struct disk_config *disk)
     *disk = (struct disk_config){0};
 }
 
-int disk_config_open(const struct disk_config *config, struct disk **ret_disk)
+int disk_config_open(const struct disk_config *config, bool synchronous, struct disk **ret_disk)
 {
     const char *backing[DISK_BACKING_MAX];
     for (size_t i = 0; i < config->backing_count; i++) {
@@ -140,6 +140,7 @@ int disk_config_open(const struct disk_config *config, struct disk **ret_disk)
     const struct disk_options options = {.format = config->format,
                                          .cache = config->cache,
                                          .readonly = config->readonly,
+                                         .synchronous = synchronous,
                                          .backing = backing,
                                          .backing_count = config->backing_count};
     return disk_open(config->path, &options, ret_disk);

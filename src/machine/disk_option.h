@@ -21,8 +21,8 @@ struct disk_config {
 int disk_config_parse(const char *value, struct disk_config *ret_disk)
     __attribute__((warn_unused_result));
 void disk_config_fini(struct disk_config *disk);
-/* Open it, with threads of its own. */
-int disk_config_open(const struct disk_config *config, struct disk **ret_disk)
+/* Open it, with threads of its own, or `synchronous`, for disk_read() and the like. */
+int disk_config_open(const struct disk_config *config, bool synchronous, struct disk **ret_disk)
     __attribute__((warn_unused_result));
 /*
  * `value` with `directory` before each relative path of a backing file. The caller frees it.
