@@ -23,6 +23,7 @@ struct disk_request {
     uint64_t length;       /* bytes: of all vectors, or of the range for discard and zeroes */
     struct iovec *vectors; /* borrowed until done() */
     unsigned vector_count;
+    bool unmap; /* DISK_WRITE_ZEROES: the space is not needed, if it reads as zeros without it */
     /* `result` is 0 or a negative errno; all of `length` was transferred if 0. */
     void (*done)(struct disk_request *request, int result);
     struct disk_request *next; /* these two are the backend's while it owns the request */

@@ -47,6 +47,7 @@ static void perform(struct memory_disk *self, const struct disk_request *request
         break;
     case DISK_WRITE_ZEROES:
         memset(self->bytes + request->offset, 0, request->length);
+        self->unmapped = request->unmap;
         break;
     case DISK_FLUSH:
         break;

@@ -13,6 +13,7 @@ struct memory_disk {
     unsigned waiting;
     int errors[DISK_WRITE_ZEROES + 1]; /* by operation: not 0 is the result of all such requests */
     unsigned completed[DISK_WRITE_ZEROES + 1];
+    bool unmapped;    /* the last zeroes were to give space back */
     bool burst;       /* say of each request that those behind it follow at once */
     unsigned holders; /* who holds it now */
 };

@@ -105,10 +105,15 @@ bool raw_is_unsupported(int error)
     return error == -EOPNOTSUPP || error == -ENOSYS || error == -EINVAL;
 }
 
+int raw_zero_mode(const struct disk_request *request)
+{
+    return request->unmap ? FALLOC_FL_PUNCH_HOLE : FALLOC_FL_ZERO_RANGE;
+}
+
 static int write_zeroes(struct raw_disk *raw, const struct disk_request *request)
 {
     static const uint8_t zeros[ZEROS_SIZE];
-    int error = allocate(raw, request, FALLOC_FL_ZERO_RANGE);
+    int error = allocate(raw, request, raw_zero_mode(request));
     if (raw_is_unsupported(error)) {
         error = allocate(raw, request, FALLOC_FL_PUNCH_HOLE);
     }

@@ -67,6 +67,8 @@ int raw_settle_range(struct raw_disk *raw);
  * Carry out what is left of a request after `done` bytes, waiting for it. 0 or a negative errno.
  */
 int raw_perform(struct raw_disk *raw, const struct disk_request *request, uint64_t done);
+/* How fallocate(2) makes the zeros that a request asks for: in place, or by giving space back. */
+int raw_zero_mode(const struct disk_request *request);
 /* Tell the submitter; afterwards the request no longer counts as in flight. */
 void raw_complete(struct raw_disk *raw, struct disk_request *request, int result);
 /*

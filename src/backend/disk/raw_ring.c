@@ -167,7 +167,7 @@ static void prepare(const struct raw_disk *raw, struct io_uring_sqe *entry,
                                 (off_t)request->offset, (off_t)request->length);
         break;
     case DISK_WRITE_ZEROES:
-        io_uring_prep_fallocate(entry, file, FALLOC_FL_KEEP_SIZE | FALLOC_FL_ZERO_RANGE,
+        io_uring_prep_fallocate(entry, file, FALLOC_FL_KEEP_SIZE | raw_zero_mode(request),
                                 (off_t)request->offset, (off_t)request->length);
         break;
     }

@@ -58,6 +58,8 @@ static void note_done(struct disk_request *request, int result)
     pthread_mutex_unlock(&wait->lock);
 }
 
+static bool want_unmap;
+
 static int run(struct disk *disk, enum disk_operation operation, uint64_t offset, uint64_t length,
                struct iovec *vectors, unsigned count)
 {
@@ -67,6 +69,7 @@ static int run(struct disk *disk, enum disk_operation operation, uint64_t offset
                     .length = length,
                     .vectors = vectors,
                     .vector_count = count,
+                    .unmap = want_unmap,
                     .done = note_done},
         .lock = PTHREAD_MUTEX_INITIALIZER,
         .changed = PTHREAD_COND_INITIALIZER,
@@ -112,6 +115,32 @@ static void requests_do_what_they_say(enum raw_engine engine)
     assert_memory_equal(in, zeros, 4096);
     assert_memory_equal(in + 4096, out + 8192, 4096);
     disk_free(disk);
+}
+
+/* Zeros take no space, if that is wanted; on a file system that can tell. */
+static void zeroes_give_space_back(void **state)
+{
+    static const enum raw_engine engines[] = {RAW_AUTO, RAW_WORKER_THREADS};
+    for (size_t e = 0; e < ARRAY_SIZE(engines); e++) {
+        static uint8_t bytes[CHUNK];
+        struct disk *disk;
+        struct stat before, after;
+        assert_int_equal(raw_open(path, false, false, engines[e], &disk), 0);
+        memset(bytes, 0x55, sizeof bytes);
+        assert_int_equal(run_one(disk, DISK_WRITE, 0, bytes, sizeof bytes), 0);
+        assert_int_equal(run(disk, DISK_FLUSH, 0, 0, NULL, 0), 0);
+        assert_int_equal(stat(path, &before), 0);
+        want_unmap = true;
+        int r = run(disk, DISK_WRITE_ZEROES, 0, CHUNK, NULL, 0);
+        want_unmap = false;
+        assert_int_equal(r, 0);
+        assert_int_equal(stat(path, &after), 0);
+        assert_true(after.st_blocks < before.st_blocks);
+        assert_int_equal(run_one(disk, DISK_READ, 0, bytes, sizeof bytes), 0);
+        static const uint8_t zeros[CHUNK];
+        assert_memory_equal(bytes, zeros, CHUNK);
+        disk_free(disk);
+    }
 }
 
 static void ring_does_requests(void **state)
@@ -338,11 +367,12 @@ int main(void)
 {
 #define TEST(function) cmocka_unit_test_setup_teardown(function, set_up, tear_down)
     const struct CMUnitTest tests[] = {
-        TEST(ring_does_requests),          TEST(workers_do_requests),
-        TEST(ring_is_restricted),          TEST(many_requests),
-        TEST(bad_requests_are_refused),    TEST(cut_file_is_an_error),
-        TEST(full_disk_is_an_error),       TEST(second_writer_is_refused),
-        TEST(foreign_formats_are_refused), TEST(what_is_no_disk_is_refused),
+        TEST(ring_does_requests),         TEST(workers_do_requests),
+        TEST(ring_is_restricted),         TEST(many_requests),
+        TEST(zeroes_give_space_back),     TEST(bad_requests_are_refused),
+        TEST(cut_file_is_an_error),       TEST(full_disk_is_an_error),
+        TEST(second_writer_is_refused),   TEST(foreign_formats_are_refused),
+        TEST(what_is_no_disk_is_refused),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -25,7 +25,9 @@ enum {
     RANGE_SIZE = 16,            /* le32 attributes, le32 blocks, le64 first block (6.7) */
     NO_QUEUE = NVME_QUEUES_MAX, /* a request of the controller itself */
 };
-#define FORCE_UNIT_ACCESS (UINT32_C(1) << 30) /* in dw12 */
+/* In dw12. */
+#define FORCE_UNIT_ACCESS (UINT32_C(1) << 30)
+#define MAY_DEALLOCATE    (UINT32_C(1) << 25)
 
 struct nvme_request {
     struct disk_request disk; /* the piece in flight */
@@ -340,6 +342,7 @@ static uint16_t write_zeroes(struct nvme *nvme, struct nvme_request *request,
     request->disk.offset = first * NVME_BLOCK;
     request->disk.length = count * NVME_BLOCK;
     request->disk.vector_count = 0;
+    request->disk.unmap = command->dw12 & MAY_DEALLOCATE;
     request_submit(request, DISK_WRITE_ZEROES);
     return NVME_OK;
 }

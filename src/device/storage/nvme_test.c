@@ -501,6 +501,11 @@ static void zeroes_and_deallocation(void **state)
     assert_int_equal(d->disk->bytes[8 * 512], 0);
     assert_int_equal(d->disk->bytes[16 * 512 - 1], 0);
     assert_int_equal(d->disk->bytes[16 * 512], 0x11);
+    assert_false(d->disk->unmapped);
+    struct nvme_command command = driver_io(WRITE_ZEROES, 8, 8);
+    command.dw12 |= 1 << 25;
+    assert_int_equal(driver_run(d, 1, command, NULL), 0);
+    assert_true(d->disk->unmapped);
     static const uint64_t good[3][2] = {{32, 8}, {0, 0}, {64, 1}};
     assert_int_equal(manage(d, good, 3, 0), 0); /* advice only */
     assert_int_equal(d->disk->completed[DISK_DISCARD], 0);

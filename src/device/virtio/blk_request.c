@@ -329,6 +329,7 @@ static void request_range(struct blk_request *request)
         request_finish(request, STATUS_OK, 0);
     } else {
         request->disk.operation = is_discard ? DISK_DISCARD : DISK_WRITE_ZEROES;
+        request->disk.unmap = flags & RANGE_UNMAP;
         request->disk.offset = sector * BLK_SECTOR;
         request->disk.length = (uint64_t)count * BLK_SECTOR;
         request->disk.vector_count = 0;

@@ -279,6 +279,9 @@ static void discard_and_zeroes(void **state)
         if (table[i].sector == 8) {
             assert_int_equal(s->disk->bytes[8 * 512], table[i].byte);
             assert_int_equal(s->disk->bytes[16 * 512], 0x11);
+            if (table[i].type == WRITE_ZEROES && table[i].byte == 0) {
+                assert_int_equal(s->disk->unmapped, table[i].flags);
+            }
         }
     }
 }
