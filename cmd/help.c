@@ -98,6 +98,8 @@ static const char disk[] =
     "  cache=MODE             writeback (default), none, writethrough, directsync or unsafe, as in "
     "QEMU\n"
     "  serial=TEXT            the serial number that the guest sees\n"
+    "  errors=report|stop     what the host fails is the guest's I/O error, or pauses the machine\n"
+    "                         until 'doppel resume' tries again (report)\n"
     "  backing=[FORMAT:]FILE  what a qcow2 image is based on; again for each file of a chain\n"
     "\n"
     "Exit status: 0 done, or sound; 1 failed; 2 wrong usage; check: 8 lost space only, 10 "

@@ -15,7 +15,7 @@
 
 #include "backend/console/console.h"
 #include "backend/console/hub.h"
-#include "backend/disk/disk.h"
+#include "backend/disk/stop_disk.h"
 #include "backend/share/share.h"
 #include "base/assert.h"
 #include "base/bytes.h"
@@ -411,6 +411,16 @@ static int add_virtio_console(struct vm *vm)
     return plug(&vm->board, virtio, SLOT_CONSOLE);
 }
 
+/* The machine stands still until somebody has made room, say, and resumes it. */
+static void on_disk_stopped(void *owner, const char *text)
+{
+    struct vm *vm = owner;
+    if (vm_request_pause(vm)) {
+        report("doppel: %s: %s: the machine is paused; 'doppel resume %s' tries again\n",
+               vm_name(vm), text, vm_name(vm));
+    }
+}
+
 static int add_virtio_disk(struct vm *vm, unsigned index, struct disk *disk, const char *serial)
 {
     char id[24];
@@ -470,6 +480,11 @@ static int add_disk(struct vm *vm, unsigned index)
         report("doppel: WARNING: disk '%s' is used without a lock, which its file system does not "
                "have: a second machine or program that uses it will destroy its contents\n",
                config->path);
+    }
+    if (config->stops) {
+        const struct stop_disk_config stop = {
+            .lower = disk, .stopped = on_disk_stopped, .owner = vm, .name = config->path};
+        disk = stop_disk_new(&stop);
     }
     char invented[20];
     snprintf(invented, sizeof invented, "doppel%u", index);

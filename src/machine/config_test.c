@@ -57,7 +57,7 @@ static const struct {
     {"cpus", "", "1 to 8"},
     {"cpu-model", "v4", "v2"},
     {"engine", "kvm", "auto, translate, interp"},
-    {"disk", "a.img,cash=none", "known: format, readonly, device, cache, serial, backing)"},
+    {"disk", "a.img,cash=none", "known: format, readonly, device, cache, serial, errors, backing)"},
     {"disk", "a.img,cache=never", "none, writethrough"},
     {"disk", "a.img,cache", "none, writethrough"},
     {"disk", "a.img,serial=a b", "no spaces"},
@@ -68,6 +68,7 @@ static const struct {
      "a.img,format=qcow2,backing=1,backing=2,backing=3,backing=4,backing=5,backing=6"
      ",backing=7,backing=8,backing=9",
      "at most 8"},
+    {"disk", "a.img,errors=ignore", "not one of report, stop"},
     {"disk", "a.img,device=ide", "known: virtio, nvme"},
     {"disk", "a.img,device", "known: virtio, nvme"},
     {"disk", "a.img,format=vmdk", "known: raw, qcow2"},

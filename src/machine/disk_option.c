@@ -66,6 +66,14 @@ static int set_backing(struct disk_config *disk, const char *value)
     return 0;
 }
 
+static int set_errors(struct disk_config *disk, const char *value)
+{
+    disk->stops = value && !strcmp(value, "stop");
+    return disk->stops || (value && !strcmp(value, "report"))
+               ? 0
+               : fail(-EINVAL, "errors: '%s' is not one of report, stop", value ? value : "");
+}
+
 static int set_readonly(struct disk_config *disk, const char *value)
 {
     disk->readonly = true;
@@ -78,6 +86,7 @@ static const struct {
 } keys[] = {
     {"format", set_format}, {"readonly", set_readonly}, {"device", set_device},
     {"cache", set_cache},   {"serial", set_serial},     {"backing", set_backing},
+    {"errors", set_errors},
 };
 
 static int apply(struct disk_config *disk, const struct resource *resource)
@@ -103,8 +112,8 @@ static int apply(struct disk_config *disk, const struct resource *resource)
 
 int disk_config_parse(const char *value, struct disk_config *ret_disk)
 {
-    static const char *const known[] = {"format", "readonly", "device", "cache",
-                                        "serial", "backing*", NULL};
+    static const char *const known[] = {"format", "readonly", "device",   "cache",
+                                        "serial", "errors",   "backing*", NULL};
     struct resource resource;
     int r = resource_parse("disk", value, known, &resource);
     if (r) {

@@ -12,6 +12,7 @@ struct disk_config {
     bool is_nvme; /* an NVMe controller; otherwise virtio-blk */
     enum disk_format format;
     enum disk_cache cache;
+    bool stops; /* a request that the host fails pauses the machine; otherwise the guest sees it */
     char *serial;                    /* what the guest sees; NULL: one of ours */
     char *backing[DISK_BACKING_MAX]; /* the files of the backing chain, from the image on */
     size_t backing_count;

@@ -320,6 +320,7 @@ static void stop(struct vm *vm)
 static void go(struct vm *vm)
 {
     continue_time(vm);
+    atomic_store(&vm->pause_wanted, false);
     board_resume(&vm->board);
     vm->life = VM_RUNNING;
     vcpu_threads_go(vm);
@@ -371,6 +372,20 @@ void vm_resume(struct vm *vm)
     if (vm->life == VM_PAUSED) {
         go(vm);
     }
+}
+
+static void answer_pause(void *owner)
+{
+    vm_pause(owner);
+}
+
+bool vm_request_pause(struct vm *vm)
+{
+    if (atomic_exchange(&vm->pause_wanted, true)) {
+        return false;
+    }
+    loop_post(vm->loop, answer_pause, vm);
+    return true;
 }
 
 void vm_request_reset(struct vm *vm)

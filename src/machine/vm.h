@@ -81,6 +81,8 @@ void vm_resume(struct vm *vm);
 /* What the reset button does: devices and vCPUs at power-on state, kernel loaded again. */
 int vm_reset(struct vm *vm) __attribute__((warn_unused_result));
 
+/* Ask for a pause. True: the first to do so since the machine went on. Any thread. */
+bool vm_request_pause(struct vm *vm);
 /* Ask for a reset (or, with no_reboot, the end). Any thread. */
 void vm_request_reset(struct vm *vm);
 /*

@@ -82,6 +82,7 @@ struct vm {
     bool quitting;             /* vCPU threads shall return */
     _Atomic bool stop;         /* vCPU threads shall park */
     _Atomic bool reset_wanted; /* by the guest, and not done yet */
+    _Atomic bool pause_wanted; /* by a device, since the machine went on last */
     struct vm_end end;
     void (*stuck)(void *owner, const char *message);
     void *stuck_owner;

@@ -88,6 +88,20 @@ int disk_truncate(struct disk *disk, uint64_t size)
                                : fail(-EOPNOTSUPP, "this disk's size cannot be changed");
 }
 
+void disk_retry(struct disk *disk)
+{
+    if (disk->ops->retry) {
+        disk->ops->retry(disk);
+    }
+}
+
+void disk_cancel(struct disk *disk)
+{
+    if (disk->ops->cancel) {
+        disk->ops->cancel(disk);
+    }
+}
+
 void disk_drain(struct disk *disk)
 {
     if (disk) {

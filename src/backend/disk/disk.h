@@ -69,6 +69,9 @@ struct disk_ops {
                   struct disk_extent *ret_extent);
     uint64_t (*end)(struct disk *disk);
     int (*truncate)(struct disk *disk, uint64_t size);
+    /* disk_retry() and disk_cancel(). NULL: no request is ever kept. */
+    void (*retry)(struct disk *disk);
+    void (*cancel)(struct disk *disk);
     /* Wait until nothing is in flight. */
     void (*drain)(struct disk *disk);
     void (*free)(struct disk *disk);
@@ -99,6 +102,12 @@ void disk_release(struct disk *disk);
  * and without any lock that done() takes. NULL is fine for this and for disk_free().
  */
 void disk_drain(struct disk *disk);
+/*
+ * Requests that the host failed and that are kept for later (stop_disk.h): try them again, or give
+ * them back with their errors. Without any lock that done() takes; cancelling may call it.
+ */
+void disk_retry(struct disk *disk);
+void disk_cancel(struct disk *disk);
 void disk_free(struct disk *disk);
 
 /*

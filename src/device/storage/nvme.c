@@ -35,6 +35,7 @@ static void nvme_pause(struct device *device)
 static void nvme_resume(struct device *device)
 {
     struct nvme *nvme = nvme_of(device);
+    disk_retry(nvme->disk);
     pthread_mutex_lock(&device->lock);
     nvme->paused = false;
     nvme_serve_all(nvme);
@@ -186,7 +187,11 @@ static void nvme_visit(struct device *device, struct visitor *v)
     struct nvme *nvme = nvme_of(device);
     visit_begin(v, device->ops->name, 1);
     pthread_mutex_lock(&device->lock);
-    ASSERT(nvme->in_flight == 0 || visitor_mode(v) == VISITOR_PRINT);
+    if (nvme->in_flight && visitor_mode(v) != VISITOR_PRINT) {
+        visitor_fail(v, -EBUSY,
+                     "a disk keeps commands that the host has failed: resume the machine, or reset "
+                     "it, before it is saved or loaded");
+    }
     visit_disk(nvme, v);
     visit_registers(nvme, v);
     visit_logs(nvme, v);
@@ -200,6 +205,7 @@ static void nvme_free(struct device *device)
 {
     struct nvme *nvme = nvme_of(device);
     pci_function_fini(&nvme->function);
+    disk_cancel(nvme->disk);
     disk_drain(nvme->disk);
     disk_free(nvme->disk);
     nvme_free_requests(nvme);

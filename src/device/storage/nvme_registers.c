@@ -89,6 +89,7 @@ void nvme_stop(struct nvme *nvme)
     }
     nvme->resetting = true;
     pthread_mutex_unlock(&nvme->device.lock);
+    disk_cancel(nvme->disk);
     disk_drain(nvme->disk);
     pthread_mutex_lock(&nvme->device.lock);
     memset(nvme->sqs, 0, sizeof nvme->sqs);

@@ -11,6 +11,7 @@
 
 #include <cmocka.h>
 
+#include "backend/disk/stop_disk.h"
 #include "device/storage/nvme_driver.h"
 #include "device/visit_check.h"
 #include "persist/visitor.h"
@@ -851,6 +852,47 @@ static void impossible_states_are_refused(void **state)
     visitor_free(saver);
 }
 
+static void note_stopped(void *owner, const char *text)
+{
+    *(unsigned *)owner += strstr(text, "d.img") != NULL;
+}
+
+/* With a disk that keeps what fails, the guest waits: a resume tries again, a reset gives up. */
+static void kept_commands(void **state)
+{
+    struct driver *d = *state;
+    struct completion entry;
+    unsigned stops = 0;
+    const struct stop_disk_config stop = {
+        .lower = d->nvme->disk, .stopped = note_stopped, .owner = &stops, .name = "d.img"};
+    d->nvme->disk = stop_disk_new(&stop);
+    d->disk->errors[DISK_WRITE] = -ENOSPC;
+    driver_submit(d, 1, driver_io(WRITE, 0, 1));
+    driver_submit(d, 1, driver_io(WRITE, 1, 1));
+    assert_true(memory_disk_step(d->disk) && memory_disk_step(d->disk));
+    assert_int_equal(stops, 2);
+    assert_false(driver_take(d, 1, &entry));
+    d->device->ops->pause(d->device);
+    struct visitor *saver = visitor_new_write();
+    d->device->ops->visit(d->device, saver);
+    assert_int_equal(visitor_error(saver), -EBUSY);
+    visitor_free(saver);
+    d->disk->errors[DISK_WRITE] = 0;
+    d->device->ops->resume(d->device);
+    assert_true(memory_disk_step(d->disk) && memory_disk_step(d->disk));
+    assert_true(driver_take(d, 1, &entry) && entry.status == 0);
+    assert_true(driver_take(d, 1, &entry) && entry.status == 0);
+    driver_ring(d, 3, d->queues[1].head);
+    d->disk->errors[DISK_WRITE] = -EIO;
+    driver_submit(d, 1, driver_io(WRITE, 0, 1));
+    assert_true(memory_disk_step(d->disk));
+    assert_true(driver_enable(d));
+    assert_int_equal(d->nvme->in_flight, 0);
+    assert_int_equal(driver_create_pair(d, 1), 0);
+    driver_submit(d, 1, driver_io(WRITE, 0, 1)); /* given up when all ends */
+    assert_true(memory_disk_step(d->disk));
+}
+
 static void too_small_a_disk(void **state)
 {
     struct driver *d = *state;
@@ -927,6 +969,7 @@ int main(void)
         TEST(everything_is_saved),
         TEST(save_restore),
         TEST(impossible_states_are_refused),
+        TEST(kept_commands),
         TEST(too_small_a_disk),
         cmocka_unit_test(real_disk),
     };

@@ -9,6 +9,11 @@
 #include "device/virtio/blk_internal.h"
 #include "persist/visitor.h"
 
+#define BLK_KEPT                                                                                   \
+    "a disk keeps requests that the host has failed: resume the machine, or reset it, before it "  \
+    "is "                                                                                          \
+    "saved or loaded"
+
 enum { SEGMENTS_MAX = BLK_QUEUE_SIZE - 2 }; /* besides header and status */
 
 /* The configuration (5.2.4), as the driver sees it. */
@@ -51,17 +56,29 @@ static void blk_config_read(struct virtio_device *virtio, uint32_t offset, void 
     memcpy(bytes, (const uint8_t *)&registers + offset, size);
 }
 
+/* A reset also wants back what the disk keeps for later. */
 static void blk_drain(struct virtio_device *virtio)
 {
+    if (virtio->resetting) {
+        disk_cancel(blk_of(virtio)->disk);
+    }
     disk_drain(blk_of(virtio)->disk);
 }
 
-/* Nothing is in flight; what a save needs to know is that it fits the same disk. */
+static void blk_resume(struct virtio_device *virtio)
+{
+    disk_retry(blk_of(virtio)->disk);
+}
+
+/* Nothing is in flight, unless the disk keeps it; what a save needs to know is that it fits the
+ * same disk. */
 static void blk_visit(struct virtio_device *virtio, struct visitor *v)
 {
     struct virtio_blk *blk = blk_of(virtio);
     uint64_t capacity = blk->disk->size / BLK_SECTOR;
-    ASSERT(blk->in_flight == 0 || visitor_mode(v) == VISITOR_PRINT);
+    if (blk->in_flight && visitor_mode(v) != VISITOR_PRINT) {
+        visitor_fail(v, -EBUSY, BLK_KEPT);
+    }
     visit_u64(v, "capacity", &capacity);
     visit_bytes(v, "serial", blk->serial, sizeof blk->serial);
     if (visitor_mode(v) == VISITOR_READ && !visitor_error(v) &&
@@ -79,6 +96,7 @@ static void blk_reset(struct virtio_device *virtio)
 static void blk_free(struct virtio_device *virtio)
 {
     struct virtio_blk *blk = blk_of(virtio);
+    disk_cancel(blk->disk);
     disk_drain(blk->disk);
     disk_free(blk->disk);
     blk_free_requests(blk);
@@ -95,6 +113,7 @@ static const struct virtio_ops blk_ops = {
     .notify = blk_notify,
     .reset = blk_reset,
     .drain = blk_drain,
+    .resume = blk_resume,
     .visit = blk_visit,
     .free = blk_free,
 };

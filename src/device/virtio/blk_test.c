@@ -13,6 +13,7 @@
 #include <cmocka.h>
 
 #include "backend/disk/memory_disk.h"
+#include "backend/disk/stop_disk.h"
 #include "device/virtio/blk.h"
 #include "device/virtio/test_driver.h"
 #include "persist/visitor.h"
@@ -661,6 +662,68 @@ static void pause_save_restore(void **state)
     test_board_fini(&other.board);
 }
 
+static void note_stopped(void *owner, const char *text)
+{
+    struct setup *s = owner;
+    s->reports++;
+    snprintf(s->reported_text, sizeof s->reported_text, "%s", text);
+}
+
+/* The visit's error when the device is saved now. */
+static int save_error(struct setup *s)
+{
+    struct visitor *saver = visitor_new_write();
+    s->board.virtio->device.ops->visit(&s->board.virtio->device, saver);
+    int error = visitor_error(saver);
+    visitor_free(saver);
+    return error;
+}
+
+/* With a disk that keeps what fails, the guest waits: a resume tries again, a reset gives up. */
+static void kept_requests(void **state)
+{
+    struct setup s = {0};
+    test_board_init(&s.board);
+    s.disk = memory_disk_new(DISK_SIZE, false);
+    const struct stop_disk_config stop = {
+        .lower = &s.disk->disk, .stopped = note_stopped, .owner = &s, .name = "d.img"};
+    const struct virtio_blk_config config = {
+        .memory = s.board.memory, .disk = stop_disk_new(&stop), .report = note_report, .owner = &s};
+    assert_int_equal(virtio_blk_new(&config, "virtio-blk0", &s.board.virtio), 0);
+    test_plug(&s.board, s.board.virtio);
+    struct device *device = &s.board.virtio->device;
+    test_start(&s.board, 0);
+    uint32_t head, written;
+    s.disk->errors[DISK_WRITE] = -ENOSPC;
+    start(&s, OUT, 8, 512, false);
+    assert_true(memory_disk_step(s.disk));
+    assert_int_equal(s.reports, 1);
+    assert_non_null(strstr(s.reported_text, "d.img"));
+    assert_false(test_take_used(&s.board, 0, &head, &written));
+    device->ops->pause(device);
+    assert_int_equal(save_error(&s), -EBUSY);
+    device->ops->resume(device);
+    assert_true(memory_disk_step(s.disk)); /* in vain */
+    assert_int_equal(s.reports, 2);
+    device->ops->pause(device);
+    s.disk->errors[DISK_WRITE] = 0;
+    device->ops->resume(device);
+    assert_int_equal(finish(&s, &written), OK);
+    device->ops->pause(device);
+    assert_int_equal(save_error(&s), 0);
+    device->ops->resume(device);
+    s.disk->errors[DISK_WRITE] = -EIO;
+    start(&s, OUT, 8, 512, false);
+    assert_true(memory_disk_step(s.disk));
+    test_common_write(&s.board, 0x14, 1, 0);
+    assert_int_equal(test_status(&s.board), 0);
+    test_start(&s.board, 0);
+    assert_int_equal(request(&s, IN, 8, 512, true), OK);
+    start(&s, OUT, 8, 512, false); /* given up when all ends */
+    assert_true(memory_disk_step(s.disk));
+    test_board_fini(&s.board);
+}
+
 static void another_disk_is_refused(void **state)
 {
     struct setup *s = *state;
@@ -759,6 +822,7 @@ int main(void)
         TEST(negotiation),
         TEST(access_through_configuration_space),
         TEST(pause_save_restore),
+        cmocka_unit_test(kept_requests),
         TEST(another_disk_is_refused),
         TEST(board_reset),
         cmocka_unit_test(real_disk),

@@ -287,6 +287,9 @@ void virtio_device_pause(struct device *device)
 void virtio_device_resume(struct device *device)
 {
     struct virtio_device *virtio = virtio_of(device);
+    if (virtio->ops->resume) {
+        virtio->ops->resume(virtio);
+    }
     pthread_mutex_lock(&device->lock);
     virtio->paused = false;
     serve_all(virtio);

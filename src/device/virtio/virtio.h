@@ -61,6 +61,8 @@ struct virtio_ops {
     void (*reset)(struct virtio_device *virtio);
     /* Wait until no host request is in flight. Called without the lock. NULL: none ever is. */
     void (*drain)(struct virtio_device *virtio);
+    /* A pause is over: without the lock, before queues are served. NULL: nothing to do. */
+    void (*resume)(struct virtio_device *virtio);
     /* Fields of the type, inside the device's section. NULL: none. */
     void (*visit)(struct virtio_device *virtio, struct visitor *v);
     void (*free)(struct virtio_device *virtio);
