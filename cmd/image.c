@@ -14,9 +14,9 @@
 #include "base/cleanup.h"
 #include "base/error.h"
 #include "cmd.h"
-#include "image/build.h"
 #include "image/import.h"
 #include "image/store.h"
+#include "image_progress.h"
 #include "machine/config.h"
 #include "machine/report.h"
 
@@ -108,31 +108,6 @@ static void print_json(const json_t *value)
 
 /* ---- build ---- */
 
-/* One line that is written over on a terminal, a line for each step elsewhere. */
-static void show_progress(void *owner, const struct image_progress *progress)
-{
-    unsigned *shown = owner;
-    bool is_terminal = isatty(STDERR_FILENO);
-    bool is_new = progress->step != *shown;
-    *shown = progress->step;
-    if (!is_terminal) {
-        if (is_new) {
-            report("doppel: step %u of %u: %s\n", progress->step, progress->steps, progress->text);
-        }
-        return;
-    }
-    char count[64] = "";
-    if (progress->unit && progress->total) {
-        snprintf(count, sizeof count, ": %llu of %llu %s", (unsigned long long)progress->done,
-                 (unsigned long long)progress->total, progress->unit);
-    } else if (progress->unit) {
-        snprintf(count, sizeof count, ": %llu %s", (unsigned long long)progress->done,
-                 progress->unit);
-    }
-    report("%s\r\033[Kdoppel: step %u of %u: %s%s", is_new && progress->step > 1 ? "\n" : "",
-           progress->step, progress->steps, progress->text, count);
-}
-
 static int plan_fill(struct image_plan *plan, const struct words *words, char *suite_text)
 {
     *plan = (struct image_plan){.size = IMAGE_SIZE_DEFAULT, .include = words->include};
@@ -160,19 +135,13 @@ static int build(struct store *store, const struct words *words)
     CLEANUP(json_decref) json_t *record = NULL;
     char suite_text[512];
     struct image_plan plan;
-    unsigned shown = 0;
     bool is_new;
     snprintf(suite_text, sizeof suite_text, "%s", words->plain[0]);
     int r = plan_fill(&plan, words, suite_text);
     if (r) {
         return r;
     }
-    plan.report = show_progress;
-    plan.owner = &shown;
-    r = image_build(store, &plan, &record, &is_new);
-    if (shown && isatty(STDERR_FILENO)) {
-        report("\n");
-    }
+    r = image_build_shown(store, &plan, &record, &is_new);
     if (!r && words->json) {
         print_json(record);
     } else if (!r) {

@@ -12,12 +12,14 @@
 
 #include "backend/disk/qcow2.h"
 #include "base/assert.h"
+#include "base/bytes.h"
 #include "base/cleanup.h"
 #include "base/error.h"
 #include "boot/boot.h"
 #include "control/registry.h"
 #include "image/import.h"
 #include "image/user_key.h"
+#include "image_progress.h"
 #include "machine/report.h"
 
 enum { INVENTIONS = 1000 };
@@ -66,6 +68,26 @@ bool image_run_has_options(const struct image_run *run)
 
 /* ---- the image ---- */
 
+/* An image that is not there, and has the name of one that can be built. */
+static int build(struct image_run *run)
+{
+    struct image_plan plan = {.size = IMAGE_SIZE_DEFAULT};
+    char why[1024];
+    bool is_new;
+    snprintf(why, sizeof why, "%s", trail_text());
+    trail_clear();
+    int r = suite_find(run->image, &plan.suite);
+    if (r) {
+        return fail(r, "%s", why);
+    }
+    if (!store_find(&run->store, plan.suite.name, &run->record)) {
+        return 0; /* by another of its names */
+    }
+    trail_clear();
+    report("doppel: there is no image '%s' yet: building it takes minutes\n", plan.suite.name);
+    return image_build_shown(&run->store, &plan, &run->record, &is_new);
+}
+
 int image_run_open(struct image_run *run)
 {
     run->store.folder = -1;
@@ -75,7 +97,7 @@ int image_run_open(struct image_run *run)
     }
     if (run->image) {
         r = store_find(&run->store, run->image, &run->record);
-        return r ? fail(r, "'doppel image build %s' may build it", run->image) : 0;
+        return r == -ENOENT ? build(run) : r;
     }
     CLEANUP(json_decref) json_t *records = NULL;
     r = store_list(&run->store, &records);

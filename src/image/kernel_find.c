@@ -17,6 +17,7 @@ enum {
     NAMES_MAX = 65536, /* entries of /boot that are looked at */
     GRUB_MAX = 1 << 20,
     PIECE = 65536,
+    COMMAND_FOUND = KERNEL_COMMAND - 32, /* the console is added */
     SUPERBLOCK_MAGIC_AT = 1024 + 56,
     SUPERBLOCK_MAGIC = 0xef53,
 };
@@ -266,7 +267,7 @@ static void take_words(char *line, char ret_command[KERNEL_COMMAND])
         for (const char *at = word; *at; at++) {
             is_plain &= *at > ' ' && *at <= '~';
         }
-        if (is_plain && more && length + more + 2 < KERNEL_COMMAND) {
+        if (is_plain && more && length + more + 2 < COMMAND_FOUND) {
             length += (size_t)sprintf(ret_command + length, "%s%s", length ? " " : "", word);
         }
     }
