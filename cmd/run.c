@@ -2,6 +2,7 @@
  * doppel run and launch: options to a configuration, and that to a machine that lives as long as
  * this process (monitor.h), or to one that is kept and runs in a process of its own (background.h).
  */
+#include <signal.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -220,6 +221,7 @@ static int run_or_launch(int argc, char **argv, bool launches)
                       .launches = launches};
     CLEANUP(vm_config_fini) struct vm_config *config = &run.monitor.config;
     vm_config_init(config);
+    signal(SIGXFSZ, SIG_IGN); /* a file that may not grow is an error with a name */
     int r = parse(&run, argc, argv);
     bool has_folder = launches || run.keeps || run.has_image;
     if (!r && has_folder) {
