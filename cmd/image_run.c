@@ -222,6 +222,7 @@ static int make_seed(const struct image_run *run, const char *name, int folder)
     if (!r) {
         add_own_key(&seed, public);
         r = write_seed(run, &seed, folder);
+        r = r ? r : file_replace(folder, "ssh-user", seed.user, strlen(seed.user));
     }
     for (size_t i = 0; i < run->key_count; i++) {
         free(keys[i]);

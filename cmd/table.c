@@ -28,6 +28,15 @@ static const struct command_option logs_options[] = {
     {"messages", NULL, "what Doppel said, instead of what the guest wrote"},
     OPTIONS_END,
 };
+static const struct command_option ssh_options[] = {
+    {"timeout", "SECONDS", "how long to wait for the guest's ssh server (default 120)"},
+    OPTIONS_END,
+};
+static const struct command_option cp_options[] = {
+    {"r", NULL, "folders, with all that is in them"},
+    {"timeout", "SECONDS", "how long to wait for the guest's ssh server (default 120)"},
+    OPTIONS_END,
+};
 static const struct command_option stats_options[] = {
     JSON_OPTION, {"watch", NULL, "again each second, with rates"}, OPTIONS_END};
 
@@ -72,6 +81,23 @@ const struct command commands[] = {
      .help = "what the guest wrote to its console",
      .options = logs_options,
      .run = command_logs},
+    {.name = "ssh",
+     .operands = "[USER@]NAME [COMMAND...]",
+     .names = NAMES_RUNNING,
+     .operands_min = 1,
+     .operands_max = MANY,
+     .options_first = true,
+     .help = "log in to a machine, or run a command there",
+     .options = ssh_options,
+     .run = command_ssh},
+    {.name = "cp",
+     .operands = "FROM... TO",
+     .names = NAMES_RUNNING,
+     .operands_min = 2,
+     .operands_max = MANY,
+     .help = "copy files; NAME:PATH is a path in machine NAME",
+     .options = cp_options,
+     .run = command_cp},
     {.name = "start",
      .operands = "NAME...",
      .names = NAMES_STOPPED,

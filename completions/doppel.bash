@@ -11,7 +11,7 @@ _doppel() {
     local command=${COMP_WORDS[1]} options='' words='' names=none
     COMPREPLY=()
     if ((COMP_CWORD == 1)); then
-        _doppel_words 'run launch image list show console logs start stop restart pause resume reset rename rm stats disk doctor completion help'
+        _doppel_words 'run launch image list show console logs ssh cp start stop restart pause resume reset rename rm stats disk doctor completion help'
         return
     fi
     case $command:$prev in
@@ -59,6 +59,9 @@ _doppel() {
         _doppel_files -d
         return
         ;;
+    run:--vsock)
+        return
+        ;;
     run:--console)
         _doppel_words "stdio virtio file="
         return
@@ -82,6 +85,20 @@ _doppel() {
         ;;
     run:--symbols)
         _doppel_files -f
+        return
+        ;;
+    run:--cloud-init)
+        _doppel_files -f
+        return
+        ;;
+    run:--ssh-key)
+        _doppel_files -f
+        return
+        ;;
+    run:--user)
+        return
+        ;;
+    run:--hostname)
         return
         ;;
     run:--gdb)
@@ -135,6 +152,9 @@ _doppel() {
         _doppel_files -d
         return
         ;;
+    launch:--vsock)
+        return
+        ;;
     launch:--console)
         _doppel_words "stdio virtio file="
         return
@@ -160,11 +180,31 @@ _doppel() {
         _doppel_files -f
         return
         ;;
+    launch:--cloud-init)
+        _doppel_files -f
+        return
+        ;;
+    launch:--ssh-key)
+        _doppel_files -f
+        return
+        ;;
+    launch:--user)
+        return
+        ;;
+    launch:--hostname)
+        return
+        ;;
     launch:--gdb)
         return
         ;;
     launch:--jail)
         _doppel_words "on off"
+        return
+        ;;
+    ssh:--timeout)
+        return
+        ;;
+    cp:--timeout)
         return
         ;;
     stop:--timeout)
@@ -176,11 +216,11 @@ _doppel() {
     esac
     case $command in
     run)
-        options=' --kernel --initrd --append --module --memory --cpus --cpu-model --engine --disk --net --publish --share --console --debug-exit --no-reboot --name --time --trace --trace-file --perf-map --symbols --keep --rm --gdb --jail -v'
+        options=' --kernel --initrd --append --module --memory --cpus --cpu-model --engine --disk --net --publish --share --vsock --console --debug-exit --no-reboot --name --time --trace --trace-file --perf-map --symbols --cloud-init --ssh-key --user --hostname --no-autologin --keep --rm --gdb --jail -v'
         names=none
         ;;
     launch)
-        options=' --kernel --initrd --append --module --memory --cpus --cpu-model --engine --disk --net --publish --share --console --debug-exit --no-reboot --name --time --trace --trace-file --perf-map --symbols --keep --rm --gdb --jail -v'
+        options=' --kernel --initrd --append --module --memory --cpus --cpu-model --engine --disk --net --publish --share --vsock --console --debug-exit --no-reboot --name --time --trace --trace-file --perf-map --symbols --cloud-init --ssh-key --user --hostname --no-autologin --keep --rm --gdb --jail -v'
         names=none
         ;;
     image)
@@ -203,6 +243,14 @@ _doppel() {
     logs)
         options=' -f --follow --messages'
         names=kept
+        ;;
+    ssh)
+        options=' --timeout'
+        names=running
+        ;;
+    cp)
+        options=' -r --timeout'
+        names=running
         ;;
     start)
         options=' --console --json'
@@ -271,7 +319,7 @@ _doppel() {
             mapfile -t -O ${#COMPREPLY[@]} COMPREPLY < <(compgen -f -- "$cur")
         fi
     elif [[ $command == help ]]; then
-        _doppel_words 'run launch image list show console logs start stop restart pause resume reset rename rm stats disk doctor completion help keys status'
+        _doppel_words 'run launch image list show console logs ssh cp start stop restart pause resume reset rename rm stats disk doctor completion help keys status'
     fi
 }
 complete -F _doppel doppel

@@ -6,6 +6,7 @@ out=${1:-build/gcc}
 work=$(mktemp -d)
 doppel=$work/doppel
 cp "$out/doppel" "$doppel" || exit 1
+[ ! -x "$out/doppel-net" ] || cp "$out/doppel-net" "$work/" || exit 1
 trap 'rm -rf "$work"' EXIT
 passed=0 failed=0
 export XDG_DATA_HOME="$work/data"
