@@ -210,12 +210,17 @@ bool qcow2_facts(struct disk *disk, struct qcow2_facts *ret_facts)
     return true;
 }
 
+bool qcow2_is_in_file(const struct qcow2 *q, uint64_t offset, uint64_t length)
+{
+    uint64_t end = q->file->ops->end(q->file);
+    return end == UINT64_MAX || range_fits(offset, length, align_up(end, q->cluster_size));
+}
+
 /* A table of big-endian entries, whole, in host order. */
 static int load_table(struct qcow2 *q, const char *what, uint64_t offset, uint64_t count,
                       uint64_t **ret_entries)
 {
-    uint64_t end = q->file->ops->end(q->file);
-    if (count && offset >= end) {
+    if (count && !qcow2_is_in_file(q, offset, count * 8)) {
         return fail(-EINVAL, "disk '%s' is corrupt or cut off: its %s is behind its end", q->name,
                     what);
     }

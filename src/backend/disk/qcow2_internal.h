@@ -280,6 +280,8 @@ int qcow2_extent(struct disk *disk, uint64_t offset, uint64_t length,
                  struct disk_extent *ret_extent);
 /* Bring everything into the file, and clear the dirty bit. */
 int qcow2_finish(struct qcow2 *q) __attribute__((warn_unused_result));
+/* The file's last cluster may be cut off: what is missing are zeros. */
+bool qcow2_is_in_file(const struct qcow2 *q, uint64_t offset, uint64_t length);
 /* Find the clusters of all tables: -EINVAL with a sentence if two are in one. */
 int qcow2_find_tables(struct qcow2 *q) __attribute__((warn_unused_result));
 

@@ -28,7 +28,8 @@ static int read_one(struct qcow2 *q, uint64_t at, struct qcow2_snapshot *ret_sna
     *ret_size = align_up(size, 8);
     uint64_t l1_bytes = (uint64_t)ret_snapshot->l1_size * 8;
     if (extra > EXTRA_MAX || l1_bytes > QCOW2_L1_BYTES_MAX ||
-        ret_snapshot->l1_offset % q->cluster_size || ret_snapshot->l1_offset >> 56) {
+        ret_snapshot->l1_offset % q->cluster_size || !qcow2_is_in_file(q, at, *ret_size) ||
+        !qcow2_is_in_file(q, ret_snapshot->l1_offset, l1_bytes)) {
         return fail(-EINVAL, "disk '%s' is corrupt: an entry of its snapshot table cannot be",
                     q->name);
     }
