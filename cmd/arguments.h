@@ -22,6 +22,7 @@ enum command_names {
     NAMES_STOPPED, /* kept, and not running */
     NAMES_KEPT,
     NAMES_ALL,
+    NAMES_IMAGES,
 };
 
 struct arguments;

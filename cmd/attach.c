@@ -7,6 +7,7 @@
 #include <errno.h>
 #include <signal.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/signalfd.h>
 #include <sys/socket.h>
@@ -134,6 +135,14 @@ static void show_role(struct attached *self, bool may_type)
     self->may_type = may_type;
 }
 
+static void show_lost(struct attached *self, const uint8_t *bytes, size_t size)
+{
+    char digits[24];
+    snprintf(digits, sizeof digits, "%.*s", (int)size, (const char *)bytes);
+    console_flush(self->console);
+    report("doppel: %s: %llu bytes were lost\n", self->name, strtoull(digits, NULL, 10));
+}
+
 static void take_frame(struct attached *self, uint8_t kind, const uint8_t *bytes, size_t size)
 {
     switch (kind) {
@@ -142,8 +151,7 @@ static void take_frame(struct attached *self, uint8_t kind, const uint8_t *bytes
         show(self, bytes, size, kind == 'h');
         break;
     case 'l':
-        console_flush(self->console);
-        report("doppel: %s: %.*s bytes were lost\n", self->name, (int)size, (const char *)bytes);
+        show_lost(self, bytes, size);
         break;
     case 'w':
         show_role(self, size == 1 && bytes[0] == '1');
@@ -152,6 +160,7 @@ static void take_frame(struct attached *self, uint8_t kind, const uint8_t *bytes
         self->result->status = size ? bytes[0] : 0;
         snprintf(self->result->text, sizeof self->result->text, "%.*s", size ? (int)size - 1 : 0,
                  (const char *)bytes + 1);
+        terminal_make_printable(self->result->text);
         leave(self, ATTACH_ENDED);
         break;
     }

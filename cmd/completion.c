@@ -10,12 +10,13 @@
 #include "cmd.h"
 #include "control/machine.h"
 #include "control/registry.h"
+#include "image/store.h"
 #include "machine/config.h"
 #include "machine/report.h"
 
 static const char *const kinds[] = {
     [NAMES_NONE] = "none", [NAMES_RUNNING] = "running", [NAMES_STOPPED] = "stopped",
-    [NAMES_KEPT] = "kept", [NAMES_ALL] = "all",
+    [NAMES_KEPT] = "kept", [NAMES_ALL] = "all",         [NAMES_IMAGES] = "images",
 };
 
 /* ---- names ---- */
@@ -48,6 +49,22 @@ static void print_running(bool without_kept)
     registry_names_fini(&running);
 }
 
+static void print_images(void)
+{
+    struct store store;
+    json_t *records = NULL, *record;
+    size_t i;
+    if (store_open(&store) || store_list(&store, &records)) {
+        return;
+    }
+    json_array_foreach(records, i, record)
+    {
+        puts(json_string_value(json_object_get(record, "name")));
+    }
+    json_decref(records);
+    store_close(&store);
+}
+
 static int print_names(const char *kind)
 {
     if (!strcmp(kind, kinds[NAMES_RUNNING])) {
@@ -59,8 +76,10 @@ static int print_names(const char *kind)
     } else if (!strcmp(kind, kinds[NAMES_ALL])) {
         print_kept(NAMES_ALL);
         print_running(true);
+    } else if (!strcmp(kind, kinds[NAMES_IMAGES])) {
+        print_images();
     } else {
-        report("doppel completion: names are running, stopped, kept or all\n");
+        report("doppel completion: names are running, stopped, kept, all or images\n");
         return STATUS_USAGE;
     }
     return STATUS_OK;
@@ -92,8 +111,10 @@ static void print_words(const char *argument)
     const char *separator = "";
     for (const char *at = argument; *at && !strchr("[, ", *at);) {
         size_t length = strcspn(at, "|,[ "), word = strcspn(at, "=|,[ ");
-        printf("%s%.*s", separator, (int)(word < length ? word + 1 : length), at);
-        separator = " ";
+        if (*at != '.') { /* "...": help does not name them all */
+            printf("%s%.*s", separator, (int)(word < length ? word + 1 : length), at);
+            separator = " ";
+        }
         at += length + (at[length] == '|');
     }
 }

@@ -107,7 +107,7 @@ static const char disk[] =
 
 static void print_run(const char *command)
 {
-    printf("doppel %s --kernel FILE [options]\n\n", command);
+    printf("doppel %s [IMAGE|--kernel FILE] [options]\n\n", command);
     for (const struct vm_option *option = vm_options(); option->name; option++) {
         char left[64];
         snprintf(left, sizeof left, "--%s %s", option->name,
@@ -120,13 +120,13 @@ static void print_run(const char *command)
                  option->argument ? option->argument : "");
         printf("  %-40s %s\n", left, option->help);
     }
-    printf("\nA comma inside a value of a resource option is written twice (,,).\n\n"
-           "'run --kernel' lives as long as its process, as other monitors do, and keeps nothing. "
-           "With\n"
-           "--keep, and by 'launch' (unless --rm is given), a machine has a folder and a process "
-           "of its\n"
-           "own: 'run --keep' shows its console, which can be left and seen again ('doppel "
-           "console').\n");
+    printf(
+        "\nA comma inside a value of a resource option is written twice (,,).\n\n"
+        "A machine of an image is kept when it is off, and so is one of 'launch' or of --keep;\n"
+        "--rm drops it. It has a folder and a process of its own, and its console can be left and\n"
+        "seen again ('doppel console'). 'run --kernel' lives as long as its process, as with "
+        "other\n"
+        "monitors, and keeps nothing.\n");
 }
 
 static void print_overview(void)
@@ -135,7 +135,7 @@ static void print_overview(void)
     for (const struct command *command = commands; command->name; command++) {
         char left[64];
         snprintf(left, sizeof left, "doppel %s %s", command->name, command->operands);
-        printf("  %-36s %s\n", left, command->help);
+        printf("  %-46s %s\n", left, command->help);
     }
     fputs(overview, stdout);
 }

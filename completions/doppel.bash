@@ -217,11 +217,11 @@ _doppel() {
     case $command in
     run)
         options=' --kernel --initrd --append --module --memory --cpus --cpu-model --engine --disk --net --publish --share --vsock --console --debug-exit --no-reboot --name --time --trace --trace-file --perf-map --symbols --cloud-init --ssh-key --user --hostname --no-autologin --keep --rm --gdb --jail -v'
-        names=none
+        names=images
         ;;
     launch)
         options=' --kernel --initrd --append --module --memory --cpus --cpu-model --engine --disk --net --publish --share --vsock --console --debug-exit --no-reboot --name --time --trace --trace-file --perf-map --symbols --cloud-init --ssh-key --user --hostname --no-autologin --keep --rm --gdb --jail -v'
-        names=none
+        names=images
         ;;
     image)
         options=''
@@ -291,7 +291,7 @@ _doppel() {
     disk)
         options=''
         names=none
-        ((COMP_CWORD > 2)) || words='create info check ...'
+        ((COMP_CWORD > 2)) || words='create info check'
         ;;
     doctor)
         options=' --json'

@@ -15,6 +15,7 @@
 #include "base/cleanup.h"
 #include "base/error.h"
 #include "control/registry.h"
+#include "control/terminal_filter.h"
 
 enum { WAIT_SECONDS = 10, ANSWER_MAX = 16 << 20 };
 
@@ -192,6 +193,44 @@ ssize_t control_read(struct control_connection *connection, void *bytes, size_t 
     return (ssize_t)count;
 }
 
+static bool is_printable(const char *text)
+{
+    char *copy = strdup(text);
+    ASSERT(copy);
+    terminal_make_printable(copy);
+    bool is_same = !strcmp(copy, text);
+    free(copy);
+    return is_same;
+}
+
+/* All texts; members with names that nobody would give vanish. The library bounds the depth. */
+static void make_printable(json_t *value)
+{
+    const char *key;
+    json_t *member;
+    void *next;
+    size_t i;
+    if (json_is_string(value) && !is_printable(json_string_value(value))) {
+        char *text = strdup(json_string_value(value));
+        ASSERT(text);
+        terminal_make_printable(text);
+        json_string_set(value, text);
+        free(text);
+    }
+    json_array_foreach(value, i, member)
+    {
+        make_printable(member);
+    }
+    json_object_foreach_safe(value, next, key, member)
+    {
+        if (is_printable(key)) {
+            make_printable(member);
+        } else {
+            json_object_del(value, key);
+        }
+    }
+}
+
 int control_call(struct control_connection *connection, json_t *request, json_t **ret_result)
 {
     json_t *answer = NULL;
@@ -202,6 +241,7 @@ int control_call(struct control_connection *connection, json_t *request, json_t 
     if (r) {
         return r;
     }
+    make_printable(answer);
     json_t *result = json_object_get(answer, "result");
     if (result && json_is_true(json_object_get(answer, "ok"))) {
         *ret_result = json_incref(result);

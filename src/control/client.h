@@ -1,6 +1,9 @@
 /*
  * The other end of the control socket: what commands of the program ask running machines.
  *
+ * A machine's process may have been taken over by its guest: what it answers is bounded, and
+ * control characters in its texts become question marks.
+ *
  * Threads: a connection belongs to one thread. Calls wait, at most ten seconds for a silent
  * machine.
  */

@@ -3,6 +3,7 @@
 
 #include <errno.h>
 #include <string.h>
+#include <time.h>
 
 #include "base/cleanup.h"
 #include "base/error.h"
@@ -79,6 +80,19 @@ static int fail_unknown(const char *name)
                 *known ? known : "none");
 }
 
+/* Whoever else looks holds the lock for a moment, too. */
+static bool is_held(const struct machine *machine)
+{
+    const struct timespec moment = {.tv_nsec = 10000000};
+    for (unsigned i = 0; i < 3; i++) {
+        if (!machine_is_busy(machine)) {
+            return false;
+        }
+        nanosleep(&moment, NULL);
+    }
+    return true;
+}
+
 /* NULL: there is none. */
 static json_t *find(const char *name)
 {
@@ -86,8 +100,10 @@ static json_t *find(const char *name)
     json_t *object = vm_name_check(name) ? NULL : ask(name);
     bool runs = object;
     if (machine_exists(name) && !machine_look(name, &machine)) {
-        object = object ? object
-                        : json_pack("{s:s, s:s, s:b}", "name", name, "state", "stopped", "kept", 1);
+        /* held, and not known by name: a start or another command is under way */
+        const char *state = is_held(machine) ? "starting" : "stopped";
+        object =
+            object ? object : json_pack("{s:s, s:s, s:b}", "name", name, "state", state, "kept", 1);
         add_saved(machine, object, runs);
     }
     trail_clear();

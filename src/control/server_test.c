@@ -42,9 +42,17 @@ static json_t *run_number(void *owner, const json_t *request)
     return json_incref(json_object_get(request, "number"));
 }
 
+/* As of a monitor that its guest has taken over. */
+static json_t *run_rude(void *owner, const json_t *request)
+{
+    return json_pack("{s:[s, s], s:i}", "texts", "\033]52;c;\a", "fine", "\033key", 1);
+}
+
 static const char *const keys[] = {"number", NULL};
-static const struct session_command commands[] = {
-    {"large", run_large, NULL, NULL}, {"number", run_number, keys, NULL}, {NULL, NULL, NULL, NULL}};
+static const struct session_command commands[] = {{"large", run_large, NULL, NULL},
+                                                  {"number", run_number, keys, NULL},
+                                                  {"rude", run_rude, NULL, NULL},
+                                                  {NULL, NULL, NULL, NULL}};
 
 static char folder[] = "/tmp/doppel-server-test-XXXXXX";
 
@@ -197,7 +205,12 @@ static void test_mistakes_are_told(void **state)
     assert_int_equal(control_connect("told", &connection), 0);
     assert_int_equal(control_call(connection, json_pack("{s:s}", "command", "x"), &result),
                      -EPROTO);
-    assert_non_null(strstr(trail_text(), "known: large, number"));
+    assert_non_null(strstr(trail_text(), "known: large, number, rude"));
+    assert_int_equal(control_call(connection, json_pack("{s:s}", "command", "rude"), &result), 0);
+    char *text = json_dumps(result, JSON_COMPACT);
+    assert_string_equal(text, "{\"texts\":[\"?]52;c;?\",\"fine\"]}");
+    free(text);
+    json_decref(result);
     control_disconnect(connection);
     end(pid, quit[1]);
 }

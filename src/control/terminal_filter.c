@@ -286,3 +286,14 @@ size_t terminal_filter(struct terminal_filter *filter, const uint8_t *bytes, siz
     }
     return count;
 }
+
+void terminal_make_printable(char *text)
+{
+    for (uint8_t *at = (uint8_t *)text; *at; at++) {
+        if (at[0] == 0xc2 && at[1] >= 0x80 && at[1] < 0xa0) {
+            at[0] = at[1] = '?';
+        } else if (*at < ' ' || *at == DEL) {
+            *at = '?';
+        }
+    }
+}

@@ -27,6 +27,9 @@ enum { FILTER_HELD = 256 };
 
 enum filter_mode { FILTER_LIVE, FILTER_STRICT };
 
+/* A text of others within a line of ours: control characters become question marks. */
+void terminal_make_printable(char *text);
+
 struct terminal_filter {
     enum filter_mode mode;
     int state;                 /* of the parser, see the source */

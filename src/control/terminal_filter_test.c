@@ -108,8 +108,17 @@ static void test_long(void **state)
     check(FILTER_LIVE, text, "ab", 7);
 }
 
+static void test_printable(void **state)
+{
+    char text[] = "a\033[2Jb\nc\x7f\xc2\x9b"
+                  "d\xc3\xa4\xc2\xa0\xc2";
+    terminal_make_printable(text);
+    assert_string_equal(text, "a?[2Jb?c???d\xc3\xa4\xc2\xa0\xc2");
+}
+
 int main(void)
 {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_rows), cmocka_unit_test(test_long)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_rows), cmocka_unit_test(test_long),
+                                       cmocka_unit_test(test_printable)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
