@@ -353,6 +353,21 @@ static bool parse(int argc, char **argv, struct keeper *keeper)
     return keeper->user.mtu > 0;
 }
 
+/*
+ * Nobody's output stays open because of us, and what a guest makes libslirp say about it is not for
+ * the user's terminal.
+ */
+static void be_silent(void)
+{
+    int fd = open("/dev/null", O_RDWR | O_CLOEXEC);
+    for (int standard = 0; standard <= STDERR_FILENO && fd >= 0; standard++) {
+        dup2(fd, standard);
+    }
+    if (fd > CHANNEL) {
+        close(fd);
+    }
+}
+
 int main(int argc, char **argv)
 {
     struct keeper keeper = {.control = -1};
@@ -364,6 +379,7 @@ int main(int argc, char **argv)
         return 2;
     }
     close_range(CHANNEL + 1, ~0u, 0);
+    be_silent();
     setsid(); /* the terminal's signals are for the machine */
     signal(SIGPIPE, SIG_IGN);
     signal(SIGHUP, SIG_IGN);

@@ -53,12 +53,27 @@ def children(pid):
         return [int(child) for child in file.read().split()]
 
 
+def check_jail(pid):
+    """The process that speaks with the guest and the world: no rights, and a list of calls."""
+    with open(f"/proc/{pid}/status", encoding="ascii") as file:
+        status = {key: value for key, _, value in (line.partition(":\t") for line in file)}
+    for key, wanted in (("NoNewPrivs", "1"), ("Seccomp", "2"), ("CapEff", "0" * 16),
+                        ("CapPrm", "0" * 16), ("CapBnd", "0" * 16)):
+        if status[key].strip() != wanted:
+            problems.append(f"jail of the network process: {key} is {status[key]}")
+    files = [os.readlink(f"/proc/{pid}/fd/{fd}") for fd in os.listdir(f"/proc/{pid}/fd")]
+    others = [name for name in files if not name.startswith("socket:") and name != "/dev/null"]
+    if others:
+        problems.append(f"jail of the network process: it holds {others}")
+
+
 def kill_worker(machine):
     """The process that is the network is the child of the machine's child."""
     workers = [worker for keeper in children(machine.pid) for worker in children(keeper)]
     if len(workers) != 1:
         problems.append(f"{len(workers)} network processes")
     for worker in workers:
+        check_jail(worker)
         os.kill(worker, signal.SIGKILL)
 
 
