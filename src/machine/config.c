@@ -410,7 +410,7 @@ static const struct vm_option options[] = {
      set_engine},
     {"disk", "FILE[,format=raw|qcow2][,...]", "a disk; may be repeated ('doppel help disk')",
      set_disk},
-    {"net", "none|user|tap,ifname=NAME|socket,path=PATH[,mac=MAC][,mtu=N]",
+    {"net", "none|user|tap,ifname=NAME|socket,path=PATH[,mac=MAC]",
      "the network (default none, with -p user)", set_net},
     {"publish", "[ADDRESS:]HOST:GUEST[/udp]", "-p: forward a port of the host; may be repeated",
      set_publish},
