@@ -16,9 +16,11 @@
 #include "base/cleanup.h"
 #include "base/error.h"
 #include "cmd.h"
+#include "control/terminal_filter.h"
 #include "machine/report.h"
 #include "monitor.h"
 
+static const char messages_name[] = "doppel.log";
 /* More than that of our own messages is of no use to anybody. */
 enum { MESSAGES_MAX = 1 << 20, NEWS_MAX = 4096, END_SECONDS = 10, SSH_PORT = 22 };
 
@@ -32,7 +34,7 @@ static int open_log(const struct machine *machine, const char *name)
 static int open_messages(const struct machine *machine)
 {
     struct stat facts;
-    int fd = openat(machine->folder, "doppel.log",
+    int fd = openat(machine->folder, messages_name,
                     O_WRONLY | O_APPEND | O_CREAT | O_NOFOLLOW | O_CLOEXEC, 0600);
     if (fd < 0) {
         return fail(-errno, "open doppel.log of machine '%s': %m", machine->name);
@@ -149,11 +151,37 @@ static int hear_news(const char *name, int news)
                        name);
 }
 
+/* Where what the new process says will begin. */
+static off_t messages_end(const struct machine *machine)
+{
+    struct stat facts;
+    return fstatat(machine->folder, messages_name, &facts, AT_SYMLINK_NOFOLLOW) ? 0 : facts.st_size;
+}
+
+/* Its warnings are for whoever starts it. `messages` is open for reading, or -1. */
+static void show_warnings(int messages, off_t begin)
+{
+    char text[NEWS_MAX + 1];
+    struct stat facts;
+    if (messages < 0 || fstat(messages, &facts)) {
+        return;
+    }
+    ssize_t size = pread(messages, text, NEWS_MAX, begin <= facts.st_size ? begin : 0);
+    text[size > 0 ? size : 0] = '\0';
+    for (char *line = strtok(text, "\n"); line; line = strtok(NULL, "\n")) {
+        if (strstr(line, "WARNING")) {
+            terminal_make_printable(line);
+            report("%s\n", line);
+        }
+    }
+}
+
 int background_start(struct machine *machine, const struct start_options *options, pid_t *ret_pid)
 {
     char name[REGISTRY_NAME];
     int news[2];
     snprintf(name, sizeof name, "%s", machine->name);
+    off_t begin = messages_end(machine);
     if (pipe2(news, O_CLOEXEC)) {
         machine_close(machine);
         return fail(-errno, "make a pipe: %m");
@@ -166,6 +194,7 @@ int background_start(struct machine *machine, const struct start_options *option
     }
     int r = *ret_pid < 0 ? fail(-errno, "start a process: %m") : 0;
     close(news[1]);
+    CLEANUP_FD int folder = TAKE_FD(machine->folder);
     machine_close(machine);
     if (!r) {
         r = hear_news(name, news[0]);
@@ -174,6 +203,8 @@ int background_start(struct machine *machine, const struct start_options *option
         }
     }
     close(news[0]);
+    CLEANUP_FD int messages = openat(folder, messages_name, O_RDONLY | O_NOFOLLOW | O_CLOEXEC);
+    show_warnings(messages, begin);
     return r ? fail(r, "machine '%s' does not start", name) : 0;
 }
 
