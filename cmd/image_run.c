@@ -213,6 +213,7 @@ static int make_seed(const struct image_run *run, const char *name, int folder)
     struct seed seed = {.instance = instance,
                         .hostname = run->hostname ? run->hostname : hostname,
                         .user = run->user ? run->user : default_user,
+                        .is_ours = json_object_get(run->record, "recipe") != NULL,
                         .has_autologin = !run->has_no_autologin};
     int r = 0;
     for (size_t i = 0; i < run->key_count && !r; i++) {

@@ -111,6 +111,18 @@ static void write_user_data(const struct seed *seed, struct text *text)
     text_end(text);
 }
 
+/* For ours, where a file of the user's own starts cloud-init: the keys are made already. */
+static void write_vendor_data(const struct seed *seed, struct text *text)
+{
+    if (!seed->is_ours) {
+        write_user_data(seed, text);
+        return;
+    }
+    text_begin(text);
+    fputs("#cloud-config\nssh_deletekeys: false\nssh_genkeytypes: [ed25519]\n", text->file);
+    text_end(text);
+}
+
 static void write_doppel(const struct seed *seed, struct text *text)
 {
     text_begin(text);
@@ -128,23 +140,24 @@ static void write_doppel(const struct seed *seed, struct text *text)
 
 uint8_t *seed_write(const struct seed *seed, size_t *ret_size)
 {
-    struct text meta_data, user_data, doppel;
+    struct text meta_data, user_data, vendor_data, doppel;
     write_meta_data(seed, &meta_data);
     write_user_data(seed, &user_data);
+    write_vendor_data(seed, &vendor_data);
     write_doppel(seed, &doppel);
     /* A file of the user's own is for cloud-init; what is ours comes below it. */
     const struct iso_file files[] = {
         {"meta-data", meta_data.bytes, meta_data.size},
         {"user-data", seed->user_data ? seed->user_data : user_data.bytes,
          seed->user_data ? seed->user_data_size : user_data.size},
-        {"vendor-data", seed->user_data ? user_data.bytes : "",
-         seed->user_data ? user_data.size : 0},
+        {"vendor-data", vendor_data.bytes, seed->user_data ? vendor_data.size : 0},
     };
     uint8_t *volume = iso_write("cidata", files, sizeof files / sizeof files[0], ret_size);
     ASSERT(doppel.size <= ISO_SYSTEM_AREA);
     memcpy(volume, doppel.bytes, doppel.size);
     free(meta_data.bytes);
     free(user_data.bytes);
+    free(vendor_data.bytes);
     free(doppel.bytes);
     return volume;
 }

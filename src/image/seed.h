@@ -21,6 +21,7 @@ struct seed {
     const char *instance; /* of this machine alone */
     const char *hostname;
     const char *user;
+    bool is_ours;                    /* the image reads the lines: cloud-init adds little */
     bool has_autologin;              /* the user needs no password on the serial console */
     const char *keys[SEED_KEYS_MAX]; /* lines of authorized_keys */
     size_t key_count;

@@ -50,6 +50,12 @@ static void a_seed_says_what_it_was_given(void **state)
     assert_true(has(volume, size, "#cloud-config\nusers:"));
     assert_false(has(volume, size, "autologin"));
     free(volume);
+    seed.is_ours = true; /* reads the lines: nothing of it twice */
+    volume = seed_write(&seed, &size);
+    assert_true(has(volume, size, "echo mine"));
+    assert_false(has(volume, size, "#cloud-config\nusers:"));
+    assert_true(has(volume, size, "ssh_deletekeys: false"));
+    free(volume);
 }
 
 static void what_could_be_misread_is_refused(void **state)

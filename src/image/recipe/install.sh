@@ -8,8 +8,14 @@ as_owner() {
         mmdebstrap --unshare-helper "$@"
     fi
 }
+child=
 clean() {
     trap - EXIT
+    trap '' HUP INT TERM
+    if [ -n "$child" ]; then # it would go on for minutes
+        kill "$child" 2>/dev/null || true
+        wait "$child" || true
+    fi
     # The namespace's root empties the folder, but it lies in one of ours.
     [ ! -e "$DOPPEL_WORK/root" ] || as_owner rm -rf "$DOPPEL_WORK/root" 2>/dev/null || true
     [ ! -e "$DOPPEL_WORK/root" ] || rmdir "$DOPPEL_WORK/root"
@@ -17,5 +23,8 @@ clean() {
 }
 trap clean EXIT
 trap 'exit 1' HUP INT TERM
-"$@" >&2
+"$@" >&2 &
+child=$!
+wait "$child"
+child=
 as_owner sh -c "$DOPPEL_FILL"
