@@ -15,7 +15,7 @@
 #include "base/bytes.h"
 #include "base/error.h"
 
-enum { VECTORS = 64, ZEROS_SIZE = 65536 };
+enum { VECTORS = 64, ZEROS_SIZE = 65536, COPY_SIZE = 1 << 18 };
 
 static struct raw_disk *raw_of(struct disk *disk)
 {
@@ -88,6 +88,56 @@ static int transfer(struct raw_disk *raw, const struct disk_request *request, ui
     return 0;
 }
 
+/* [skip, skip + length) of a request's bytes, from its vectors or to them. */
+static void copy_part(const struct disk_request *request, uint64_t skip, uint8_t *bytes,
+                      uint64_t length)
+{
+    for (unsigned i = 0; i < request->vector_count && length; i++) {
+        const struct iovec *vector = &request->vectors[i];
+        if (skip >= vector->iov_len) {
+            skip -= vector->iov_len;
+            continue;
+        }
+        uint64_t now = vector->iov_len - skip < length ? vector->iov_len - skip : length;
+        uint8_t *other = (uint8_t *)vector->iov_base + skip;
+        memcpy(request->operation == DISK_READ ? other : bytes,
+               request->operation == DISK_READ ? bytes : other, now);
+        bytes += now;
+        length -= now;
+        skip = 0;
+    }
+}
+
+/*
+ * Past the page cache through an aligned copy, because the submitter's memory is not aligned. (The
+ * page cache would do, but for who writes beside it in the same page at the same time.)
+ */
+static int transfer_copied(struct raw_disk *raw, const struct disk_request *request)
+{
+    uint64_t size = request->length < COPY_SIZE ? request->length : COPY_SIZE;
+    void *copy = NULL;
+    int error = 0;
+    ASSERT(!posix_memalign(&copy, raw->memory_alignment, size));
+    for (uint64_t done = 0; done < request->length && !error; done += size) {
+        uint64_t left = request->length - done;
+        struct iovec vector = {.iov_base = copy, .iov_len = left < size ? left : size};
+        const struct disk_request part = {.operation = request->operation,
+                                          .offset = request->offset + done,
+                                          .length = vector.iov_len,
+                                          .vectors = &vector,
+                                          .vector_count = 1};
+        if (request->operation == DISK_WRITE) {
+            copy_part(request, done, copy, vector.iov_len);
+        }
+        error = transfer(raw, &part, 0);
+        if (!error && request->operation == DISK_READ) {
+            copy_part(request, done, copy, vector.iov_len);
+        }
+    }
+    free(copy);
+    return error;
+}
+
 static int allocate(struct raw_disk *raw, const struct disk_request *request, int mode)
 {
     int error;
@@ -142,6 +192,11 @@ int raw_perform(struct raw_disk *raw, const struct disk_request *request, uint64
     switch (request->operation) {
     case DISK_READ:
     case DISK_WRITE:
+        if (raw->direct_fd >= 0 && done == 0 && request->length &&
+            (request->offset | request->length) % raw->alignment == 0 &&
+            !raw_fits_direct(raw, request->vectors, request->vector_count, request->offset)) {
+            return transfer_copied(raw, request);
+        }
         return transfer(raw, request, done);
     case DISK_FLUSH:
         return raw->cache != DISK_CACHE_UNSAFE && fdatasync(raw->fd) ? -errno : 0;
