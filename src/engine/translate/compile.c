@@ -245,7 +245,7 @@ static void compile_instruction(struct compiler *c)
         compile_execute_last(c);
     } else if (!is_copied_here(c, insn) || !compile_copy(c)) {
         compile_execute(c);
-    } else if ((c->mode & MODE_ANYWHERE) && insn->info.meta.isa_ext == ZYDIS_ISA_EXT_X87) {
+    } else if ((c->mode & MODE_ANYWHERE) && moves_x87_pointer(insn)) {
         emit_load(&c->e, SCRATCH2, offsetof(struct block, code_page)); /* for x87.c */
         emit_store(&c->e, SCRATCH2, offsetof(struct block, x87_page));
     }

@@ -77,6 +77,23 @@ static bool is_never_copied(ZydisMnemonic mnemonic)
     }
 }
 
+bool moves_x87_pointer(const struct insn *insn)
+{
+    switch (insn->info.mnemonic) {
+    case ZYDIS_MNEMONIC_FNINIT:
+    case ZYDIS_MNEMONIC_FNCLEX:
+    case ZYDIS_MNEMONIC_FLDCW:
+    case ZYDIS_MNEMONIC_FNSTCW:
+    case ZYDIS_MNEMONIC_FNSTSW:
+    case ZYDIS_MNEMONIC_FLDENV:
+    case ZYDIS_MNEMONIC_FRSTOR:
+    case ZYDIS_MNEMONIC_FWAIT:
+        return false;
+    default:
+        return insn->info.meta.isa_ext == ZYDIS_ISA_EXT_X87;
+    }
+}
+
 bool is_copied(const struct insn *insn)
 {
     switch (insn->info.meta.category) {

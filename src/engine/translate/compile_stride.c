@@ -100,6 +100,9 @@ static bool fits(const struct compiler *c, const struct insn *insn, bool has_fla
     if (insn->info.mnemonic == ZYDIS_MNEMONIC_LEA) {
         return is_direct_lea(c, insn);
     }
+    if ((c->mode & MODE_ANYWHERE) && moves_x87_pointer(insn)) {
+        return false; /* block->x87_page is to be noted */
+    }
     return !(named & c->unit->displaced) && is_copied_here(c, insn) && is_plain_copy(insn) &&
            (has_flags || !flag_effects(insn).reads) &&
            !((insn->registers.implicit_read | insn->registers.implicit_written) & 1u << RSP);

@@ -121,6 +121,8 @@ bool is_conditional_jump(const struct insn *insn);
 bool is_nothing(const struct insn *insn);
 /* Computation on registers and memory, the same at every privilege: safe to run as it is. */
 bool is_copied(const struct insn *insn);
+/* Does the x87 unit note it as its last instruction (SDM volume 1, 8.1.8)? */
+bool moves_x87_pointer(const struct insn *insn);
 /* Is there a function that makes it (which may still leave this form to interp)? */
 bool is_by_mnemonic(const struct insn *insn);
 /* Needs no vector state: also VEX-encoded instructions on general registers (BMI). */
