@@ -44,7 +44,8 @@ struct filled {
 
 /*
  * Where pages with user code are in an address space: an entry for each number in vm->pages, which
- * is the page's guest-virtual address, plus 1, or 0 if nobody has looked a unit of it up.
+ * is the page's guest-virtual address, plus 1, or 0 if nobody has looked a unit of it up. Of
+ * several addresses it is the first one that code ran at.
  */
 static inline uint64_t binding_of(uint64_t gva)
 {

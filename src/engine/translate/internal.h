@@ -117,7 +117,7 @@ void pages_begin_compile(struct translate_vm *vm, uint64_t page, uint64_t second
 void pages_end_compile(struct translate_vm *vm, uint64_t page, uint64_t second_page);
 void unit_add(struct translate_vm *vm, struct unit *unit);
 /* Does user code of the page run as MODE_ANYWHERE units at this address? */
-bool page_is_away(struct translate_vm *vm, uint64_t page, gva_t virtual_page);
+bool page_is_away(const struct page_units *page, gva_t gva);
 /* The page is being compiled for user code at this address, maybe for the first time. */
 void page_settle(struct translate_vm *vm, uint64_t page, gva_t virtual_page);
 /* Before a unit that checks itself is added: make room among its versions. */
@@ -205,8 +205,14 @@ void link_fill(struct block *block, uint32_t link, uint64_t host);
 /* Enter a place in the jump cache. */
 void jump_fill(struct block *block, enum privilege privilege, uint64_t gva, uint64_t host);
 void spaces_fini(struct block *block);
-/* A page with user code is at this address in the current space. */
-void page_bind(struct block *block, uint32_t page_number, gva_t gva);
+/* A page with user code is at this address in the current space. What it was bound to first stays.
+ */
+void page_bind(struct block *block, const struct page_units *page, gva_t gva);
+/*
+ * Is the page at another address than this one, too? A MODE_ANYWHERE unit runs at one address of a
+ * space only: there is one slot in it for each of its links.
+ */
+bool page_is_bound_elsewhere(const struct block *block, const struct page_units *page, gva_t gva);
 /* Forget the look-ups of one privilege in the current space. */
 void space_forget_lookups(struct block *block, enum privilege privilege);
 void spaces_forget_code(struct block *block);

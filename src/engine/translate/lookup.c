@@ -76,13 +76,14 @@ static struct jump_entry *jump_entry(struct block *block, uint64_t rip, uint16_t
 
 uint16_t block_variant(struct block *block, uint64_t page, uint64_t rip, uint16_t mode)
 {
+    const struct page_units *units = page_find(block->vm, page);
     /* Breakpoints are at addresses, and so is what deterministic time counts up to. */
-    if (!(mode & MODE_USER) || block->vcpu.debug ||
-        block->vm->config.time_mode == TIME_DETERMINISTIC) {
+    if (!(mode & MODE_USER) || block->vcpu.debug || !units ||
+        block->vm->config.time_mode == TIME_DETERMINISTIC ||
+        page_is_bound_elsewhere(block, units, rip)) {
         return mode & ~MODE_ANYWHERE;
     }
-    bool is_away = page_is_away(block->vm, page, align_down(rip, PAGE_SIZE));
-    return mode | (is_away ? MODE_ANYWHERE : 0);
+    return mode | (page_is_away(units, rip) ? MODE_ANYWHERE : 0);
 }
 
 /*
@@ -100,7 +101,7 @@ static struct unit *find_unit(struct block *block, uint64_t rip, gpa_t gpa, uint
         unit = unit_find(vm, page, second, offset, virtual_page, variant & ~MODE_ANYWHERE);
     }
     if (unit && (mode & MODE_USER)) {
-        page_bind(block, unit->page_number, rip);
+        page_bind(block, &vm->pages[unit->page_number], rip);
     }
     return unit;
 }

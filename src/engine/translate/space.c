@@ -112,13 +112,24 @@ static void bindings_clear(struct space *space)
     }
 }
 
-void page_bind(struct block *block, uint32_t page_number, gva_t gva)
+static uint64_t *binding(const struct block *block, const struct page_units *page)
 {
-    uint64_t *binding = &block->space->data->bindings[page_number];
-    if (!*binding) {
-        filled_note(&block->space->bindings_filled, page_number);
+    return &block->space->data->bindings[page - block->vm->pages];
+}
+
+void page_bind(struct block *block, const struct page_units *page, gva_t gva)
+{
+    uint64_t *bound = binding(block, page);
+    if (!*bound) {
+        filled_note(&block->space->bindings_filled, (uint32_t)(page - block->vm->pages));
+        *bound = binding_of(gva);
     }
-    *binding = binding_of(gva);
+}
+
+bool page_is_bound_elsewhere(const struct block *block, const struct page_units *page, gva_t gva)
+{
+    uint64_t bound = *binding(block, page);
+    return bound && bound != binding_of(gva);
 }
 
 void jump_fill(struct block *block, enum privilege privilege, uint64_t gva, uint64_t host)

@@ -406,10 +406,9 @@ static void page_retire_all(struct translate_vm *vm, struct page_units *page)
 
 /* ---- units for any address ---- */
 
-bool page_is_away(struct translate_vm *vm, uint64_t number, gva_t virtual_page)
+bool page_is_away(const struct page_units *page, gva_t gva)
 {
-    const struct page_units *page = page_find(vm, number);
-    return page && page->home != virtual_page && !page->is_checked;
+    return page->home != align_down(gva, PAGE_SIZE) && !page->is_checked;
 }
 
 void page_settle(struct translate_vm *vm, uint64_t number, gva_t virtual_page)
