@@ -12,7 +12,7 @@
 #include "engine/translate/internal.h"
 #include "x86/cpuid.h"
 
-enum { RAM_SIZE = 1 << 20, JUMP = 7, LINK = 3, HOST = 0x1234 };
+enum { RAM_SIZE = 1 << 20, JUMP = 7, LINK = 3, BOUND = 9, HOST = 0x1234 };
 #define USER_PAGE   0x400000ull
 #define KERNEL_PAGE 0xffffffff81000000ull
 
@@ -81,6 +81,7 @@ static void fill_user(struct block *block)
     block->plain_jumps[PRIVILEGE_USER][JUMP] = (struct jump_entry){USER_PAGE + JUMP, HOST};
     block->plain_filled = true;
     fill(block, PRIVILEGE_USER, LINK);
+    page_bind(block, &block->vm->pages[BOUND], USER_PAGE + JUMP);
     block->exec_pages[PRIVILEGE_USER][exec_page_bit(USER_PAGE) >> 6] |=
         1ull << (exec_page_bit(USER_PAGE) & 63);
 }
@@ -100,6 +101,7 @@ static void check_user(const struct fixture *fixture, bool there)
     const struct jump_entry *plain = &fixture->block->plain_jumps[PRIVILEGE_USER][JUMP];
     assert_true(there || plain->gva != USER_PAGE + JUMP);
     assert_int_equal(data->links[LINK], there ? HOST : fixture->unresolved[PRIVILEGE_USER]);
+    assert_int_equal(data->bindings[BOUND], there ? binding_of(USER_PAGE) : 0);
 }
 
 static void check_kernel(const struct fixture *fixture, bool there)
@@ -236,6 +238,48 @@ static void any_number_of_links_is_forgotten(void **state)
     }
 }
 
+/* And more pages with code. */
+static void any_number_of_bindings_is_forgotten(void **state)
+{
+    struct fixture *fixture = *state;
+    struct block *block = fixture->block;
+    const uint32_t numbers[] = {1, FILLED_NOTED - 1, FILLED_NOTED, FILLED_NOTED + 1,
+                                3 * FILLED_NOTED};
+    const uint64_t *bindings = block->space->data->bindings;
+    for (unsigned i = 0; i < ARRAY_SIZE(numbers); i++) {
+        for (uint32_t n = numbers[i]; n > 0; n--) { /* the last one first */
+            page_bind(block, &block->vm->pages[n], USER_PAGE + n * PAGE_SIZE);
+            assert_int_equal(bindings[n], binding_of(USER_PAGE + n * PAGE_SIZE));
+        }
+        space_forget_lookups(block, PRIVILEGE_USER);
+        for (uint32_t n = 0; n <= 3 * FILLED_NOTED; n++) {
+            assert_int_equal(bindings[n], 0);
+        }
+    }
+}
+
+/* A page may be mapped twice: the slots of its links are for one of its addresses. */
+static void pages_are_bound_where_they_were_first(void **state)
+{
+    struct fixture *fixture = *state;
+    struct block *block = fixture->block;
+    const struct page_units *page = &block->vm->pages[BOUND];
+    switch_to(block, 1);
+    assert_false(page_is_bound_elsewhere(block, page, USER_PAGE));
+    page_bind(block, page, USER_PAGE + 5);
+    assert_false(page_is_bound_elsewhere(block, page, USER_PAGE + 6));
+    assert_true(page_is_bound_elsewhere(block, page, USER_PAGE + PAGE_SIZE));
+    page_bind(block, page, USER_PAGE + PAGE_SIZE);
+    assert_false(page_is_bound_elsewhere(block, page, USER_PAGE));
+    assert_true(page_is_bound_elsewhere(block, page, USER_PAGE + PAGE_SIZE));
+    switch_to(block, 2); /* every space for itself */
+    assert_false(page_is_bound_elsewhere(block, page, USER_PAGE + PAGE_SIZE));
+    switch_to(block, 1);
+    assert_true(page_is_bound_elsewhere(block, page, USER_PAGE + PAGE_SIZE));
+    flush(block, FLUSH_NON_GLOBAL, 0, 1);
+    assert_false(page_is_bound_elsewhere(block, page, USER_PAGE + PAGE_SIZE));
+}
+
 static void links_are_ready_before_they_are_used(void **state)
 {
     struct fixture *fixture = *state;
@@ -332,6 +376,8 @@ int main(void)
         TEST(one_pcid_can_be_flushed),
         TEST(one_page_can_be_flushed),
         TEST(any_number_of_links_is_forgotten),
+        TEST(any_number_of_bindings_is_forgotten),
+        TEST(pages_are_bound_where_they_were_first),
         TEST(links_are_ready_before_they_are_used),
         TEST(kernel_code_is_kept_if_it_is_global),
         TEST(returns_do_not_cross_a_switch),

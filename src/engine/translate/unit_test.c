@@ -423,6 +423,92 @@ static void links_know_their_target_until_it_ends(void **state)
     assert_int_equal(site->target_unit, unit_number(vm, again));
 }
 
+/* A link that may run anywhere knows only what may, too; one of one address knows both. */
+static void links_know_what_may_be_where_they_are(void **state)
+{
+    struct fixture *fixture = *state;
+    struct translate_vm *vm = fixture->vm;
+    struct unit *from = add(fixture, PAGE, NO_PAGE, 0x100);
+    struct unit *to[] = {add(fixture, NEXT, NO_PAGE, 0x800), add(fixture, NEXT, NO_PAGE, 0x800)};
+    to[1]->mode |= MODE_ANYWHERE;
+    for (unsigned i = 0; i < 4; i++) {
+        uint32_t number = vm->site_count++;
+        struct site *site = &vm->sites[number];
+        *site = (struct site){.kind = SITE_LINK, .unit = unit_number(vm, from)};
+        from->mode = MODE_CODE64 | MODE_USER | (i & 2 ? MODE_ANYWHERE : 0);
+        site_remember(vm, number, to[i & 1]);
+        assert_int_equal(site->target_unit, i == 2 ? 0 : unit_number(vm, to[i & 1]));
+        assert_int_equal(site->target_page, i == 2 ? 0 : to[0]->page_number);
+    }
+    uint32_t number = vm->site_count++;
+    vm->sites[number] = (struct site){.kind = SITE_LINK, .unit = unit_number(vm, from)};
+    to[1]->source = 1;
+    site_remember(vm, number, to[1]); /* its bytes may be others */
+    assert_int_equal(vm->sites[number].target_unit, 0);
+}
+
+/* A page's home is where its code ran first; where it is not, units for any address run. */
+static void pages_have_a_home(void **state)
+{
+    enum { PLACE = 0x40 };
+    struct fixture *fixture = *state;
+    struct translate_vm *vm = fixture->vm;
+    pages_begin_compile(vm, PAGE, NO_PAGE);
+    struct page_units *page = page_find(vm, PAGE);
+    page_settle(vm, PAGE, VIRTUAL);
+    page_settle(vm, PAGE, VIRTUAL + PAGE_SIZE); /* there is no unit yet */
+    assert_true(page_is_away(page, VIRTUAL));
+    page_settle(vm, PAGE, VIRTUAL);
+    add(fixture, PAGE, NO_PAGE, PLACE);
+    page_settle(vm, PAGE, VIRTUAL + PAGE_SIZE);
+    assert_false(page_is_away(page, VIRTUAL));
+    assert_false(page_is_away(page, VIRTUAL + PAGE_SIZE - 1));
+    assert_true(page_is_away(page, VIRTUAL + PAGE_SIZE));
+    assert_true(page_is_away(page, VIRTUAL - 1));
+    page->is_checked = true; /* such units have constants */
+    assert_false(page_is_away(page, VIRTUAL + PAGE_SIZE));
+    page->is_checked = false;
+    assert_true(retire(fixture, PAGE, PLACE, 1));
+    page_settle(vm, PAGE, VIRTUAL + PAGE_SIZE); /* all are gone: a new home */
+    assert_true(page_is_away(page, VIRTUAL));
+    assert_false(page_is_away(page, VIRTUAL + PAGE_SIZE));
+}
+
+static void units_for_any_address_are_found_at_all(void **state)
+{
+    struct fixture *fixture = *state;
+    struct translate_vm *vm = fixture->vm;
+    const uint16_t mode = MODE_CODE64 | MODE_ANYWHERE;
+    struct unit *unit = add(fixture, PAGE, NO_PAGE, 0x123), *one = add(fixture, PAGE, NEXT, 0xffe);
+    unit->mode = one->mode = mode;
+    unit->virtual_page = one->virtual_page = 0;
+    assert_null(look(fixture, NO_PAGE, 0x123));
+    assert_ptr_equal(unit_find(vm, PAGE, NO_PAGE, 0x123, VIRTUAL, mode), unit);
+    assert_ptr_equal(unit_find(vm, PAGE, OTHER, 0x123, VIRTUAL + PAGE_SIZE, mode), unit);
+    assert_ptr_equal(unit_find(vm, PAGE, NEXT, 0xffe, VIRTUAL, mode), one);
+    assert_null(unit_find(vm, PAGE, OTHER, 0xffe, VIRTUAL, mode));
+}
+
+/* Breakpoints are at addresses: what may be at any address may be at one of them. */
+static void breakpoints_retire_what_may_be_at_them(void **state)
+{
+    struct fixture *fixture = *state;
+    struct translate_vm *vm = fixture->vm;
+    struct debug_points points = {.break_count = 0, .breaks = {VIRTUAL + 0x101}};
+    struct unit *before = add(fixture, PAGE, NO_PAGE, 0xfe);
+    struct unit *at = add(fixture, PAGE, NO_PAGE, 0x100);
+    struct unit *behind = add(fixture, PAGE, NO_PAGE, 0x102);
+    struct unit *anywhere = add(fixture, OTHER, NO_PAGE, 0x800);
+    anywhere->mode |= MODE_ANYWHERE;
+    anywhere->virtual_page = 0;
+    units_retire_breaks(vm, &points);
+    assert_int_equal(count_retired(vm), 0);
+    points.break_count = 1;
+    units_retire_breaks(vm, &points);
+    assert_true(at->is_retired && anywhere->is_retired);
+    assert_false(before->is_retired || behind->is_retired);
+}
+
 static void host_addresses_have_owners(void **state)
 {
     struct fixture *fixture = *state;
@@ -487,18 +573,6 @@ static void tables_are_full_before_they_overflow(void **state)
     }
 }
 
-static void the_cache_is_one_memory_with_two_rights(void **state)
-{
-    struct cache cache;
-    assert_int_equal(cache_init(&cache, KIB(64)), 0);
-    static const uint8_t code[] = {0x8d, 0x47, 0x01, 0xc3}; /* lea eax, [rdi + 1]; ret */
-    bytes_copy(cache.write + 100, code, sizeof code);
-    int (*function)(int) = (int (*)(int))(uintptr_t)(cache.run + 100);
-    assert_int_equal(function(41), 42);
-    assert_ptr_not_equal(cache.write, cache.run);
-    cache_fini(&cache);
-}
-
 int main(void)
 {
 #define TEST(name) cmocka_unit_test_setup_teardown(name, setup, teardown)
@@ -513,11 +587,14 @@ int main(void)
         TEST(units_go_with_their_frames),
         TEST(chains_end_with_their_target),
         TEST(links_know_their_target_until_it_ends),
+        TEST(links_know_what_may_be_where_they_are),
+        TEST(pages_have_a_home),
+        TEST(units_for_any_address_are_found_at_all),
+        TEST(breakpoints_retire_what_may_be_at_them),
         TEST(chains_keep_to_their_registers),
         TEST(host_addresses_have_owners),
         TEST(all_can_be_forgotten),
         TEST(tables_are_full_before_they_overflow),
-        cmocka_unit_test(the_cache_is_one_memory_with_two_rights),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
