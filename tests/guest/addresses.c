@@ -64,6 +64,8 @@ __asm__(
     "mov %fs:data(%rip), %rax; note %rax; mov %fs:data + 8(%eip), %rax; note %rax\n"
     "mov image - 0x7ffff800(%rip), %rax; note %rax; movb $9, image - 0x7ffff7f0(%rip)\n"
     "lea image - 0x7ffff800(%rip), %rcx; note %rcx\n"
+    "lea data + 0x400(%rip), %rsi; mov $5, %edx\n"
+    "3: mov (%rsi), %rax; add %rax, data + 168(%rip); add $8, %rsi; sub $1, %rdx; jnz 3b\n"
     /* direct jumps to another page, there and back, and a loop that has both in it */
     "jmp second_1\n"
     "first_2: cmp %rax, %rax; je second_3; ud2\n"
@@ -115,7 +117,7 @@ __asm__(
     "call third_function; note %rax; lea third_function(%rip), %rax; note %rax; jmp third_last\n"
     "third_function: mov (%rsp), %rax; note %rax; mov second_number + 1(%rip), %eax; ret\n"
     ".org third + 0xffc; third_last: mov data + 16(%rip), %rdx\n"
-    "note %rdx; lea fourth(%rip), %rax; note %rax; cmp data + 16(%rip), %rdx; je walk_end; ud2\n"
+    "note %rdx; lea fourth(%rip), %rax; note %rax; cmp %rax, %rax; je walk_end; ud2\n"
     ".org image + 0x4000\n.popsection");
 
 /* ---- places ---- */
@@ -123,7 +125,8 @@ __asm__(
 /* No two alike in bits 31:0, which are what is left of an address of 32 bits. */
 static const uintptr_t bases[PLACES] = {0x8050000000, 0x10051ff0000, 0x18052123000, 0x7ff053456000};
 static uint8_t *code[CODE_PAGES]; /* physical pages of the image */
-static uint8_t *other_second;     /* another one in its place, with another number */
+/* Others in the place of two of them: with another number, with another half of an instruction. */
+static uint8_t *other_second, *other_fourth;
 static volatile uint64_t *data[PLACES], *far_data, *results, *stack;
 
 static uintptr_t offset_of(const char *label)
@@ -150,9 +153,10 @@ static void map_place(unsigned place, bool is_there)
     map_user(base - FAR, far_data, bits);
 }
 
-static void map_second(unsigned place, const uint8_t *page)
+static void map_others(unsigned place, bool is_second, bool is_fourth)
 {
-    map_user(bases[place] + PAGE, page, PTE_P);
+    map_user(bases[place] + PAGE, is_second ? other_second : code[1], PTE_P);
+    map_user(bases[place] + 3 * PAGE, is_fourth ? other_fourth : code[3], PTE_P);
 }
 
 /* Where the calls of a place to a leaf lead. */
@@ -324,9 +328,7 @@ static void test_together(const char *name)
     for (unsigned p = 0; p < PLACES; p++) {
         leaf_of[p] = bases[(p + 1) % PLACES];
         map_place(p, true);
-        if (p & 1) { /* what is behind the same first page is another one here */
-            map_second(p, other_second);
-        }
+        map_others(p, p & 1, p & 2); /* not the same is behind the same */
     }
     for (unsigned p = 0; p < PLACES; p++) {
         expect_place(p);
@@ -336,12 +338,12 @@ static void test_together(const char *name)
     }
     for (unsigned i = 0; i < 4 * PLACES; i++) { /* known, and then changed */
         unsigned place = i * 3 % PLACES;
-        map_second(place, i & 1 ? code[1] : other_second);
+        map_others(place, !(i & 1), i & 2);
         for (unsigned p = 0; p < PLACES; p++) {
             expect_place(p);
         }
         for (unsigned n = 0; n < ROUNDS; n++) {
-            run("another second page", (place + n) % PLACES);
+            run("other pages behind", (place + n) % PLACES);
         }
     }
     say(name);
@@ -435,22 +437,22 @@ static void test_x87(void)
     say("x87");
 }
 
-/* Code is changed while it is at many addresses, so often that nobody watches it, and then not. */
+/*
+ * Code is changed while it is at many addresses: from time to time, so often in a short time that
+ * nobody will watch it, and then no more.
+ */
 static void test_changes(void)
 {
-    uint8_t *number = code[1] + offset_of(second_number) - PAGE + 1;
+    volatile uint8_t *number = code[1] + offset_of(second_number) - PAGE + 1;
     for (unsigned i = 0; i < 8 * ROUNDS; i++) {
-        if (i < 6 * ROUNDS || i == 7 * ROUNDS) {
-            *number = (uint8_t)i;
-        }
-        if (i == 6 * ROUNDS) {
-            uint64_t begin = rdtsc();
-            while (rdtsc() - begin < 1 << 28) {
-            }
+        unsigned changes = i == 2 * ROUNDS ? 20000 : i < 6 * ROUNDS || i == 7 * ROUNDS;
+        for (; changes > 0; changes--) {
+            *number = (uint8_t)(i + changes);
         }
         expect_place(i % PLACES);
-        run("changed code", i % PLACES);
-        run("changed code again", i % PLACES);
+        for (unsigned p = 0; p < 2 * PLACES; p++) {
+            run("changed code", i % PLACES);
+        }
     }
     *number = 0x11;
     say("changed code");
@@ -476,7 +478,7 @@ static void test_spaces(bool has_pcid)
         }
         page_table = (uintptr_t)roots[s];
         map_place(s % PLACES, true);
-        map_second(s % PLACES, s == 2 || s == SPACES - 1 ? other_second : code[1]);
+        map_others(s % PLACES, s == 2 || s == SPACES - 1, s == 3);
     }
     for (unsigned p = 0; p < PLACES; p++) {
         leaf_of[p] = bases[p];
@@ -490,7 +492,7 @@ static void test_spaces(bool has_pcid)
         page_table = (uintptr_t)roots[s];
         write_cr3(page_table | (has_pcid ? s + 1 : 0) | kept);
         if (i >= ROUNDS * SPACES / 2 && s == 1) { /* known, and then changed */
-            map_second(place, i / SPACES & 1 ? other_second : code[1]);
+            map_others(place, i / SPACES & 1, i / SPACES & 2);
         }
         expect_place(place);
         run("address space", place);
@@ -520,6 +522,8 @@ void test_main(void)
     }
     other_second = copy_page(image + PAGE);
     other_second[offset_of(second_number) - PAGE + 1] = 0x22;
+    other_fourth = copy_page(image + 3 * PAGE);
+    other_fourth[0]++; /* of a displacement: 256 bytes further */
     far_data = page_new();
     results = page_new();
     stack = page_new();
