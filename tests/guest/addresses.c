@@ -10,9 +10,10 @@
 enum {
     PAGE = 4096,
     WORDS = PAGE / 8,
+    SEEN = 256, /* words of a page that the code uses, at most */
     CODE_PAGES = 4,
     PLACES = 4,
-    ROUNDS = 24,
+    ROUNDS = 20,
     FS_DISTANCE = 16, /* FS base */
     FIP = 1,          /* word of an FXSAVE64 image */
 };
@@ -162,21 +163,37 @@ static void map_others(unsigned place, bool is_second, bool is_fourth)
 /* Where the calls of a place to a leaf lead. */
 static uintptr_t leaf_of[PLACES];
 
+static void copy_words(volatile void *to, const volatile void *from, uint64_t count)
+{
+    __asm__ volatile("rep movsq" : "+D"(to), "+S"(from), "+c"(count) : : "memory");
+}
+
+static void clear_words(volatile void *to, uint64_t count)
+{
+    __asm__ volatile("rep stosq" : "+D"(to), "+c"(count) : "a"(0ul) : "memory");
+}
+
+static bool are_same(const volatile void *a, const volatile void *b, uint64_t count)
+{
+    bool same;
+    __asm__ volatile("repe cmpsq" : "+D"(a), "+S"(b), "+c"(count), "=@cce"(same) : : "memory");
+    return same;
+}
+
+static uint64_t pattern[PLACES][SEEN];
+
 static void fill(unsigned place)
 {
     for (unsigned p = 0; p < PLACES; p++) {
-        for (unsigned i = 0; i < WORDS; i++) {
-            data[p][i] = (p + 3) * 0x0123456789abcd + i;
-        }
+        copy_words(data[p], pattern[p], SEEN);
         data[p][JUMP_WORD] = bases[p] + offset_of(second_jump);
         data[p][CALL_WORD] = leaf_of[p] + offset_of(second_leaf);
         data[p][128 / 8] = 0;
         data[p][136 / 8] = 0x37b; /* x87 control: division by zero is not masked */
     }
-    for (unsigned i = 0; i < WORDS; i++) {
-        far_data[i] = 0x700000 + place + i;
-        results[i] = stack[i] = 0;
-    }
+    copy_words(far_data, pattern[place], SEEN);
+    clear_words(results, SEEN);
+    clear_words(stack, SEEN);
 }
 
 /* ---- runs ---- */
@@ -189,7 +206,7 @@ static struct context start(unsigned place, const char *at)
         c.gpr[i] = 0x1111111111111111ul * (i + 1);
     }
     c.ip = bases[place] + offset_of(at);
-    c.gpr[RSP] = STACK + PAGE - 64;
+    c.gpr[RSP] = STACK + SEEN * 8 - 64;
     c.gpr[RDI] = RESULTS;
     return c;
 }
@@ -215,7 +232,7 @@ static bool expect(const char *name, uint64_t got, uint64_t expected)
 /* What a run leaves behind. */
 struct outcome {
     struct context context;
-    uint64_t memory[4][WORDS];
+    uint64_t memory[4][SEEN];
 };
 
 static void keep(struct outcome *outcome, unsigned place, const struct context *c)
@@ -223,9 +240,7 @@ static void keep(struct outcome *outcome, unsigned place, const struct context *
     const volatile uint64_t *pages[] = {results, stack, data[place], far_data};
     outcome->context = *c;
     for (unsigned n = 0; n < 4; n++) {
-        for (unsigned i = 0; i < WORDS; i++) {
-            outcome->memory[n][i] = pages[n][i];
-        }
+        copy_words(outcome->memory[n], pages[n], SEEN);
     }
 }
 
@@ -237,13 +252,9 @@ static void compare(const char *name, const struct outcome *a, const struct outc
                    expect(name, c->error, d->error) &&
                    expect(name, (c->flags ^ d->flags) & ~(uintptr_t)FLAG_RF, 0) &&
                    expect(name, c->vector == PF ? c->cr2 ^ d->cr2 : 0, 0);
-    for (unsigned i = 0; i < 4 * WORDS && is_same; i++) {
-        is_same = expect(name, a->memory[i / WORDS][i % WORDS], b->memory[i / WORDS][i % WORDS]);
-        if (!is_same) {
-            print("  word ");
-            print_hex(i);
-            print("\n");
-        }
+    const uint64_t *words = a->memory[0], *others = b->memory[0];
+    for (unsigned i = 0; is_same && !are_same(&words[i], &others[i], 4 * SEEN - i); i++) {
+        is_same = expect(name, words[i], others[i]);
     }
     for (unsigned i = 0; i < REGISTERS && is_same; i++) {
         is_same = expect(name, c->gpr[i], d->gpr[i]);
@@ -385,7 +396,7 @@ static void test_exceptions(void)
         expect_fault(&c, PF, PF_U | PF_I, base + ABSENT + 32);
         c = fault_at(place, calls);
         expect_fault(&c, PF, PF_U | PF_I, base + ABSENT);
-        expect("  return address", *(volatile uint64_t *)((uintptr_t)stack + PAGE - 64 - 8),
+        expect("  return address", *(volatile uint64_t *)((uintptr_t)stack + SEEN * 8 - 64 - 8),
                base + offset_of(calls) + 5);
     }
     say("exceptions");
@@ -444,13 +455,16 @@ static void test_x87(void)
 static void test_changes(void)
 {
     volatile uint8_t *number = code[1] + offset_of(second_number) - PAGE + 1;
+    for (unsigned p = 0; p < PLACES; p++) {
+        map_others(p, false, p & 1);
+    }
     for (unsigned i = 0; i < 8 * ROUNDS; i++) {
         unsigned changes = i == 2 * ROUNDS ? 20000 : i < 6 * ROUNDS || i == 7 * ROUNDS;
         for (; changes > 0; changes--) {
             *number = (uint8_t)(i + changes);
         }
         expect_place(i % PLACES);
-        for (unsigned p = 0; p < 2 * PLACES; p++) {
+        for (unsigned n = 0; n < 3; n++) {
             run("changed code", i % PLACES);
         }
     }
@@ -524,6 +538,9 @@ void test_main(void)
     other_second[offset_of(second_number) - PAGE + 1] = 0x22;
     other_fourth = copy_page(image + 3 * PAGE);
     other_fourth[0]++; /* of a displacement: 256 bytes further */
+    for (unsigned i = 0; i < PLACES * SEEN; i++) {
+        pattern[i / SEEN][i % SEEN] = (i / SEEN + 3) * 0x0123456789abcd + i;
+    }
     far_data = page_new();
     results = page_new();
     stack = page_new();
