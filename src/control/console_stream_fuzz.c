@@ -1,11 +1,10 @@
 /*
- * Fuzzer of a console's client: the first byte is the size of the pieces in which everything comes
- * and goes; then pairs of a byte and what it says: the guest writes, the client sends, the client
- * takes, the device takes what is typed. The frames to the client are whole and known, the bytes in
- * them are those that the guest wrote, and what the device gets is what was in frames. Seeds:
- * tests/corpus/console_stream.
+ * Fuzzer of a console's client. The input: pairs of a byte and what it says: the guest writes, the
+ * client sends (what follows), the client takes, the device takes what is typed. The frames to the
+ * client are whole and known, and the bytes in them those that the guest wrote, or as many were lost
+ * as it is told. Seeds: tests/corpus/console_stream.
  *
- * Guards: src/control/console_stream.c src/backend/console/hub.c
+ * Guards: src/control/console_stream.c
  */
 #include "control/console_stream.h"
 
