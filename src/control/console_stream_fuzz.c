@@ -1,8 +1,8 @@
 /*
  * Fuzzer of a console's client. The input: pairs of a byte and what it says: the guest writes, the
  * client sends (what follows), the client takes, the device takes what is typed. The frames to the
- * client are whole and known, and the bytes in them those that the guest wrote, or as many were lost
- * as it is told. Seeds: tests/corpus/console_stream.
+ * client are whole and known, and the bytes in them those that the guest wrote, or as many were
+ * lost as it is told. Seeds: tests/corpus/console_stream.
  *
  * Guards: src/control/console_stream.c
  */
