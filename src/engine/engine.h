@@ -89,14 +89,36 @@ enum hot_code {
     HOT_NONE,
 };
 
+/* What translate does to be fast. Tests switch each of them off, or at random. */
+enum optimization {
+    OPTIMIZE_GROUPS,    /* one check for neighbouring operands, pushes and pops */
+    OPTIMIZE_RECIPES,   /* flags made again instead of saved */
+    OPTIMIZE_LOOPS,     /* a second body for the rounds of a loop */
+    OPTIMIZE_STRIDES,   /* rounds without checks */
+    OPTIMIZE_REGISTERS, /* a hot page's own choice of displaced registers */
+    OPTIMIZE_ADDRESSES, /* units for any address */
+    OPTIMIZE_CHAINS,    /* direct exits inside a page patched */
+    OPTIMIZE_LINKS,     /* slots of direct exits to other pages filled */
+    OPTIMIZE_RETURNS,   /* returns by the private stack */
+    OPTIMIZE_STRINGS,   /* REP MOVS and STOS inline */
+    OPTIMIZE_VERSIONS,  /* units that check themselves for code that keeps changing */
+    OPTIMIZATIONS
+};
+
+struct code_policy {
+    enum hot_code hot;
+    uint32_t without; /* bits: 1 << enum optimization */
+    uint32_t random;  /* a seed: each unit or page does without half of them; 0: does not */
+};
+
 struct engine_config {
     struct memory *memory;           /* borrowed */
     const struct cpuid_table *cpuid; /* borrowed */
     struct engine_host host;
     unsigned cpus;
     enum time_mode time_mode;
-    uint64_t cache_size; /* translate: bytes of code cache; 0 chooses */
-    enum hot_code hot_code;
+    uint64_t cache_size;     /* translate: bytes of code cache; 0 chooses */
+    struct code_policy code; /* translate */
     struct engine_trace trace;
 };
 

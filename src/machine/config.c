@@ -12,6 +12,7 @@
 #include "base/assert.h"
 #include "base/bytes.h"
 #include "base/error.h"
+#include "machine/code_policy.h"
 #include "machine/resource.h"
 #include "machine/trace.h"
 #include "memory/memory.h"
@@ -219,27 +220,24 @@ static int engine_apply(struct vm_config *config, const struct resource *resourc
 {
     static const char *const engines[] = {
         [ENGINE_AUTO] = "auto", [ENGINE_TRANSLATE] = "translate", [ENGINE_INTERP] = "interp"};
-    static const char *const policies[] = {
-        [HOT_SAMPLED] = "sampled", [HOT_ALL] = "all", [HOT_NONE] = "none"};
     int engine = name_find(engines, ARRAY_SIZE(engines), resource->value);
     if (engine < 0) {
         return fail(-EINVAL, "--engine: '%s' is not one of auto, translate, interp",
                     resource->value);
     }
     config->engine = (enum engine_choice)engine;
-    if (resource->key_count) {
-        int policy = name_find(policies, ARRAY_SIZE(policies), resource->keys[0].value);
-        if (policy < 0) {
-            return fail(-EINVAL, "--engine: hot is one of sampled, all, none");
+    for (size_t i = 0; i < resource->key_count; i++) {
+        int r = code_policy_set(&config->code, resource->keys[i].name, resource->keys[i].value);
+        if (r) {
+            return fail(r, "--engine");
         }
-        config->hot_code = (enum hot_code)policy;
     }
     return 0;
 }
 
 static int set_engine(struct vm_config *config, const char *value)
 {
-    static const char *const known[] = {"hot", NULL};
+    static const char *const known[] = {"hot", "without", "random", NULL};
     struct resource resource;
     int r = resource_parse("engine", value, known, &resource);
     if (r == 0) {
@@ -406,8 +404,8 @@ static const struct vm_option options[] = {
     {"memory", "SIZE", "guest memory, like 512M or 1.5G (default 512M)", set_memory},
     {"cpus", "N", "virtual CPUs, 1 to 8 (default 1)", set_cpus},
     {"cpu-model", "v2|v3|host", "what CPUID offers (default v2)", set_cpu_model},
-    {"engine", "auto|translate|interp[,hot=sampled|all|none]", "how guest code runs (default auto)",
-     set_engine},
+    {"engine", "auto|translate|interp[,hot=sampled|all|none][,...]",
+     "how guest code runs (default auto)", set_engine},
     {"disk", "FILE[,format=raw|qcow2][,...]", "a disk; may be repeated ('doppel help disk')",
      set_disk},
     {"net", "none|user|tap,ifname=NAME|socket,path=PATH[,mac=MAC]",

@@ -65,7 +65,7 @@ struct vm_config {
     unsigned cpus;
     enum cpu_model cpu_model;
     enum engine_choice engine;
-    enum hot_code hot_code;
+    struct code_policy code;
     enum console_kind console;
     char *console_path; /* CONSOLE_FILE */
     struct disk_config disks[VM_DISKS_MAX];

@@ -125,7 +125,7 @@ static int make_engine(struct vm *vm)
         .host = engine_host_for(vm),
         .cpus = vm->config->cpus,
         .time_mode = vm->config->time_mode,
-        .hot_code = vm->config->hot_code,
+        .code = vm->config->code,
         .trace = vm_trace_engine(vm->trace),
     };
     return vm->engine_ops->vm_new(&config, &vm->engine);

@@ -3,9 +3,9 @@
  *
  *     differential [--engine interp|translate] [--cpu-model v2|v3|host] [--seed N] [--cases N]
  *                  [--only MNEMONIC] [--sample PERCENT] [--report N] [--list] [--sequences N]
- *                  [--unsurveyed PERCENT] [--hot]
+ *                  [--unsurveyed PERCENT] [--code POLICY]
  *
- * --hot: translate makes the units of hot code.
+ * --code: what translate may do, as in `doppel run --engine translate,POLICY`.
  * --unsurveyed: on a CPU whose own ways nobody has looked into yet (model_specific.c), so many of
  * the forms or sequences may differ; they are shown and counted as skipped.
  * --sequences runs that many sequences of instructions instead of the forms.
@@ -23,6 +23,7 @@
 #include <time.h>
 
 #include "base/error.h"
+#include "machine/code_policy.h"
 #include "tests/differential/differential.h"
 
 enum { STATES_PER_ENCODING = 10 };
@@ -48,7 +49,7 @@ struct run {
     uint64_t forms_run, forms_not_offered, forms_excluded, forms_not_generated;
     uint64_t cases_run, cases_open, failures, failed_forms;
     unsigned unsurveyed_percent;
-    enum hot_code hot_code;
+    struct code_policy code;
 };
 
 /*
@@ -398,7 +399,7 @@ static int parse(int argc, char **argv, struct run *run)
         {"not-covered", required_argument, NULL, 'n'},
         {"sequences", required_argument, NULL, 'q'},
         {"unsurveyed", required_argument, NULL, 'u'},
-        {"hot", no_argument, NULL, 'h'},
+        {"code", required_argument, NULL, 'h'},
         {NULL, 0, NULL, 0},
     };
     int option;
@@ -428,7 +429,10 @@ static int parse(int argc, char **argv, struct run *run)
             run->unsurveyed_percent = (unsigned)atoi(optarg);
             break;
         case 'h':
-            run->hot_code = HOT_ALL;
+            if (code_policy_parse(&run->code, optarg)) {
+                fprintf(stderr, "%s\n", trail_text());
+                return -1;
+            }
             break;
         case 'p':
             run->sample = (unsigned)atoi(optarg);
@@ -472,7 +476,7 @@ int main(int argc, char **argv)
         run.components =
             cpuid_xcr0_allowed(run.cpuid) & (XCR0_X87 | XCR0_SSE | XCR0_AVX | XCR0_AVX512);
         r = native_open(&run.native);
-        r = r ? r : engine_side_open(run.ops, run.cpuid, run.components, run.hot_code, &run.side);
+        r = r ? r : engine_side_open(run.ops, run.cpuid, run.components, &run.code, &run.side);
     }
     if (r) {
         fprintf(stderr, "differential: %s\n", trail_text());

@@ -124,7 +124,8 @@ int native_run(struct native *native, unsigned count, unsigned *ret_at);
 
 struct engine_side;
 int engine_side_open(const struct engine_ops *ops, const struct cpuid_table *cpuid,
-                     uint64_t components, enum hot_code hot_code, struct engine_side **ret_side);
+                     uint64_t components, const struct code_policy *code,
+                     struct engine_side **ret_side);
 void engine_side_close(struct engine_side *side);
 int engine_side_run(struct engine_side *side, const struct test_case *test,
                     struct outcome *ret_outcome);

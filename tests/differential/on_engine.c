@@ -117,7 +117,8 @@ static void build_state(struct engine_side *side, uint64_t components)
 }
 
 int engine_side_open(const struct engine_ops *ops, const struct cpuid_table *cpuid,
-                     uint64_t components, enum hot_code hot_code, struct engine_side **ret_side)
+                     uint64_t components, const struct code_policy *code,
+                     struct engine_side **ret_side)
 {
     static const struct memory_range range = {0, RAM_SIZE};
     struct engine_side *side = calloc(1, sizeof *side);
@@ -127,7 +128,7 @@ int engine_side_open(const struct engine_ops *ops, const struct cpuid_table *cpu
         .host = test_host(side),
         .cpus = 1,
         .time_mode = TIME_HOST,
-        .hot_code = hot_code,
+        .code = *code,
     };
     int r = test_engine_open(&side->engine, ops, &range, 1, config, 0);
     r = r ? r : build_kernel(side);

@@ -21,6 +21,7 @@
 #include "base/error.h"
 #include "boot/boot.h"
 #include "engine/test_engine.h"
+#include "machine/code_policy.h"
 #include "x86/cpuid.h"
 
 enum {
@@ -36,7 +37,7 @@ struct options {
     unsigned move_lines; /* 0: never */
     unsigned seconds;
     bool quiet;
-    enum hot_code hot_code;
+    struct code_policy code;
 };
 
 /* One guest on one engine, for as long as it is not moved. */
@@ -105,7 +106,7 @@ static int guest_open(struct guest *guest, const struct engine_ops *ops)
         .host = test_host(guest),
         .cpus = 1,
         .time_mode = TIME_DETERMINISTIC,
-        .hot_code = guest->options->hot_code,
+        .code = guest->options->code,
     };
     config.host.port_read = port_read;
     config.host.port_write = port_write;
@@ -352,7 +353,7 @@ int main(int argc, char **argv)
         {"move", required_argument, NULL, 'm'},
         {"seconds", required_argument, NULL, 's'},
         {"quiet", no_argument, NULL, 'q'},
-        {"hot", no_argument, NULL, 'h'},
+        {"code", required_argument, NULL, 'h'},
         {NULL, 0, NULL, 0},
     };
     struct options options = {.model = CPU_MODEL_V2, .seconds = 60};
@@ -379,7 +380,10 @@ int main(int argc, char **argv)
             options.quiet = true;
             break;
         case 'h':
-            options.hot_code = HOT_ALL;
+            if (code_policy_parse(&options.code, optarg)) {
+                fprintf(stderr, "%s\n", trail_text());
+                return 2;
+            }
             break;
         default:
             return 2;

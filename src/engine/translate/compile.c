@@ -239,7 +239,7 @@ static void compile_instruction(struct compiler *c)
         if (!compile_condition(c)) {
             compile_execute(c);
         }
-    } else if (is_repeated_move(insn) && !c->counts) {
+    } else if (is_repeated_move(insn) && !c->counts && compiler_optimizes(c, OPTIMIZE_STRINGS)) {
         compile_repeated_move(c);
     } else if (is_end(insn)) {
         compile_execute_last(c);
@@ -394,7 +394,7 @@ static void emit_loop(struct compiler *c)
     enum { LONGEST = UNIT_MAX_INSTRUCTIONS / 2 };
     const struct site *loop = find_loop(c);
     unsigned end = 0;
-    if (!loop || c->counts || c->checks) {
+    if (!loop || c->counts || c->checks || !compiler_optimizes(c, OPTIMIZE_LOOPS)) {
         return;
     }
     enum flags_home need = first_need(c);
@@ -409,7 +409,8 @@ static void emit_loop(struct compiler *c)
     uint8_t *before = c->e.at;
     emit_alignment(&c->e, 32); /* nothing runs into it */
     uint32_t start = emit_offset(&c->e);
-    bool strides = c->unit->has_slots && compile_stride(c, end, &recipe);
+    bool strides = c->unit->has_slots && compiler_optimizes(c, OPTIMIZE_STRIDES) &&
+                   compile_stride(c, end, &recipe);
     if (!strides && need != FLAGS_SAVED) {
         c->e.at = before;
         return;
@@ -460,7 +461,7 @@ static void emit_all(struct compiler *c)
 
 static bool is_hot(struct translate_vm *vm, const struct unit *unit)
 {
-    return vm->config.hot_code == HOT_ALL ||
+    return vm->config.code.hot == HOT_ALL ||
            ((unit->mode & MODE_USER) && page_find(vm, unit->page)->is_hot);
 }
 

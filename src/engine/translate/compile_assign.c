@@ -146,7 +146,7 @@ static bool differs(const struct register_use *use, uint16_t displaced)
 
 void registers_assign(struct compiler *c)
 {
-    bool finds_all = c->vm->config.hot_code == HOT_ALL;
+    bool finds_all = c->vm->config.code.hot == HOT_ALL;
     struct unit *unit = c->unit;
     struct page_units *page = page_find(c->vm, unit->page);
     struct register_use use = {0};
@@ -157,7 +157,8 @@ void registers_assign(struct compiler *c)
     if (finds_all && !page->first) {
         page->displaced = registers_choose_any(&use, c->vm->unit_count);
     }
-    bool is_usual = !unit->has_slots || c->checks || (c->mode & MODE_PLAIN);
+    bool is_usual = !unit->has_slots || c->checks || (c->mode & MODE_PLAIN) ||
+                    !compiler_optimizes(c, OPTIMIZE_REGISTERS);
     is_usual |= use.fixed & page->displaced & ~DISPLACED;
     is_usual |= !finds_all && differs(&use, page->displaced);
     unit->displaced = is_usual ? DISPLACED : page->displaced;

@@ -358,7 +358,8 @@ bool flags_want_operand(const struct compiler *c, const struct insn *insn)
 {
     unsigned other = insn->memory_operand == 0 ? 1 : 0;
     const struct insn_operand *register_or_immediate = &insn->operands[other];
-    return recipe_kind(insn) != RECIPE_NONE && !(insn->info.attributes & ZYDIS_ATTRIB_HAS_LOCK) &&
+    return compiler_optimizes(c, OPTIMIZE_RECIPES) && recipe_kind(insn) != RECIPE_NONE &&
+           !(insn->info.attributes & ZYDIS_ATTRIB_HAS_LOCK) &&
            !(is_told_by_result(insn) && other == 0) &&
            (register_or_immediate->type == ZYDIS_OPERAND_TYPE_IMMEDIATE ||
             recipe_name(register_or_immediate, -1) >= 0) &&
@@ -374,7 +375,8 @@ void flags_after(struct compiler *c, const struct insn *insn, bool operand_is_ke
 {
     if (flag_effects(insn).writes) {
         c->flags = FLAGS_HOST;
-        c->recipe = recipe_of(insn, operand_is_kept);
+        c->recipe = compiler_optimizes(c, OPTIMIZE_RECIPES) ? recipe_of(insn, operand_is_kept)
+                                                            : (struct recipe){.kind = RECIPE_NONE};
     }
 }
 

@@ -187,7 +187,7 @@ struct host_place compile_group_access(struct compiler *c, const struct insn_ope
         }
         return (struct host_place){.offset = key.displacement - c->groups[number].first};
     }
-    if ((c->mode & MODE_PLAIN) || plan_group(c, &key, writes, &plan) == 1) {
+    if (!has_groups(c) || plan_group(c, &key, writes, &plan) == 1) {
         c->scratch_group = -1;
         return compile_operand_check(c, operand, writes, may_pair);
     }

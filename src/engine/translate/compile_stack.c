@@ -19,7 +19,7 @@ static int stack_register(const struct insn *insn, ZydisMnemonic mnemonic)
 /* How many instructions from the current one push (or pop) a register other than RSP. */
 static unsigned run_length(const struct compiler *c, ZydisMnemonic mnemonic)
 {
-    unsigned count = 0, most = c->mode & MODE_PLAIN ? 1 : RUN_MAX;
+    unsigned count = 0, most = has_groups(c) ? RUN_MAX : 1;
     while (count < most && c->current + count < c->count) {
         int gpr = stack_register(&c->insns[c->current + count], mnemonic);
         if (gpr < 0 || gpr == RSP) {
@@ -126,16 +126,20 @@ static void emit_return(struct compiler *c, uint32_t size)
     c->vm->sites[site].undo = size;
     c->vm->sites[site].uncounted = c->counts ? -1 : 0; /* pops before it are done */
     registers_leave(c);
+    c->ended = true;
+    if (!compiler_optimizes(c, OPTIMIZE_RETURNS)) {
+        outline(c, OUTLINE_RETURN, emit_jump_forward(e), site, 0);
+        return;
+    }
     emit_memory(e, true, 0x39, SCRATCH, RSP, 8); /* cmp [rsp + 8], scratch */
     outline(c, OUTLINE_RETURN, emit_branch_forward(e, CONDITION_NZ), site, 0);
     emit8(e, 0xc3); /* ret */
-    c->ended = true;
 }
 
 static bool pop_run(struct compiler *c, unsigned count)
 {
     unsigned next = c->current + count;
-    bool returns = !(c->mode & MODE_PLAIN) && next < c->count && is_plain_return(&c->insns[next]);
+    bool returns = has_groups(c) && next < c->count && is_plain_return(&c->insns[next]);
     int32_t size = 8 * (int32_t)(count + returns);
     if (returns) {
         flags_to_block(c);

@@ -90,6 +90,15 @@ struct compiler {
     unsigned outline_count;
 };
 
+static inline bool compiler_optimizes(const struct compiler *c, enum optimization what)
+{
+    return optimizes(c->vm, unit_number(c->vm, c->unit), what);
+}
+/* May one check serve several operands? */
+static inline bool has_groups(const struct compiler *c)
+{
+    return !(c->mode & MODE_PLAIN) && compiler_optimizes(c, OPTIMIZE_GROUPS);
+}
 static inline const struct insn *compiler_insn(const struct compiler *c)
 {
     return &c->insns[c->current];

@@ -66,7 +66,7 @@ static void use(const struct way *way)
                                          .cpus = way->time_mode == TIME_HOST ? 2 : 1,
                                          .cache_size = MIB(4),
                                          .time_mode = way->time_mode,
-                                         .hot_code = way->hot_code};
+                                         .code.hot = way->hot_code};
     struct cpu_state state;
     assert_int_equal(test_engine_open(&fixture.engine, &translate_engine, &ram, 1, config, 0), 0);
     assert_int_equal(test_guest_map(fixture.engine.memory), 0);

@@ -23,7 +23,7 @@ void heat_start(struct block *block)
     struct sigevent event = {.sigev_notify = SIGEV_THREAD_ID, .sigev_signo = KICK_SIGNAL};
     struct itimerspec period = {.it_interval.tv_nsec = SAMPLE_PERIOD_NS,
                                 .it_value.tv_nsec = SAMPLE_PERIOD_NS};
-    if (block->vm->config.hot_code != HOT_SAMPLED ||
+    if (block->vm->config.code.hot != HOT_SAMPLED ||
         block->vcpu.time_mode == TIME_DETERMINISTIC) { /* which does not look at the host's time */
         return;
     }

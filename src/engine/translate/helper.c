@@ -189,7 +189,7 @@ uint64_t helper_link(struct block *block, uint32_t number)
     /* Exits to an instruction across pages are links, never chains. */
     struct unit *target =
         unit_find(vm, from->page, NO_PAGE, rip & (PAGE_SIZE - 1), align_down(rip, PAGE_SIZE), mode);
-    if (target && !from->is_retired) {
+    if (target && !from->is_retired && optimizes(vm, site->unit, OPTIMIZE_CHAINS)) {
         site_link(vm, number, target);
         block_trace(block, TRACE_CHAINS, "chain", "host",
                     cache_address(vm, target->parts[PART_STRAIGHT].start));

@@ -165,6 +165,16 @@ static inline enum tlb_access site_access(const struct site *site)
 {
     return site->kind == SITE_WRITE ? TLB_WRITE : TLB_READ;
 }
+/* May the unit or page of this number be optimized so? */
+static inline bool optimizes(const struct translate_vm *vm, uint32_t number, enum optimization what)
+{
+    const struct code_policy *policy = &vm->config.code;
+    if (policy->without & 1u << what) {
+        return false;
+    }
+    return !policy->random ||
+           ((number + policy->random) * 0x9e3779b97f4a7c15ull >> (32 + what) & 1);
+}
 static inline bool is_anywhere(const struct unit *unit)
 {
     return unit->mode & MODE_ANYWHERE;

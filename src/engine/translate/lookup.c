@@ -80,7 +80,8 @@ uint16_t block_variant(struct block *block, uint64_t page, uint64_t rip, uint16_
     /* Breakpoints are at addresses, and so is what deterministic time counts up to. */
     if (!(mode & MODE_USER) || block->vcpu.debug || !units ||
         block->vm->config.time_mode == TIME_DETERMINISTIC ||
-        page_is_bound_elsewhere(block, units, rip)) {
+        page_is_bound_elsewhere(block, units, rip) ||
+        !optimizes(block->vm, (uint32_t)(units - block->vm->pages), OPTIMIZE_ADDRESSES)) {
         return mode & ~MODE_ANYWHERE;
     }
     return mode | (page_is_away(units, rip) ? MODE_ANYWHERE : 0);
@@ -149,12 +150,15 @@ uint64_t block_find_link(struct block *block, uint32_t number, uint16_t mode)
     /* The translations may have waited: is the site still what it was? */
     struct unit *unit =
         vm->generation == generation ? find_unit(block, rip, gpa, second, mode) : NULL;
-    if (unit) {
+    bool links = unit && optimizes(vm, site->unit, OPTIMIZE_LINKS);
+    if (links) {
         site_remember(vm, number, unit);
+    }
+    if (unit) {
         host = cache_address(vm, unit->link_entry);
     }
     pthread_mutex_unlock(&vm->lock);
-    if (host) {
+    if (links) {
         link_fill(block, link, host);
         block_trace(block, TRACE_CHAINS, "link", "slot", link);
     }

@@ -415,7 +415,7 @@ void page_settle(struct translate_vm *vm, uint64_t number, gva_t virtual_page)
 {
     struct page_units *page = page_find(vm, number);
     if (!page->first) {
-        bool is_homeless = vm->config.hot_code == HOT_ALL && (number & 1); /* tests meet both */
+        bool is_homeless = vm->config.code.hot == HOT_ALL && (number & 1); /* tests meet both */
         page->home = is_homeless ? NO_PAGE : virtual_page;
     }
 }
@@ -440,7 +440,8 @@ bool page_is_checked(struct translate_vm *vm, uint64_t page)
 
 static void page_check(struct translate_vm *vm, struct page_units *page, uint64_t now)
 {
-    if (page->is_checked || vm->checked_count == CHECKED_PAGES_MAX) {
+    if (page->is_checked || vm->checked_count == CHECKED_PAGES_MAX ||
+        !optimizes(vm, (uint32_t)(page - vm->pages), OPTIMIZE_VERSIONS)) {
         return;
     }
     page_retire_all(vm, page);
