@@ -41,7 +41,7 @@ int pass_receive(int socket, struct passed *ret_passed)
         .msg_iov = pieces,
         .msg_iovlen = 2,
         .msg_control = control.bytes,
-        .msg_controllen = sizeof control.bytes,
+        .msg_controllen = CMSG_LEN(sizeof(int)), /* the space has room for two, with its padding */
     };
     ssize_t got;
     do {
