@@ -1,3 +1,4 @@
+/* What translate may do to be fast, as text: the keys of --engine. */
 #include "machine/code_policy.h"
 
 #include <errno.h>
