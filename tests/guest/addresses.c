@@ -163,21 +163,9 @@ static void map_others(unsigned place, bool is_second, bool is_fourth)
 /* Where the calls of a place to a leaf lead. */
 static uintptr_t leaf_of[PLACES];
 
-static void copy_words(volatile void *to, const volatile void *from, uint64_t count)
-{
-    __asm__ volatile("rep movsq" : "+D"(to), "+S"(from), "+c"(count) : : "memory");
-}
-
 static void clear_words(volatile void *to, uint64_t count)
 {
     __asm__ volatile("rep stosq" : "+D"(to), "+c"(count) : "a"(0ul) : "memory");
-}
-
-static bool are_same(const volatile void *a, const volatile void *b, uint64_t count)
-{
-    bool same;
-    __asm__ volatile("repe cmpsq" : "+D"(a), "+S"(b), "+c"(count), "=@cce"(same) : : "memory");
-    return same;
 }
 
 static uint64_t pattern[PLACES][SEEN];
@@ -185,13 +173,13 @@ static uint64_t pattern[PLACES][SEEN];
 static void fill(unsigned place)
 {
     for (unsigned p = 0; p < PLACES; p++) {
-        copy_words(data[p], pattern[p], SEEN);
+        words_copy(data[p], pattern[p], SEEN);
         data[p][JUMP_WORD] = bases[p] + offset_of(second_jump);
         data[p][CALL_WORD] = leaf_of[p] + offset_of(second_leaf);
         data[p][128 / 8] = 0;
         data[p][136 / 8] = 0x37b; /* x87 control: division by zero is not masked */
     }
-    copy_words(far_data, pattern[place], SEEN);
+    words_copy(far_data, pattern[place], SEEN);
     clear_words(results, SEEN);
     clear_words(stack, SEEN);
 }
@@ -202,31 +190,11 @@ static struct context start(unsigned place, const char *at)
 {
     struct context c;
     context_init_user(&c, at);
-    for (unsigned i = 0; i < REGISTERS; i++) {
-        c.gpr[i] = 0x1111111111111111ul * (i + 1);
-    }
+    context_spread(&c);
     c.ip = bases[place] + offset_of(at);
     c.gpr[RSP] = STACK + SEEN * 8 - 64;
     c.gpr[RDI] = RESULTS;
     return c;
-}
-
-static void run_stepped(struct context *c)
-{
-    do {
-        c->flags |= FLAG_TF;
-        context_run(c);
-    } while (c->vector == DB);
-    c->flags &= ~(uintptr_t)FLAG_TF;
-}
-
-/* Says nothing if all is well, for what is asked thousands of times. */
-static bool expect(const char *name, uint64_t got, uint64_t expected)
-{
-    if (got != expected) {
-        check(name, got, expected);
-    }
-    return got == expected;
 }
 
 /* What a run leaves behind. */
@@ -240,7 +208,7 @@ static void keep(struct outcome *outcome, unsigned place, const struct context *
     const volatile uint64_t *pages[] = {results, stack, data[place], far_data};
     outcome->context = *c;
     for (unsigned n = 0; n < 4; n++) {
-        copy_words(outcome->memory[n], pages[n], SEEN);
+        words_copy(outcome->memory[n], pages[n], SEEN);
     }
 }
 
@@ -253,7 +221,7 @@ static void compare(const char *name, const struct outcome *a, const struct outc
                    expect(name, (c->flags ^ d->flags) & ~(uintptr_t)FLAG_RF, 0) &&
                    expect(name, c->vector == PF ? c->cr2 ^ d->cr2 : 0, 0);
     const uint64_t *words = a->memory[0], *others = b->memory[0];
-    for (unsigned i = 0; is_same && !are_same(&words[i], &others[i], 4 * SEEN - i); i++) {
+    for (unsigned i = 0; is_same && !words_are_same(&words[i], &others[i], 4 * SEEN - i); i++) {
         is_same = expect(name, words[i], others[i]);
     }
     for (unsigned i = 0; i < REGISTERS && is_same; i++) {
@@ -277,7 +245,7 @@ static void expect_place(unsigned place)
 {
     struct context c = start(place, walk);
     fill(place);
-    run_stepped(&c);
+    context_run_stepped(&c);
     keep(&expected[place], place, &c);
     expect("the end of the walk", c.ip, bases[place] + offset_of(walk_end));
     expect("  its first note", results[0], bases[place]);

@@ -38,9 +38,7 @@ static struct context start(const void *code, uintptr_t address)
     } else {
         context_init(&c, code);
     }
-    for (unsigned i = 0; i < REGISTERS; i++) {
-        c.gpr[i] = 0x1111111111111111ul * (i + 1);
-    }
+    context_spread(&c);
     c.gpr[RSP] = c.gpr[RDI] = c.gpr[RSI] = address;
     return c;
 }
@@ -69,14 +67,6 @@ static void warm(const void *code, uintptr_t address)
         context_run(&c);
     }
     fill();
-}
-
-/* Says nothing if all is well, for what is asked thousands of times. */
-static void expect(const char *name, uint64_t got, uint64_t expected)
-{
-    if (got != expected) {
-        check(name, got, expected);
-    }
 }
 
 static void check_fault(const char *name, const struct context *c, uintptr_t error, uintptr_t ip,

@@ -89,20 +89,6 @@ static const struct loop loops[] = {
 
 /* ---- the area ---- */
 
-static void copy_words(volatile void *to, const volatile void *from)
-{
-    uint64_t count = WORDS;
-    __asm__ volatile("rep movsq" : "+D"(to), "+S"(from), "+c"(count) : : "memory");
-}
-
-static bool are_same(const volatile void *a, const volatile void *b)
-{
-    uint64_t count = WORDS;
-    bool same;
-    __asm__ volatile("repe cmpsq" : "+D"(a), "+S"(b), "+c"(count), "=@cce"(same) : : "memory");
-    return same;
-}
-
 /* One page may be absent or read-only. */
 static void map_area(unsigned odd_page, uint64_t odd_bits)
 {
@@ -123,9 +109,7 @@ static struct context start(const char *code, uintptr_t rdi, uintptr_t rsi)
     } else {
         context_init(&c, code);
     }
-    for (unsigned i = 0; i < REGISTERS; i++) {
-        c.gpr[i] = 0x1111111111111111ul * (i + 1);
-    }
+    context_spread(&c);
     c.gpr[RDI] = c.gpr[RBX] = rdi;
     c.gpr[RSI] = c.gpr[RBP] = c.gpr[R8] = rsi;
     c.gpr[RSP] = AREA + PAGE + 64;
@@ -134,19 +118,9 @@ static struct context start(const char *code, uintptr_t rdi, uintptr_t rsi)
     return c;
 }
 
-static void run_stepped(struct context *c)
-{
-    do {
-        c->flags |= FLAG_TF;
-        context_run(c);
-    } while (c->vector == DB);
-    c->flags &= ~(uintptr_t)FLAG_TF;
-}
-
 static void expect_same(const char *name, uint64_t got, uint64_t expected, uintptr_t at)
 {
-    if (got != expected) {
-        check(name, got, expected);
+    if (!expect(name, got, expected)) {
         print("  begun at ");
         print_hex(at);
         print("\n");
@@ -172,13 +146,13 @@ static void compare(const char *name, const struct context *c, const struct cont
 static void run_both(const char *name, const struct context *begin)
 {
     struct context c = *begin, stepped = *begin;
-    copy_words(frames, pattern);
+    words_copy(frames, pattern, WORDS);
     context_run(&c);
-    copy_words(first_end, frames);
-    copy_words(frames, pattern);
-    run_stepped(&stepped);
+    words_copy(first_end, frames, WORDS);
+    words_copy(frames, pattern, WORDS);
+    context_run_stepped(&stepped);
     compare(name, &c, &stepped, begin->gpr[RDI]);
-    expect_same(name, are_same(frames, first_end), true, begin->gpr[RDI]);
+    expect_same(name, words_are_same(frames, first_end, WORDS), true, begin->gpr[RDI]);
 }
 
 /* So often that all that is made on the way is made. */
@@ -270,7 +244,7 @@ static void test_own_page(void)
         struct context c = start(suicide, AREA + PAGE + AT - 8 * n - 1, AREA + 64);
         c.ip = AREA + PAGE + AT;
         c.gpr[RAX] = 0x0b0f0b0f0b0f0b0f; /* ud2, many times */
-        copy_words(frames, pattern);
+        words_copy(frames, pattern, WORDS);
         warm(&c);
         run_both("own page", &c);
     }

@@ -51,6 +51,14 @@ void check(const char *name, uint64_t got, uint64_t expected)
     print("\n");
 }
 
+bool expect(const char *name, uint64_t got, uint64_t expected)
+{
+    if (got != expected) {
+        check(name, got, expected);
+    }
+    return got == expected;
+}
+
 void check_stop(const char *name, const struct context *context, uintptr_t vector, uintptr_t error,
                 uintptr_t ip)
 {
@@ -129,6 +137,23 @@ void *memcpy(void *to, const void *from, size_t size)
     return to;
 }
 
+void words_copy(volatile void *to, const volatile void *from, size_t count)
+{
+    count *= 2;
+    __asm__ volatile("rep movsl" : "+D"(to), "+S"(from), "+c"(count) : : "memory");
+}
+
+bool words_are_same(const volatile void *a, const volatile void *b, size_t count)
+{
+    bool same;
+    count *= 2;
+    __asm__ volatile("cmp %2, %2; repe cmpsl"
+                     : "+D"(a), "+S"(b), "+c"(count), "=@cce"(same)
+                     :
+                     : "memory");
+    return same;
+}
+
 static char *next_page = (char *)0x800000; /* 8 to 15 MiB: inside the user's window */
 
 void *page_new(void)
@@ -184,6 +209,22 @@ void context_init_user(struct context *context, const void *code)
         context->gpr[RSP] -= USER_WINDOW;
     }
 #endif
+}
+
+void context_spread(struct context *context)
+{
+    for (unsigned i = 0; i < REGISTERS; i++) {
+        context->gpr[i] = (uintptr_t)0x1111111111111111ull * (i + 1);
+    }
+}
+
+void context_run_stepped(struct context *context)
+{
+    do {
+        context->flags |= FLAG_TF;
+        context_run(context);
+    } while (context->vector == DB);
+    context->flags &= ~(uintptr_t)FLAG_TF;
 }
 
 uint64_t descriptor(uint32_t base, uint32_t limit, uint8_t access, uint8_t flags)

@@ -107,13 +107,19 @@ enum {
 /* Fill with the runtime's defaults: kernel mode (or CPL 3), own stack, no flags. */
 void context_init(struct context *context, const void *code);
 void context_init_user(struct context *context, const void *code);
+/* A value of its own for each general register. */
+void context_spread(struct context *context);
 /* Run until an exception or interrupt. */
 void context_run(struct context *context);
+/* The same one instruction at a time, which interp does. RF may differ. */
+void context_run_stepped(struct context *context);
 /* How many bytes behind the start of the code it stopped. */
 #define CONTEXT_STOP(context, code) ((context).ip - (uintptr_t)(code))
 
 /* Say "ok NAME" or "FAIL NAME got X expected Y". */
 void check(const char *name, uint64_t got, uint64_t expected);
+/* Says nothing if all is well, for what is asked thousands of times; was it? */
+bool expect(const char *name, uint64_t got, uint64_t expected);
 /* The usual questions in one: vector, error code, instruction pointer. */
 void check_stop(const char *name, const struct context *context, uintptr_t vector, uintptr_t error,
                 uintptr_t ip);
@@ -123,6 +129,10 @@ void print_hex(uint64_t value);
 /* End the guest: status 33 if every check passed. */
 void finish(void) __attribute__((noreturn));
 void test_main(void); /* what each test provides; the runtime calls finish() behind it */
+
+/* Words of eight bytes. */
+void words_copy(volatile void *to, const volatile void *from, size_t count);
+bool words_are_same(const volatile void *a, const volatile void *b, size_t count);
 
 /* Page tables of the runtime's mode. map() makes a 4 KiB entry and answers where it is. */
 typedef uint64_t pte_t;
