@@ -257,7 +257,8 @@ static int make_base(struct image_run *run, int folder)
     if (from < 0 || to < 0) {
         return fail(-errno, "copy the image %s: %m", text_of(run->record, "name"));
     }
-    return image_copy(from, to);
+    int r = image_copy(from, to);
+    return r || !fsync(to) ? r : fail(-errno, "copy the image to the disk: %m");
 }
 
 /* What the machine writes goes to a qcow2 image of its own, on top of that. */
