@@ -89,7 +89,7 @@ static bool is_held(int base, const char *name)
         return false;
     }
     CLEANUP_FD int lock = openat(folder, lock_name, O_RDWR | O_NOFOLLOW | O_CLOEXEC);
-    int r = lock >= 0 ? lock_take(lock) : 0;
+    int r = lock >= 0 ? lock_take(lock) : errno == ENOENT ? 0 : -errno;
     if (r == -EWOULDBLOCK) {
         return true;
     }
@@ -183,10 +183,19 @@ int registry_claim_any(bool (*is_taken)(const char *name), struct registry_claim
     return r ? r : fail(-EEXIST, "no name is free for the machine: use --name");
 }
 
+/* What users write may be a path, which leads out of the folder of all machines. */
+static bool is_a_name(const char *text)
+{
+    return *text && *text != '.' && !strchr(text, '/') && strlen(text) < REGISTRY_NAME;
+}
+
 bool registry_is_running(const char *name)
 {
     char path[REGISTRY_PATH];
     CLEANUP_FD int base = -1;
+    if (!is_a_name(name)) {
+        return false;
+    }
     if (base_open(path, &base)) {
         trail_clear();
         return false;
@@ -202,8 +211,7 @@ int registry_find(const char *name, char ret_socket[REGISTRY_SOCKET])
     if (r) {
         return r;
     }
-    bool is_a_name = *name && *name != '.' && !strchr(name, '/') && strlen(name) < REGISTRY_NAME;
-    if (is_a_name && is_held(base, name)) {
+    if (is_a_name(name) && is_held(base, name)) {
         snprintf(ret_socket, REGISTRY_SOCKET, "%s/%s/%s", path, name, socket_name);
         return 0;
     }
