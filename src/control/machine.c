@@ -73,7 +73,7 @@ static void remove_left_over(int base, const char *name)
 static void drop_ended(int base, const char *name)
 {
     char path[REGISTRY_NAME + sizeof drop_name + 1], aside[REGISTRY_NAME + 8];
-    struct stat facts;
+    struct stat facts, named;
     snprintf(path, sizeof path, "%.64s/%s", name, drop_name);
     if (fstatat(base, path, &facts, AT_SYMLINK_NOFOLLOW)) {
         return;
@@ -82,8 +82,13 @@ static void drop_ended(int base, const char *name)
     CLEANUP_FD int lock =
         folder >= 0 ? openat(folder, lock_name, O_RDWR | O_NOFOLLOW | O_CLOEXEC) : -1;
     snprintf(aside, sizeof aside, ".old-%.64s", name);
-    if (lock >= 0 && !flock(lock, LOCK_EX | LOCK_NB) && !renameat(base, name, base, aside) &&
-        folder_remove(base, aside, lock_name)) {
+    if (lock < 0 || flock(lock, LOCK_EX | LOCK_NB)) {
+        return;
+    }
+    /* Somebody else may have dropped it before we had the lock, and made another of that name. */
+    bool is_same = !fstat(folder, &facts) && !fstatat(base, name, &named, AT_SYMLINK_NOFOLLOW) &&
+                   facts.st_ino == named.st_ino && facts.st_dev == named.st_dev;
+    if (is_same && !renameat(base, name, base, aside) && folder_remove(base, aside, lock_name)) {
         trail_clear();
     }
 }
