@@ -71,6 +71,8 @@ int program_start(const char *const *arguments, int *ret_channel)
         close(pair[0]);
         return fail(-error, "start the network helper: %s", strerror(error));
     }
+    /* The loop writes to it, and the helper to us: neither may wait for the other. */
+    fcntl(pair[0], F_SETFL, O_NONBLOCK);
     *ret_channel = pair[0];
     return 0;
 }
