@@ -94,8 +94,12 @@ static bool escape_passes(const struct terminal_filter *filter, uint8_t final)
 {
     static const char plain[] = "78=>cDEHMN"
                                 "O";
-    if (filter->held_count > 2) { /* character sets, lines of double height */
-        return strchr("()*+-./#% ", filter->held[1]);
+    /*
+     * Character sets, lines of double height. Not ESC %, which leaves UTF-8: then bytes 80H to 9FH
+     * within characters are controls, of which we know nothing; nor ESC SP, of answers' form.
+     */
+    if (filter->held_count > 2) {
+        return strchr("()*+-./#", filter->held[1]);
     }
     return strchr(plain, (char) final);
 }

@@ -23,6 +23,14 @@ static const struct {
     {"\033[1;31mred\033[0m\033[2J\033[10;5H\033[K", NULL, NULL},
     {"\033[38;2;1;2;3m\033[?25l\033[?25h\033[4 q\0337\0338\033(B\033M", NULL, NULL},
     {"a\005b", "ab", "ab"},
+    /* out of UTF-8, where parts of characters are controls; answers in another form */
+    {"a\033%@b\xc4\x9b"
+     "6n\033%G",
+     "ab\xc4\x9b"
+     "6n",
+     "ab\xc4\x9b"
+     "6n"},
+    {"a\033 Gb", "ab", "ab"},
     /* questions */
     {"a\033[6nb", NULL, "ab"},
     {"a\033[5nb", NULL, "ab"},
