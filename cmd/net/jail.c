@@ -7,6 +7,7 @@
  * which the keeper opened; whatever name was asked for.
  */
 #include <errno.h>
+#include <fcntl.h>
 #include <seccomp.h>
 #include <signal.h>
 #include <string.h>
@@ -43,7 +44,6 @@ static const int allowed[] = {
     SCMP_SYS(getpeername),
     SCMP_SYS(getsockopt),
     SCMP_SYS(setsockopt),
-    SCMP_SYS(fcntl),
     SCMP_SYS(close),
     /* of a file, only that it is there and has not changed */
     SCMP_SYS(fstat),
@@ -109,6 +109,11 @@ static int fill_filter(scmp_filter_ctx filter)
     } rules[] = {
         {SCMP_SYS(socket), argument_is(0, AF_INET)},
         {SCMP_SYS(socket), argument_is(0, AF_INET6)},
+        /* no others: F_SETOWN and F_SETSIG send signals to processes of this user */
+        {SCMP_SYS(fcntl), argument_is(1, F_GETFD)},
+        {SCMP_SYS(fcntl), argument_is(1, F_SETFD)},
+        {SCMP_SYS(fcntl), argument_is(1, F_GETFL)},
+        {SCMP_SYS(fcntl), argument_is(1, F_SETFL)},
         {SCMP_SYS(ioctl), argument_is(1, FIONBIO)},
         {SCMP_SYS(ioctl), argument_is(1, FIONREAD)},
         {SCMP_SYS(tgkill), argument_is(0, (scmp_datum_t)getpid())}, /* abort() */

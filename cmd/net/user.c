@@ -24,6 +24,7 @@ enum {
     ROUNDS = 8,                    /* reads of the wire before sockets have their turn */
     CONGESTED = FRAMES_BUFFER / 2, /* bytes that wait for the machine */
     TIMERS_MAX = 4,
+    DESCRIPTORS_MAX = 4096,
 };
 
 struct user_timer {
@@ -269,11 +270,12 @@ static bool add_forwards(struct user *user, const struct user_network *network)
     return true;
 }
 
-/* As many connections as the host allows this process. */
-static void raise_limits(void)
+/* The guest decides how many connections there are: each has buffers of 256 KiB. */
+static void set_limits(void)
 {
     struct rlimit limit;
     if (!getrlimit(RLIMIT_NOFILE, &limit)) {
+        limit.rlim_max = limit.rlim_max < DESCRIPTORS_MAX ? limit.rlim_max : DESCRIPTORS_MAX;
         limit.rlim_cur = limit.rlim_max;
         setrlimit(RLIMIT_NOFILE, &limit);
     }
@@ -287,7 +289,7 @@ void user_network_run(const struct user_network *network, int wire, int control)
     user.control = control;
     frame_reader_init(&user.reader);
     frame_writer_init(&user.writer);
-    raise_limits();
+    set_limits();
     addresses(network, &config);
     user.slirp = slirp_new(&config, &callbacks, &user);
     if (!user.slirp) {
