@@ -95,9 +95,25 @@ static int look(struct disk *disk, int output)
     return r ? 1 : 0; /* too late for a sentence: the pipe ends early */
 }
 
+/* What else this process has (locks, logs, a terminal) is nothing for whoever breaks into it. */
+static void keep_only(int output)
+{
+    int null = open("/dev/null", O_RDWR | O_CLOEXEC);
+    for (int fd = 0; fd <= STDERR_FILENO && null >= 0; fd++) {
+        if (fd != output) {
+            dup2(null, fd);
+        }
+    }
+    if (output > STDERR_FILENO + 1) {
+        close_range(STDERR_FILENO + 1, (unsigned)output - 1, 0);
+    }
+    close_range(output > STDERR_FILENO ? (unsigned)output + 1 : STDERR_FILENO + 1, ~0u, 0);
+}
+
 static void be_helper(int (*open)(void *owner, struct disk **ret_disk), void *owner, int output)
 {
     struct disk *disk = NULL;
+    keep_only(output);
     prctl(PR_SET_PDEATHSIG, SIGKILL);
     prctl(PR_SET_DUMPABLE, 0);
     signal(SIGPIPE, SIG_IGN);
