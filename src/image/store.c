@@ -102,13 +102,18 @@ int store_check_name(const char *name)
 
 int store_begin(struct store *store, struct store_file *ret_file)
 {
+    CLEANUP_FD int lock = -1; /* or another's sweep finds the file before it is locked */
+    int r = lock_take(store, &lock);
+    if (r) {
+        return r;
+    }
     sweep(store);
     for (unsigned i = 0; i < TRIES; i++) {
         snprintf(ret_file->name, sizeof ret_file->name, "%s%ld-%u", unfinished, (long)getpid(), i);
         ret_file->fd =
             openat(store->folder, ret_file->name, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
         if (ret_file->fd >= 0) {
-            /* nobody else knows it; on a file system without locks nobody sweeps either */
+            /* on a file system without locks nobody sweeps either */
             return flock(ret_file->fd, LOCK_EX | LOCK_NB) && errno == EWOULDBLOCK
                        ? fail(-EBUSY, "lock a new image: %m")
                        : 0;
