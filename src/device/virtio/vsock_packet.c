@@ -267,8 +267,12 @@ void vsock_work(struct virtio_vsock *vsock)
     vsock->virtio.budget = BUDGET;
     tell_reset(vsock);
     transmit(vsock);
+    bool was_full = vsock->reset_count == VSOCK_RESETS_MAX;
     connect_wanted(vsock);
     receive(vsock);
+    if (was_full && vsock->reset_count < VSOCK_RESETS_MAX) {
+        hub_wake(vsock->hub); /* packets wait that the driver has told of already */
+    }
     for (unsigned i = 0; i < VSOCK_CONNECTIONS_MAX; i++) {
         vsock_update_watch(&vsock->connections[i]);
     }
