@@ -127,12 +127,15 @@ static bool has_banner(const struct target *target)
 static int wait_for_server(const struct target *target, unsigned seconds)
 {
     const struct timespec moment = {.tv_nsec = 100000000};
-    time_t deadline = time(NULL) + seconds;
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    time_t deadline = now.tv_sec + (time_t)seconds;
     while (!has_banner(target)) {
         if (!registry_is_running(target->name)) {
             return fail(-ENOENT, "machine '%s' has ended", target->name);
         }
-        if (time(NULL) >= deadline) {
+        clock_gettime(CLOCK_MONOTONIC, &now);
+        if (now.tv_sec >= deadline) {
             return fail(-ETIMEDOUT, "no ssh server answers in machine '%s' within %u s",
                         target->name, seconds);
         }
