@@ -86,6 +86,9 @@ static void take_line(struct build_log *log, const char *line)
     bool is_error = !strncmp(line, "E: ", 3) || strstr(line, "rror: ") != NULL;
     if (is_error || (!log->has_error && strncmp(line, "I: ", 3) && *line)) {
         snprintf(log->last, sizeof log->last, "%.255s", line);
+        for (char *at = log->last; *at; at++) { /* servers' words, for the user's terminal */
+            *at = *at < ' ' || *at > '~' ? '?' : *at;
+        }
         log->has_error |= is_error;
     }
     if (step == STEP_LOOK) {
