@@ -17,6 +17,8 @@ enum {
     RANGE_UNMAP = 1,
     REQUESTS_MAX = 64, /* in flight at once; the rest waits in the ring */
     SPANS_MAX = 128,   /* host-contiguous pieces in one disk request */
+    /* Bytes in one disk request: one span reaches for any range, and the disk may need a copy. */
+    PIECE_MAX = 2 << 20,
 };
 
 enum {
@@ -182,6 +184,7 @@ static int borrow_piece(struct blk_request *request, uint64_t *ret_length)
     uint64_t skip = request->position + (write ? 0 : HEADER_SIZE);
     uint64_t left = request->length - request->position, piece = 0;
 
+    left = left < PIECE_MAX ? left : PIECE_MAX;
     request->span_count = 0;
     for (; left > 0 && request->span_count < SPANS_MAX; segment++) {
         if (skip >= segment->length) {
