@@ -38,7 +38,7 @@ static void nvme_resume(struct device *device)
     disk_retry(nvme->disk);
     pthread_mutex_lock(&device->lock);
     nvme->paused = false;
-    nvme_serve_all(nvme);
+    nvme_serve_all(nvme, NVME_QUEUES_MAX - 1);
     nvme_signal(nvme);
     pthread_mutex_unlock(&device->lock);
 }

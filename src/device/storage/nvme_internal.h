@@ -176,9 +176,12 @@ struct nvme {
 bool nvme_is_ready(const struct nvme *nvme);
 /* A place where a queue may be: 4-KiB aligned, all RAM. */
 bool nvme_queue_fits(struct nvme *nvme, gpa_t base, uint32_t entries, unsigned entry_size);
-/* Take commands from one queue, or from all, as long as there is room for their answers. */
+/*
+ * Take commands from one queue, or from all, as long as there is room for their answers. `last`:
+ * the queue that comes last, so that one which is always full does not keep the others waiting.
+ */
 void nvme_serve(struct nvme *nvme, unsigned queue);
-void nvme_serve_all(struct nvme *nvme);
+void nvme_serve_all(struct nvme *nvme, unsigned last);
 /* Answer a command of a submission queue. nvme_signal() tells the driver. */
 void nvme_answer(struct nvme *nvme, unsigned queue, uint16_t id, uint16_t status, uint32_t result);
 /* The same for a command that gave its room in the queue back; false if there is none now. */

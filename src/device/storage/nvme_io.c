@@ -242,9 +242,10 @@ static void request_done(struct disk_request *disk_request, int result)
     pthread_mutex_lock(&nvme->device.lock);
     return_spans(request); /* before the guest can see the answer */
     bool was_full = nvme->in_flight == NVME_REQUESTS_MAX, more = disk_request->more;
+    unsigned queue = request->queue;
     request_continue(request, result);
     if (was_full) {
-        nvme_serve_all(nvme);
+        nvme_serve_all(nvme, queue);
     }
     if (!more) {
         nvme_signal(nvme);

@@ -162,12 +162,12 @@ void nvme_serve(struct nvme *nvme, unsigned queue)
     disk_release(nvme->disk);
 }
 
-void nvme_serve_all(struct nvme *nvme)
+void nvme_serve_all(struct nvme *nvme, unsigned last)
 {
     nvme->budget = BUDGET;
     disk_hold(nvme->disk);
-    for (unsigned i = 0; i < NVME_QUEUES_MAX; i++) {
-        serve(nvme, i);
+    for (unsigned i = 1; i <= NVME_QUEUES_MAX; i++) {
+        serve(nvme, (last + i) % NVME_QUEUES_MAX);
     }
     disk_release(nvme->disk);
 }
@@ -298,7 +298,7 @@ static void head_written(struct nvme *nvme, unsigned queue, uint32_t value)
             nvme_deliver_events(nvme);
         }
         if (was_full) { /* commands may have waited for this */
-            nvme_serve_all(nvme);
+            nvme_serve_all(nvme, NVME_QUEUES_MAX - 1);
         }
     }
 }
