@@ -150,6 +150,10 @@ static unsigned find_places(struct qcow2 *q, const struct disk_request *request,
     if (request->length == 0 || (is_write && (q->broken || !q->started))) {
         return 0;
     }
+    /* It would be durable and its place not: a worker commits that, too. */
+    if (is_write && q->write_through && !q->clean) {
+        return 0;
+    }
     for (uint64_t done = 0; done < request->length; count++) {
         struct disk_place *place = &ret_places[count];
         uint64_t offset = request->offset + done, left = request->length - done;

@@ -155,8 +155,10 @@ static int write_mapping(struct qcow2 *q)
 
 int qcow2_commit(struct qcow2 *q)
 {
-    if (q->broken) {
-        return disk_flush(q->file); /* what was there before stays there */
+    if (q->broken) { /* what was there before stays there; what is in memory only never will be */
+        bool is_lost = q->l2.dirty || q->l1_dirty_first < q->l1_dirty_end;
+        int error = disk_flush(q->file);
+        return error || !is_lost ? error : -EIO;
     }
     int error = write_blocks(q);
     if (!error) {
