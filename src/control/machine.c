@@ -93,8 +93,22 @@ static void drop_ended(int base, const char *name)
     }
 }
 
+/*
+ * Nobody sweeps between the making of a folder and the locking of its lock: the folder of all has a
+ * lock, too. Where it cannot be had, -1 stays, and a command may fail at that moment.
+ */
+static void sweep_lock(int base, int *ret_lock)
+{
+    CLEANUP_FD int lock = openat(base, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    if (lock >= 0 && !flock(lock, LOCK_EX)) {
+        *ret_lock = TAKE_FD(lock);
+    }
+}
+
 static void sweep(int base)
 {
+    CLEANUP_FD int lock = -1;
+    sweep_lock(base, &lock);
     struct dirent **entries;
     int count = scandirat(base, ".", &entries, NULL, NULL);
     for (int i = 0; i < count; i++) {
@@ -304,6 +318,8 @@ void machine_ssh_user(const struct machine *machine, char ret_user[MACHINE_USER]
 /* The folder under a name that nobody looks at, locked. */
 static int begin(struct machine *machine, char aside[REGISTRY_NAME])
 {
+    CLEANUP_FD int lock = -1;
+    sweep_lock(machine->base, &lock);
     for (unsigned i = 0; i < TRIES; i++) {
         snprintf(aside, REGISTRY_NAME, ".new-%ld-%u", (long)getpid(), i);
         if (!mkdirat(machine->base, aside, 0700)) {
