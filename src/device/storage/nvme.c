@@ -204,9 +204,13 @@ static void nvme_visit(struct device *device, struct visitor *v)
 static void nvme_free(struct device *device)
 {
     struct nvme *nvme = nvme_of(device);
-    pci_function_fini(&nvme->function);
+    /* What the disk kept comes back now. Nobody waits for it, but its end still looks at the pin. */
+    pthread_mutex_lock(&device->lock);
+    nvme->resetting = true;
+    pthread_mutex_unlock(&device->lock);
     disk_cancel(nvme->disk);
     disk_drain(nvme->disk);
+    pci_function_fini(&nvme->function);
     disk_free(nvme->disk);
     nvme_free_requests(nvme);
     device_fini(device);
