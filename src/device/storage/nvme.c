@@ -204,7 +204,7 @@ static void nvme_visit(struct device *device, struct visitor *v)
 static void nvme_free(struct device *device)
 {
     struct nvme *nvme = nvme_of(device);
-    /* What the disk kept comes back now. Nobody waits for it, but its end still looks at the pin. */
+    /* What the disk kept comes back now: nobody waits for it, but its end looks at the function. */
     pthread_mutex_lock(&device->lock);
     nvme->resetting = true;
     pthread_mutex_unlock(&device->lock);
