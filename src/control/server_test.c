@@ -4,6 +4,7 @@
  */
 #include "control/server.h"
 
+#include <fcntl.h>
 #include <setjmp.h>
 #include <signal.h>
 #include <stdarg.h>
@@ -289,6 +290,16 @@ static void test_names(void **state)
     close(claim.lock);
     assert_int_equal(control_connect("../web", &connection), -ENOENT);
     assert_int_equal(control_connect("", &connection), -ENOENT);
+    /* a path is no name: what looks like a machine's leavings there stays */
+    snprintf(path, sizeof path, "%s/doppel/control", folder);
+    int file = open(path, O_WRONLY | O_CREAT | O_CLOEXEC, 0600);
+    assert_true(file >= 0);
+    close(file);
+    snprintf(path, sizeof path, "%s/doppel", folder);
+    assert_false(registry_is_running(path));
+    assert_false(registry_is_running("../doppel"));
+    snprintf(path, sizeof path, "%s/doppel/control", folder);
+    assert_int_equal(unlink(path), 0);
 }
 
 /* What a process leaves that is killed at any moment of its claim: in order, each before the next.
