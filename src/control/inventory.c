@@ -39,16 +39,23 @@ static json_t *ask(const char *name)
     return json_pack("{s:s, s:s, s:b}", "name", name, "state", state, "kept", machine_exists(name));
 }
 
-/* What is saved of a kept machine, put into `object`; what runs knows better what it is made of. */
-static void add_saved(const struct machine *machine, json_t *object, bool runs)
+/*
+ * What is saved of a kept machine, put into `object`; what runs knows better what it is made of.
+ * False: it has just been removed.
+ */
+static bool add_saved(const struct machine *machine, json_t *object, bool runs)
 {
     struct vm_config config;
     struct machine_facts facts;
+    bool is_there = true;
     vm_config_init(&config);
     json_object_set_new(object, "folder", json_string(machine->path));
     if (machine_load(machine, &config, &facts)) {
-        json_object_set_new(object, "error", json_string(trail_text()));
-        if (!runs) {
+        is_there = machine_is_current(machine);
+        if (is_there) {
+            json_object_set_new(object, "error", json_string(trail_text()));
+        }
+        if (is_there && !runs) {
             json_object_set_new(object, "state", json_string("broken"));
         }
         trail_clear();
@@ -61,6 +68,7 @@ static void add_saved(const struct machine *machine, json_t *object, bool runs)
         json_object_set_new(object, "remove", json_boolean(facts.removes));
     }
     vm_config_fini(&config);
+    return is_there;
 }
 
 static int fail_unknown(const char *name)
@@ -104,7 +112,10 @@ static json_t *find(const char *name)
         const char *state = is_held(machine) ? "starting" : "stopped";
         object =
             object ? object : json_pack("{s:s, s:s, s:b}", "name", name, "state", state, "kept", 1);
-        add_saved(machine, object, runs);
+        if (!add_saved(machine, object, runs) && !runs) {
+            json_decref(object);
+            object = NULL;
+        }
     }
     trail_clear();
     return object;

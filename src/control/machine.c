@@ -246,7 +246,7 @@ static int lock_take(struct machine *machine)
 }
 
 /* Is the folder that was opened still the one of that name? */
-static bool is_current(const struct machine *machine)
+bool machine_is_current(const struct machine *machine)
 {
     struct stat ours, named;
     return !fstat(machine->folder, &ours) &&
@@ -264,7 +264,7 @@ int machine_open(const char *name, struct machine **ret_machine)
     if (r) {
         return r;
     }
-    if (!is_current(machine)) { /* renamed or removed while we waited */
+    if (!machine_is_current(machine)) { /* renamed or removed while we waited */
         return fail_unknown(name);
     }
     *ret_machine = TAKE(machine);

@@ -69,6 +69,8 @@ int machine_open(const char *name, struct machine **ret_machine)
 /* Open it without the lock, to read what is there. */
 int machine_look(const char *name, struct machine **ret_machine)
     __attribute__((warn_unused_result));
+/* Is this folder still the machine of its name? Without the lock it may be removed meanwhile. */
+bool machine_is_current(const struct machine *machine);
 /* Gives the lock back, unless a child holds it, too. NULL is fine. */
 void machine_close(struct machine *machine);
 
