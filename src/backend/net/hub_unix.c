@@ -3,6 +3,7 @@
  * helper, which answers with the token that we gave.
  */
 #include <errno.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -25,6 +26,7 @@ enum { BACKLOG = 64, SUFFIX_MAX = 11 /* "_4294967295" */ };
 struct hub_unix {
     struct hub hub;
     int listener, channel;
+    atomic_bool is_woken; /* a call of work_posted() is on its way: the guest asks for any number */
     struct watch *listener_watch, *channel_watch;
 };
 
@@ -74,12 +76,15 @@ static void unix_connect(struct hub *hub, uint32_t port, uint32_t token)
 static void work_posted(void *owner)
 {
     struct hub *hub = owner;
+    atomic_store(&unix_of(hub)->is_woken, false); /* before the work: whoever wakes now is heard */
     hub->receiver.work(hub->receiver.owner);
 }
 
 static void unix_wake(struct hub *hub)
 {
-    loop_post(hub->loop, work_posted, hub);
+    if (!atomic_exchange(&unix_of(hub)->is_woken, true)) {
+        loop_post(hub->loop, work_posted, hub);
+    }
 }
 
 static void unix_free(struct hub *hub)

@@ -32,6 +32,8 @@ struct net_tap {
     bool is_starved;      /* a sender waits for the descriptor to be writable */
     bool is_posted;
     atomic_bool is_held; /* set by the loop: the receiver has no room */
+    /* A call of resume(), of send_again() is on its way: the guest asks for any number. */
+    atomic_bool is_resuming, is_sending;
     /* Of the loop's thread. */
     struct watch *watch;
     size_t waiting; /* bytes of a frame that was not taken, header and all */
@@ -146,6 +148,7 @@ static void tap_flush(struct net *net)
 static void resume(void *owner)
 {
     struct net_tap *tap = owner;
+    atomic_store(&tap->is_resuming, false);
     if (atomic_exchange(&tap->is_held, false)) {
         receive(tap);
         update_watch(tap);
@@ -155,7 +158,7 @@ static void resume(void *owner)
 static void tap_ready(struct net *net)
 {
     struct net_tap *tap = tap_of(net);
-    if (atomic_load(&tap->is_held)) {
+    if (atomic_load(&tap->is_held) && !atomic_exchange(&tap->is_resuming, true)) {
         loop_post(tap->loop, resume, tap);
     }
 }
@@ -163,6 +166,7 @@ static void tap_ready(struct net *net)
 static void send_again(void *owner)
 {
     struct net_tap *tap = owner;
+    atomic_store(&tap->is_sending, false);
     if (tap->net.receiver.sendable) {
         tap->net.receiver.sendable(tap->net.receiver.owner);
     }
@@ -170,7 +174,10 @@ static void send_again(void *owner)
 
 static void tap_again(struct net *net)
 {
-    loop_post(tap_of(net)->loop, send_again, net);
+    struct net_tap *tap = tap_of(net);
+    if (!atomic_exchange(&tap->is_sending, true)) {
+        loop_post(tap->loop, send_again, tap);
+    }
 }
 
 static void tap_set_offloads(struct net *net, unsigned takes)

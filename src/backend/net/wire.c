@@ -36,6 +36,8 @@ struct net_wire {
     bool is_posted;       /* a call of update_posted() is on its way */
     struct frame_writer writer;
     atomic_bool is_held; /* the receiver has no room, or is about to tell; set by the loop */
+    /* A call of resume(), of send_again() is on its way: the guest asks for any number. */
+    atomic_bool is_resuming, is_sending;
     /* Of the loop's thread. */
     struct watch *watch;
     struct frame_reader reader;
@@ -254,6 +256,7 @@ static void wire_flush(struct net *net)
 static void resume(void *owner)
 {
     struct net_wire *wire = owner;
+    atomic_store(&wire->is_resuming, false);
     if (!wire->is_held) {
         return;
     }
@@ -268,7 +271,7 @@ static void resume(void *owner)
 static void wire_ready(struct net *net)
 {
     struct net_wire *wire = wire_of(net);
-    if (atomic_load(&wire->is_held)) {
+    if (atomic_load(&wire->is_held) && !atomic_exchange(&wire->is_resuming, true)) {
         loop_post(wire->config.loop, resume, wire);
     }
 }
@@ -276,6 +279,7 @@ static void wire_ready(struct net *net)
 static void send_again(void *owner)
 {
     struct net_wire *wire = owner;
+    atomic_store(&wire->is_sending, false);
     if (wire->net.receiver.sendable) {
         wire->net.receiver.sendable(wire->net.receiver.owner);
     }
@@ -284,7 +288,9 @@ static void send_again(void *owner)
 static void wire_again(struct net *net)
 {
     struct net_wire *wire = wire_of(net);
-    loop_post(wire->config.loop, send_again, wire);
+    if (!atomic_exchange(&wire->is_sending, true)) {
+        loop_post(wire->config.loop, send_again, wire);
+    }
 }
 
 static void wire_free(struct net *net)
