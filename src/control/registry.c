@@ -89,7 +89,11 @@ static bool is_held(int base, const char *name)
         return false;
     }
     CLEANUP_FD int lock = openat(folder, lock_name, O_RDWR | O_NOFOLLOW | O_CLOEXEC);
-    int r = lock >= 0 ? lock_take(lock) : errno == ENOENT ? 0 : -errno;
+    if (lock < 0 && errno == ENOENT) { /* just made, or almost gone: who is faster with the lock? */
+        unlinkat(base, name, AT_REMOVEDIR);
+        return false;
+    }
+    int r = lock >= 0 ? lock_take(lock) : -errno;
     if (r == -EWOULDBLOCK) {
         return true;
     }
