@@ -88,11 +88,9 @@ static bool is_held(int base, const char *name)
     if (folder < 0) {
         return false;
     }
-    CLEANUP_FD int lock = openat(folder, lock_name, O_RDWR | O_NOFOLLOW | O_CLOEXEC);
-    if (lock < 0 && errno == ENOENT) { /* just made, or almost gone: who is faster with the lock? */
-        unlinkat(base, name, AT_REMOVEDIR);
-        return false;
-    }
+    /* Made, if it is not there: the machine may be about to make it, and one of the two has it. */
+    CLEANUP_FD int lock =
+        openat(folder, lock_name, O_RDWR | O_CREAT | O_NOFOLLOW | O_CLOEXEC, 0600);
     int r = lock >= 0 ? lock_take(lock) : -errno;
     if (r == -EWOULDBLOCK) {
         return true;
