@@ -115,3 +115,20 @@ void disk_free(struct disk *disk)
         disk->ops->free(disk);
     }
 }
+
+const char *disk_operation_text(enum disk_operation operation)
+{
+    switch (operation) {
+    case DISK_READ:
+        return "reading from";
+    case DISK_WRITE:
+        return "writing to";
+    case DISK_FLUSH:
+        return "flushing";
+    case DISK_DISCARD:
+        return "discarding from";
+    case DISK_WRITE_ZEROES:
+        return "zeroing on";
+    }
+    return "using";
+}

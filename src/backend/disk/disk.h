@@ -12,6 +12,8 @@
 #include <sys/uio.h>
 
 enum disk_operation { DISK_READ, DISK_WRITE, DISK_FLUSH, DISK_DISCARD, DISK_WRITE_ZEROES };
+/* What it does to a disk, for a sentence: "reading from". */
+const char *disk_operation_text(enum disk_operation operation);
 
 /*
  * The submitter owns the request until submit, and again from done() on. Requests in flight

@@ -88,23 +88,6 @@ static void request_finish(struct nvme_request *request, uint16_t status)
     request_release(request);
 }
 
-static const char *request_verb(const struct nvme_request *request)
-{
-    switch (request->disk.operation) {
-    case DISK_READ:
-        return "reading from";
-    case DISK_WRITE:
-        return "writing to";
-    case DISK_FLUSH:
-        return "flushing";
-    case DISK_DISCARD:
-        return "discarding from";
-    case DISK_WRITE_ZEROES:
-        return "zeroing on";
-    }
-    return "using";
-}
-
 /* The host failed a command: tell the user, not too often. */
 static void report_failure(struct nvme_request *request, int error)
 {
@@ -117,7 +100,7 @@ static void report_failure(struct nvme_request *request, int error)
     nvme->next_report_ns = nvme->clock.ops ? now + UINT64_C(1000000000) : 0;
     char reason[64], text[200];
     snprintf(text, sizeof text, "%s: %s the disk failed at byte %llu: %s", nvme->device.id,
-             request_verb(request), (unsigned long long)request->disk.offset,
+             disk_operation_text(request->disk.operation), (unsigned long long)request->disk.offset,
              strerror_r(-error, reason, sizeof reason));
     nvme->report(nvme->report_owner, error, text);
 }

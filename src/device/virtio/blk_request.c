@@ -92,23 +92,6 @@ static void signal_answers(struct virtio_blk *blk)
     }
 }
 
-static const char *request_verb(const struct blk_request *request)
-{
-    switch (request->disk.operation) {
-    case DISK_READ:
-        return "reading from";
-    case DISK_WRITE:
-        return "writing to";
-    case DISK_FLUSH:
-        return "flushing";
-    case DISK_DISCARD:
-        return "discarding from";
-    case DISK_WRITE_ZEROES:
-        return "zeroing on";
-    }
-    return "using";
-}
-
 /* The host failed a request: tell the user, not too often. The guest sees an I/O error. */
 static void report_failure(struct blk_request *request, int error)
 {
@@ -120,7 +103,7 @@ static void report_failure(struct blk_request *request, int error)
     blk->next_report_ns = blk->clock.ops ? now + UINT64_C(1000000000) : 0;
     char reason[64], text[200];
     snprintf(text, sizeof text, "%s: %s the disk failed at byte %llu: %s", blk->virtio.device.id,
-             request_verb(request), (unsigned long long)request->disk.offset,
+             disk_operation_text(request->disk.operation), (unsigned long long)request->disk.offset,
              strerror_r(-error, reason, sizeof reason));
     blk->report(blk->report_owner, error, text);
 }
